@@ -1,0 +1,62 @@
+# `make` lists the targets. PYTHON= chooses the interpreter when .venv is made.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Stamps say that an installation finished; they are written last, so an interrupted one starts over.
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+
+# uv is much faster than pip; pip is always there.
+install = if $(BIN)/uv --version >/dev/null 2>&1; then \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python -r $(1) && exit 0; \
+		echo "uv could not install $(1); trying pip"; \
+	fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test format clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(RUNTIME)  ## make .venv with what the scripts need
+
+demo: $(RUNTIME)  ## learn handwritten digits, sample some and let a classifier judge them
+	@$(BIN)/python generate-discrete-mnist.py digits data/digits --skip-existing
+	@$(BIN)/python demo.py
+
+# One thread a process: the test processes share the cores.
+test: export OMP_NUM_THREADS := 1
+test: $(DEV)  ## lint, check types and run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+
+format: $(DEV)  ## put the code into its format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and the caches of the tools; data and runs stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "'$(PYTHON)' was not found; name a Python, as in: make setup PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed but '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
+			"name another, as in: make setup PYTHON=python3.11" >&2; exit 1; }
+	@echo "installing $< into $(VENV) (torch is large; this takes a minute or more)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+		|| echo "uv is not to be had; installing with pip, which takes some minutes"
+	@$(call install,$<)
+	@touch $@
+
+$(DEV): requirements-dev.txt requirements-wandb.txt $(RUNTIME)
+	@echo "installing $< into $(VENV)"
+	@$(call install,$<)
+	@touch $@
