@@ -1,0 +1,204 @@
+"""What each key of a run file cannot know alone: the keys that contradict each other."""
+
+import itertools
+import math
+import re
+
+from sundae.errors import UserError
+from sundae.schema import Origin, Rule, check, suggestion
+from sundae.sections import DataConfig, NetConfig, RunConfig, TrainerConfig
+
+# What ptpt's learning-rate schedules take.
+_SCHEDULE_VALUES: dict[str, tuple[type, Rule]] = {
+    "nb_warmup_steps": (int, Rule(at_least=0)),
+    "nb_training_steps": (int, Rule(at_least=1)),
+    "nb_cycles": (float, Rule(above=0)),
+    "lr_end": (float, Rule(at_least=0)),
+    "power": (float, Rule(above=0)),
+}
+_SCHEDULE_EXTRAS = {"cosine": {"nb_cycles"}, "polynomial": {"lr_end", "power"}}
+
+
+def check_agreement(cfg: RunConfig, origin: Origin) -> None:
+    """Compare keys with each other.
+
+    Raises:
+        UserError: two keys contradict each other; names both, and what to change.
+    """
+    _check_batches(cfg.trainer, origin)
+    _check_schedule(cfg.trainer, origin)
+    _check_metrics(cfg, origin)
+    _check_data_folders(cfg.data, origin)
+    _check_split_sizes(cfg.data, origin)
+    _check_grid(cfg, origin)
+    _check_heads(cfg.net, origin)
+    _check_classes(cfg.net, origin)
+    _check_depth(cfg.net, origin)
+    _check_shortening(cfg, origin)
+
+
+def schedule_keys(name: str) -> tuple[set[str], set[str]]:
+    """(required, optional) keys of trainer.lr_scheduler_kwargs for a schedule of that name."""
+    required = {"nb_warmup_steps"} if name.endswith("with_warmup") else set()
+    if not name.startswith("constant"):
+        required.add("nb_training_steps")
+    return required, _SCHEDULE_EXTRAS.get(name.split("_")[0], set())
+
+
+def _check_batches(trainer: TrainerConfig, origin: Origin) -> None:
+    size, mini = trainer.batch_size, trainer.mini_batch_size
+    if mini is not None and size % mini:
+        raise UserError(
+            f"{origin.at('trainer.mini_batch_size')}: {mini} does not divide "
+            f"trainer.batch_size = {size}; choose a divisor of it"
+        )
+
+
+def _check_schedule(trainer: TrainerConfig, origin: Origin) -> None:
+    name, given = trainer.lr_scheduler_name, trainer.lr_scheduler_kwargs
+    required, optional = schedule_keys(name)
+    for key, value in given.items():
+        where = origin.at(f"trainer.lr_scheduler_kwargs.{key}")
+        if key not in required | optional:
+            hint = suggestion(key, required | optional) or "; it takes none"
+            raise UserError(f"{where}: not a key of the schedule '{name}'{hint}")
+        check(value, *_SCHEDULE_VALUES[key], where)
+    for key in sorted(required - given.keys()):
+        raise UserError(
+            f"{origin.at('trainer.lr_scheduler_kwargs')}: the schedule '{name}' needs {key}"
+        )
+    warmup, total = given.get("nb_warmup_steps", 0), given.get("nb_training_steps", math.inf)
+    if warmup >= total:
+        raise UserError(
+            f"{origin.at('trainer.lr_scheduler_kwargs')}: nb_warmup_steps = {warmup} must be "
+            f"below nb_training_steps = {total}"
+        )
+
+
+def _check_metrics(cfg: RunConfig, origin: Origin) -> None:
+    best, direction = cfg.trainer.metric_best
+    for key, names in (("metric_names", cfg.trainer.metric_names), ("metric_best", (best,))):
+        for name in names:
+            match = re.fullmatch(r"(?:loss|accuracy)(?:_([1-9]\d*))?", name)
+            if not match or int(match[1] or 1) > cfg.unroll_steps:
+                raise UserError(
+                    f"{origin.at(f'trainer.{key}')}: expected 'loss' or 'accuracy', or one unroll "
+                    f"step's from 'loss_1' to 'loss_{cfg.unroll_steps}', got '{name}'"
+                )
+    if direction not in ("asc", "des"):
+        raise UserError(
+            f"{origin.at('trainer.metric_best')}: expected [metric, 'des'] when less is better or "
+            f"[metric, 'asc'] when more is, got '{direction}'"
+        )
+
+
+def _check_data_folders(data: DataConfig, origin: Origin) -> None:
+    styles = [("root", "split_sizes"), ("train_root", "eval_root")]
+    given = [[k for k in style if getattr(data, k) is not None] for style in styles]
+    if all(given):
+        raise UserError(
+            f"{origin.at(f'data.{given[0][0]}')}: contradicts data.{given[1][0]}; give either "
+            "root and split_sizes, or train_root and eval_root"
+        )
+    for style, present in zip(styles, given, strict=True):
+        if len(present) == 1:
+            (absent,) = set(style) - set(present)
+            raise UserError(f"{origin.file}: data.{absent} is missing; data.{present[0]} needs it")
+    if not any(given):
+        raise UserError(
+            f"{origin.file}: data.root is missing; expected root and split_sizes, or train_root "
+            "and eval_root"
+        )
+
+
+def _check_split_sizes(data: DataConfig, origin: Origin) -> None:
+    sizes = data.split_sizes
+    # The tolerance lets 0.9 + 0.1 through, whichever way its sum rounds.
+    if sizes and isinstance(sizes[0], float) and sum(sizes) > 1 + 1e-9:
+        raise UserError(
+            f"{origin.at('data.split_sizes')}: the fractions {list(sizes)} add up to more than 1; "
+            "give fractions, or counts without a decimal point"
+        )
+
+
+def _check_grid(cfg: RunConfig, origin: Origin) -> None:
+    length = cfg.data.sequence_length
+    shapes = {"data.latent_shape": cfg.data.latent_shape}
+    if cfg.vqgan:
+        shapes["vqgan.latent_shape"] = cfg.vqgan.latent_shape
+    given = {key: shape for key, shape in shapes.items() if shape}
+    for key, (height, width) in given.items():
+        if height * width != length:
+            raise UserError(
+                f"{origin.at(key)}: [{height}, {width}] makes {height * width} tokens but "
+                f"data.sequence_length is {length}; change one of them"
+            )
+    if len(set(given.values())) > 1:
+        raise UserError(
+            f"{origin.at('data.latent_shape')}: {list(given['data.latent_shape'])} contradicts "
+            f"vqgan.latent_shape = {list(given['vqgan.latent_shape'])}; keep one of them"
+        )
+    if not given and math.isqrt(length) ** 2 != length:
+        raise UserError(
+            f"{origin.at('data.sequence_length')}: {length} tokens make no square grid; say which "
+            "with data.latent_shape = [height, width]"
+        )
+
+
+def _check_heads(net: NetConfig, origin: Origin) -> None:
+    if net.dim_head is None and net.dim % net.nb_heads:
+        raise UserError(
+            f"{origin.at('net.nb_heads')}: {net.nb_heads} does not divide net.dim = {net.dim}; "
+            "choose a divisor of it or set net.dim_head"
+        )
+    width = net.dim_head or net.dim // net.nb_heads
+    if net.use_rotary and width % 4:
+        raise UserError(
+            f"{origin.at('net.dim_head' if net.dim_head else 'net.nb_heads')}: heads are {width} "
+            "wide but net.use_rotary needs a multiple of 4 (pairs of values for two axes); change "
+            "one of them"
+        )
+
+
+def _check_classes(net: NetConfig, origin: Origin) -> None:
+    if net.conditional and not net.num_classes:
+        raise UserError(
+            f"{origin.file}: net.num_classes is missing or 0 but net.conditional is true; say how "
+            "many classes the data has"
+        )
+    if net.num_classes and not net.conditional:
+        raise UserError(
+            f"{origin.at('net.num_classes')}: {net.num_classes} classes but net.conditional is "
+            "false; set it to true or drop num_classes"
+        )
+
+
+def _check_depth(net: NetConfig, origin: Origin) -> None:
+    expected = {
+        "hourglass": (3, "[pre, valley, post], for example [2, 10, 2]"),
+        "transformer": (1, "one integer, the number of layers"),
+    }
+    entries, words = expected[net.type]
+    if len(net.depth) != entries:
+        raise UserError(
+            f"{origin.at('net.depth')}: net.type = '{net.type}' expects {words}, got "
+            f"{list(net.depth)}"
+        )
+
+
+def _check_shortening(cfg: RunConfig, origin: Origin) -> None:
+    net, (height, width) = cfg.net, cfg.grid_shape
+    if net.type != "hourglass":
+        return
+    if len(net.shorten_factors) != net.nb_levels:
+        raise UserError(
+            f"{origin.at('net.shorten_factor')}: {len(net.shorten_factors)} factors for the "
+            f"{net.nb_levels} levels of net.depth; give one integer, or one for each level"
+        )
+    for factor in itertools.accumulate(net.shorten_factors, lambda a, b: a * b):
+        side = math.isqrt(factor)
+        if height % side or width % side:
+            raise UserError(
+                f"{origin.at('net.shorten_factor')}: blocks of {side}x{side} tokens do not divide "
+                f"the {height}x{width} grid; choose a smaller factor or fewer levels"
+            )

@@ -1,0 +1,97 @@
+"""How scripts end, seed and choose a device."""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import utils
+from sundae.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_script(body: str) -> subprocess.CompletedProcess[str]:
+    script = f"import utils\ndef main():\n    {body}\nutils.run_cli(main)"
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise UserError("no data in\nx; make some")
+
+    with pytest.raises(SystemExit, match="2"):
+        utils.run_cli(main)
+    assert capsys.readouterr().err == "error: no data in x; make some\n"
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="130"):
+        utils.run_cli(lambda: signal.raise_signal(signal.SIGINT))
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_our_own_bugs_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        utils.run_cli(lambda: print(1 / 0))
+
+
+def test_a_reader_that_went_away_is_no_traceback() -> None:
+    body = "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); print('x' * 10)"
+    result = run_script(body)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_the_same_seed_repeats_every_source_of_randomness() -> None:
+    def draw(seed: int) -> tuple[float, float, float]:
+        utils.seed_everything(seed)
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    assert draw(0) == draw(0)
+    assert all(a != b for a, b in zip(draw(0), draw(1), strict=True))
+    assert 0 <= utils.seed_everything(None) < 2**32
+
+
+def test_without_cuda_the_cpu_is_chosen_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    utils._say_once.cache_clear()
+    devices = [
+        utils.choose_device(no_cuda, quiet) for no_cuda, quiet in [(True, False), (False, True)]
+    ]
+    assert capsys.readouterr().err == ""
+    devices += [utils.choose_device(False), utils.choose_device(False)]
+    assert capsys.readouterr().err == "no CUDA device found; running on the CPU\n"
+    assert devices == [torch.device("cpu")] * 4
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert utils.choose_device(False) == torch.device("cuda")
+    assert utils.choose_device(True) == torch.device("cpu")
+
+
+def test_common_flags_parse_and_an_explicit_zero_is_a_value() -> None:
+    parser = argparse.ArgumentParser()
+    utils.add_common_flags(parser)
+    args = parser.parse_args(["--seed", "0", "--set", "a=1", "--set", "b=2", "--legacy-cfg"])
+    assert (args.seed, args.overrides, args.legacy_cfg) == (0, ["a=1", "b=2"], True)
+    assert (utils.explicit(args.seed, 7), utils.explicit(None, 7)) == (0, 7)
+    assert parser.parse_args([]).overrides == []
+    for seed in ("-1", "1.5", "x", str(2**32)):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args([f"--seed={seed}"])
+
+
+def test_common_flags_can_be_chosen_and_made_required() -> None:
+    parser = argparse.ArgumentParser()
+    utils.add_common_flags(parser, "--cfg-path", required=True)
+    assert vars(parser.parse_args(["--cfg-path", "x"])) == {"cfg_path": "x"}
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args([])

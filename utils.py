@@ -1,0 +1,109 @@
+"""What every script needs: flags they share, the device, seeding, and how they end."""
+
+import argparse
+import functools
+import os
+import random
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from sundae.errors import UserError
+
+Value = TypeVar("Value")
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Run a script's `main` and end as a shell expects.
+
+    A UserError becomes one line on stderr and exit code 2, Ctrl-C one line and 130; a reader that
+    went away (`| head`) ends the script quietly with 141. Other exceptions keep their traceback.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def choose_device(no_cuda: bool, quiet: bool = False) -> torch.device:
+    """CUDA where there is some and `no_cuda` is false, else the CPU, which is said once."""
+    if no_cuda:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if not quiet:
+        _say_once("no CUDA device found; running on the CPU")
+    return torch.device("cpu")
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def seed_everything(seed: int | None) -> int:
+    """Seed Python, NumPy and PyTorch on all devices; returns the seed, drawn when None."""
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**32)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def explicit(value: Value | None, default: Value) -> Value:
+    """A flag's value when it was given, 0 and False included, else the default."""
+    return default if value is None else value
+
+
+def seed_number(text: str) -> int:
+    """argparse type of --seed: what NumPy and PyTorch both accept."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to {2**32 - 1}, got {text}")
+    return int(text)
+
+
+_COMMON_FLAGS: dict[str, dict[str, Any]] = {
+    "--cfg-path": {"metavar": "FILE", "help": "run file (TOML)"},
+    "--seed": {
+        "type": seed_number,
+        "metavar": "N",
+        "help": "seed of all randomness; the same seed gives the same result",
+    },
+    "--no-cuda": {"action": "store_true", "help": "run on the CPU even where there is a GPU"},
+    "--legacy-cfg": {
+        "action": "store_true",
+        "help": "accepted for old command lines; no longer needed, old layouts are recognised",
+    },
+    "--quiet": {"action": "store_true", "help": "print results and errors only"},
+    "--set": {
+        "action": "append",
+        "default": [],
+        "dest": "overrides",
+        "metavar": "KEY=VALUE",
+        "help": "override a key of the run file, such as net.dim=512; may be repeated",
+    },
+}
+
+
+def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: Any) -> None:
+    """Add flags that mean the same in every script, all of them when none is named.
+
+    Args:
+        flags: among --cfg-path --seed --no-cuda --legacy-cfg --quiet --set.
+        changes: argparse settings for the named flags, such as required=True.
+    """
+    for flag in flags or _COMMON_FLAGS:
+        parser.add_argument(flag, **_COMMON_FLAGS[flag] | changes)
