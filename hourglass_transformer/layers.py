@@ -1,0 +1,165 @@
+"""Attention, feed-forward, normalisation, 2-D rotary position: what a layer is made of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import HourglassConfig
+
+# cos and sin of every (token, channel), each (tokens, head_width)
+Rotation = tuple[Tensor, Tensor]
+
+
+class ScaleNorm(nn.Module):
+    """x / |x| times one learned scale (arXiv 1910.05895)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(math.sqrt(dim)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x.float(), dim=-1, eps=1e-6).to(x.dtype) * self.scale
+
+
+def make_norm(cfg: HourglassConfig) -> nn.Module:
+    """The normalisation that the config asks for, over the last dimension."""
+    return ScaleNorm(cfg.dim) if cfg.use_scalenorm else nn.LayerNorm(cfg.dim)
+
+
+def axial_rotation(rows: Tensor, columns: Tensor, extent: tuple[int, int], width: int) -> Rotation:
+    """Rotary tables (arXiv 2104.09864) for 2-D positions: half of a head turns with the row, half
+    with the column.
+
+    The frequencies are spaced geometrically from one radian a token, which tells neighbours apart,
+    to half a turn over the whole grid, which tells the two ends apart; so they follow the grid
+    instead of a sequence length that it does not have.
+
+    Args:
+        rows, columns: (tokens,) float positions in tokens.
+        extent: (height, width) of the grid that the positions are measured on.
+        width: head width, divisible by 4.
+
+    Returns:
+        (cos, sin), each (tokens, width) float32.
+    """
+    angles = []
+    for position, size in zip((rows, columns), extent, strict=True):
+        fade = torch.linspace(0, 1, width // 4, device=position.device)
+        frequency = torch.exp(fade * math.log(math.pi / size))
+        angles.append(position[:, None].float() * frequency)
+    # Channel c and channel c + width/2 form the pair that turns by angle c.
+    turn = torch.cat(angles, dim=-1).repeat(1, 2)
+    return turn.cos(), turn.sin()
+
+
+def grid_positions(grid: tuple[int, int], spacing: int = 1) -> tuple[Tensor, Tensor]:
+    """Row and column of the centre of every cell of a grid, raster order, in units of tokens.
+
+    Args:
+        grid: (height, width) in cells.
+        spacing: side of a cell in tokens.
+    """
+    centre = (spacing - 1) / 2
+    rows, columns = (torch.arange(n) * spacing + centre for n in grid)
+    return rows.repeat_interleave(grid[1]), columns.repeat(grid[0])
+
+
+def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
+    """Turn (..., tokens, head_width) by the tables; the arithmetic is float32, the result x's."""
+    if rotation is None:
+        return x
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, within a sequence or across two, through torch's fused kernels."""
+
+    def __init__(self, cfg: HourglassConfig, *, crosses: bool = False) -> None:
+        """crosses: keys and values come from another sequence, so queries have their own map."""
+        super().__init__()
+        self.heads, self.dropout = cfg.nb_heads, cfg.attn_dropout
+        inner = cfg.nb_heads * cfg.head_width
+        self.crosses = crosses
+        if crosses:
+            self.to_q = nn.Linear(cfg.dim, inner, bias=False)
+            self.to_kv = nn.Linear(cfg.dim, 2 * inner, bias=False)
+        else:
+            self.to_qkv = nn.Linear(cfg.dim, 3 * inner, bias=False)
+        self.to_out = nn.Linear(inner, cfg.dim, bias=False)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(batch, n, k * inner) -> k tensors (batch, heads, n, head_width)"""
+        width = self.to_out.in_features
+        return rearrange(
+            x, "b n (k h d) -> k b h n d", k=x.shape[-1] // width, h=self.heads
+        ).unbind()
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        q_rotation: Rotation | None = None,
+        k_rotation: Rotation | None = None,
+    ) -> Tensor:
+        """x: (batch, queries, dim), context: (batch, keys, dim) if it crosses -> shape of x."""
+        if self.crosses:
+            (q,) = self._heads(self.to_q(x))
+            k, v = self._heads(self.to_kv(context))
+        else:
+            q, k, v = self._heads(self.to_qkv(x))
+        q, k = rotate(q, q_rotation), rotate(k, k_rotation)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
+
+
+class FeedForward(nn.Module):
+    """Two linear maps around a GELU, or around a SiLU gate when the config asks for a GLU."""
+
+    def __init__(self, cfg: HourglassConfig) -> None:
+        super().__init__()
+        self.gated = cfg.use_glu
+        # Two thirds of the width keep the parameters equal when a third matrix comes in.
+        hidden = int(cfg.dim * cfg.ff_mult * (2 / 3 if self.gated else 1))
+        hidden = max(8, hidden // 8 * 8)
+        self.up = nn.Linear(cfg.dim, hidden * (2 if self.gated else 1))
+        self.down = nn.Linear(hidden, cfg.dim)
+        self.dropout = nn.Dropout(cfg.ff_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)"""
+        if self.gated:
+            value, gate = self.up(x).chunk(2, dim=-1)
+            return self.down(self.dropout(value * F.silu(gate)))
+        return self.down(self.dropout(F.gelu(self.up(x))))
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, cfg: HourglassConfig, *, crosses: bool = False) -> None:
+        """crosses: keys and values come from another sequence, normalised on its own."""
+        super().__init__()
+        self.attn_norm, self.attn = make_norm(cfg), Attention(cfg, crosses=crosses)
+        self.context_norm = make_norm(cfg) if crosses else None
+        self.ff_norm, self.ff = make_norm(cfg), FeedForward(cfg)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        q_rotation: Rotation | None = None,
+        k_rotation: Rotation | None = None,
+    ) -> Tensor:
+        """x: (batch, queries, dim), context: (batch, keys, dim) -> shape of x."""
+        if self.context_norm is not None:
+            context = self.context_norm(context)
+        x = x + self.attn(self.attn_norm(x), context, q_rotation, k_rotation)
+        return x + self.ff(self.ff_norm(x))

@@ -1,0 +1,144 @@
+"""Tokens (and a class) to logits. Knows nothing of corruption, unrolling or sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .config import Depth, HourglassConfig
+from .layers import Layer, Rotation, axial_rotation, grid_positions, make_norm
+from .resampling import Downsample, Upsample
+
+
+class RotaryTables(nn.Module):
+    """Holds (cos, sin) pairs as buffers that follow the module but are never saved."""
+
+    def __init__(self, rotations: list[Rotation]) -> None:
+        super().__init__()
+        self.assign(rotations)
+
+    def assign(self, rotations: list[Rotation]) -> None:
+        """Store the tables, float32."""
+        for index, (cos, sin) in enumerate(rotations):
+            self.register_buffer(f"cos_{index}", cos, persistent=False)
+            self.register_buffer(f"sin_{index}", sin, persistent=False)
+
+    def __getitem__(self, index: int) -> Rotation:
+        return self.get_buffer(f"cos_{index}"), self.get_buffer(f"sin_{index}")
+
+
+class Stage(nn.Module):
+    """A stack of layers on one grid, or an hourglass whose valley is again a stage."""
+
+    def __init__(self, cfg: HourglassConfig, depth: Depth, level: int) -> None:
+        super().__init__()
+        before, after = (depth, 0) if isinstance(depth, int) else (depth[0], depth[2])
+        self.cfg, self.level = cfg, level
+        self.before = nn.ModuleList(Layer(cfg) for _ in range(before))
+        self.after = nn.ModuleList(Layer(cfg) for _ in range(after))
+        self.down: Downsample | None = None
+        if not isinstance(depth, int):
+            self.down, self.up = Downsample(cfg, level), Upsample(cfg, level)
+            self.valley = Stage(cfg, depth[1], level + 1)
+        self.tables = RotaryTables(self._rotations()) if cfg.use_rotary else None
+
+    def _rotations(self) -> list[Rotation]:
+        """Tables of this grid's own layers, then, across the levels, of fine and coarse tokens."""
+        grid = self.cfg.level_grid(self.level)
+        own = axial_rotation(*grid_positions(grid), grid, self.cfg.head_width)
+        return [own, *(self.down.rotations() if self.down is not None else ())]
+
+    def reset_tables(self) -> None:
+        """Compute the rotary tables anew, after the module was built on the meta device."""
+        if self.tables is not None:
+            self.tables.assign(self._rotations())
+        if self.down is not None:
+            self.valley.reset_tables()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, h*w, dim) -> (batch, h*w, dim)"""
+        own = self.tables[0] if self.tables is not None else None
+        for layer in self.before:
+            x = layer(x, None, own, own)
+        if self.down is not None:
+            across = (self.tables[1], self.tables[2]) if self.tables is not None else None
+            x = self.up(self.valley(self.down(x, across)), x, across)
+        for layer in self.after:
+            x = layer(x, None, own, own)
+        return x
+
+
+class HourglassTransformer(nn.Module):
+    """Denoises a token grid: for every position, logits over the whole codebook.
+
+    With `depth` an int in the config this is a plain transformer encoder.
+    """
+
+    def __init__(self, cfg: HourglassConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        length = cfg.grid[0] * cfg.grid[1]
+        self.token_embedding = nn.Embedding(cfg.vocab_size, cfg.dim)
+        self.class_embedding = nn.Embedding(cfg.num_classes, cfg.dim) if cfg.num_classes else None
+        self.position = None if cfg.use_rotary else nn.Parameter(torch.empty(length, cfg.dim))
+        self.dropout = nn.Dropout(cfg.emb_dropout)
+        self.stage = Stage(cfg, cfg.depth, level=0)
+        self.norm = make_norm(cfg)
+        self.to_logits = nn.Linear(cfg.dim, cfg.vocab_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Variance-preserving linear maps; branches that add to the residual stream start small
+        enough that the stream's variance stays of order one whatever the depth; the last map starts
+        at zero, so that the first loss is exactly log(vocab_size).
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.5)
+        for branch_end in self._branch_ends():
+            branch_end.weight.data.mul_(1 / math.sqrt(2 * self.cfg.nb_layers))
+        if self.position is not None:
+            nn.init.normal_(self.position, std=0.5)
+        nn.init.zeros_(self.to_logits.weight)
+
+    def _branch_ends(self) -> Iterator[nn.Linear]:
+        """The last map of every branch that adds to the residual stream."""
+        for module in self.modules():
+            if isinstance(module, Layer):
+                yield from (module.attn.to_out, module.ff.down)
+            elif isinstance(module, Upsample) and module.project is not None:
+                yield module.project
+
+    def reset_tables(self) -> None:
+        """Compute what is neither saved nor learned, after building on the meta device."""
+        self.stage.reset_tables()
+
+    def forward(self, tokens: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Args:
+            tokens: (batch, height*width) int64 in [0, vocab_size), raster order.
+            classes: (batch,) int64 in [0, num_classes); required by a conditional network only.
+
+        Returns:
+            logits: (batch, height*width, vocab_size).
+
+        Raises:
+            ValueError: classes are missing, or given to an unconditional network.
+        """
+        if (classes is None) != (self.class_embedding is None):
+            wanted = "needs" if self.class_embedding is not None else "takes no"
+            raise ValueError(
+                f"this network {wanted} classes: num_classes is {self.cfg.num_classes}"
+            )
+        x = self.token_embedding(tokens)
+        if self.class_embedding is not None:
+            x = x + self.class_embedding(classes)[:, None]
+        if self.position is not None:
+            x = x + self.position
+        return self.to_logits(self.norm(self.stage(self.dropout(x))))

@@ -1,0 +1,117 @@
+"""From a token grid to a shorter one and back, by cells of side x side neighbouring tokens."""
+
+from __future__ import annotations
+
+from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
+
+from .config import HourglassConfig
+from .layers import Layer, Rotation, axial_rotation, grid_positions
+
+
+def to_cells(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """(batch, h*w, dim) in raster order -> (batch, cells, side*side, dim), both in raster order."""
+    return rearrange(
+        x, "b (h i w j) d -> b (h w) (i j) d", h=grid[0] // side, w=grid[1] // side, i=side, j=side
+    )
+
+
+def from_cells(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """The inverse of `to_cells`: (batch, cells, side*side, dim) -> (batch, h*w, dim)."""
+    return rearrange(
+        cells,
+        "b (h w) (i j) d -> b (h i w j) d",
+        h=grid[0] // side,
+        w=grid[1] // side,
+        i=side,
+        j=side,
+    )
+
+
+class _Resample(nn.Module):
+    """What both directions share: the cells, and rotary tables that put both levels on one ruler.
+
+    The coarse token of a cell stands at the centre of the cell, so attention across the levels sees
+    true distances.
+    """
+
+    def __init__(self, cfg: HourglassConfig, level: int) -> None:
+        super().__init__()
+        self.grid, self.side, self.use_rotary = (
+            cfg.level_grid(level),
+            cfg.cell_side(level),
+            cfg.use_rotary,
+        )
+        self.width = cfg.head_width
+        self.layer = Layer(cfg, crosses=True) if cfg.attn_resampling else None
+
+    def rotations(self) -> tuple[Rotation, Rotation]:
+        """Tables of the (fine, coarse) tokens, raster order."""
+        coarse = (self.grid[0] // self.side, self.grid[1] // self.side)
+        fine_table = axial_rotation(*grid_positions(self.grid), self.grid, self.width)
+        coarse_table = axial_rotation(*grid_positions(coarse, self.side), self.grid, self.width)
+        return fine_table, coarse_table
+
+
+class Downsample(_Resample):
+    """Shorten: one token a cell; then, by attention, that token looks at the tokens of its cell."""
+
+    def __init__(self, cfg: HourglassConfig, level: int) -> None:
+        super().__init__(cfg, level)
+        merged = self.side**2 * cfg.dim
+        self.project = nn.Linear(merged, cfg.dim) if cfg.resampling == "linear" else None
+
+    def forward(self, fine: Tensor, rotations: tuple[Rotation, Rotation] | None) -> Tensor:
+        """(batch, h*w, dim) -> (batch, h*w/side^2, dim)"""
+        cells = to_cells(fine, self.grid, self.side)
+        if self.project is not None:
+            coarse = self.project(rearrange(cells, "b n c d -> b n (c d)"))
+        else:
+            coarse = reduce(cells, "b n c d -> b n d", "mean")
+        return coarse if self.layer is None else self._attend(coarse, cells, rotations)
+
+    def _attend(
+        self, coarse: Tensor, cells: Tensor, rotations: tuple[Rotation, Rotation] | None
+    ) -> Tensor:
+        assert self.layer is not None
+        batch = len(coarse)
+        q_rotation = k_rotation = None
+        if rotations is not None:
+            # Only differences of positions count, and they are the same in every cell: the tables
+            # of the first cell serve all.
+            (fine_cos, fine_sin), (coarse_cos, coarse_sin) = rotations
+            first = [i * self.grid[1] + j for i in range(self.side) for j in range(self.side)]
+            q_rotation = (coarse_cos[:1], coarse_sin[:1])
+            k_rotation = (fine_cos[first], fine_sin[first])
+        query = rearrange(coarse, "b n d -> (b n) 1 d")
+        context = rearrange(cells, "b n c d -> (b n) c d")
+        attended = self.layer(query, context, q_rotation, k_rotation)
+        return rearrange(attended, "(b n) 1 d -> b n d", b=batch)
+
+
+class Upsample(_Resample):
+    """Lengthen: every token of a cell from the cell's one; then all look at the whole coarse grid.
+
+    A cell's own coarse token alone would be a single key, whose softmax is constant: queries and
+    keys would never learn.
+    """
+
+    def __init__(self, cfg: HourglassConfig, level: int) -> None:
+        super().__init__(cfg, level)
+        merged = self.side**2 * cfg.dim
+        self.project = nn.Linear(cfg.dim, merged) if cfg.resampling == "linear" else None
+
+    def forward(
+        self, coarse: Tensor, residual: Tensor, rotations: tuple[Rotation, Rotation] | None
+    ) -> Tensor:
+        """coarse: (batch, h*w/side^2, dim), residual: (batch, h*w, dim) -> (batch, h*w, dim)"""
+        count = self.side**2
+        if self.project is not None:
+            cells = rearrange(self.project(coarse), "b n (c d) -> b n c d", c=count)
+        else:
+            cells = repeat(coarse, "b n d -> b n c d", c=count)
+        fine = residual + from_cells(cells, self.grid, self.side)
+        if self.layer is None:
+            return fine
+        fine_rotation, coarse_rotation = rotations if rotations is not None else (None, None)
+        return self.layer(fine, coarse, fine_rotation, coarse_rotation)

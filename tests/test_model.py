@@ -1,0 +1,252 @@
+"""The whole network, seen from outside: what reaches what, and where position matters."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hourglass_transformer import HourglassConfig, HourglassTransformer
+
+VOCAB = 7
+SHAPES: dict[str, dict[str, Any]] = {
+    "hourglass": {},
+    "learned positions": {"use_rotary": False},
+    "rectangular": {"grid": (8, 4)},
+    "nested": {"depth": (1, (1, 1, 1), 1), "grid": (4, 8)},
+    "two factors": {"depth": (1, (0, 1, 0), 1), "grid": (6, 12), "shorten_factor": (4, 9)},
+    "average": {"resampling": "average"},
+    "without attention across": {"attn_resampling": False},
+    "average and nothing else": {"resampling": "average", "attn_resampling": False},
+    "scalenorm": {"use_scalenorm": True},
+    "glu": {"use_glu": True},
+    "narrow heads": {"dim_head": 4},
+    "conditional": {"num_classes": 3},
+    "transformer": {"depth": 2},
+    "transformer, learned positions": {"depth": 2, "use_rotary": False},
+    "transformer, scalenorm and glu": {"depth": 2, "use_scalenorm": True, "use_glu": True},
+}
+EVERY_SHAPE = pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+
+
+def config(**changes: Any) -> HourglassConfig:
+    values: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "grid": (4, 4),
+        "dim": 16,
+        "nb_heads": 2,
+        "depth": (1, 1, 1),
+    }
+    return HourglassConfig(**(values | changes))
+
+
+def network(cfg: HourglassConfig, seed: int = 0) -> HourglassTransformer:
+    """As after some training: the map to logits, which starts at zero, is random."""
+    torch.manual_seed(seed)
+    net = HourglassTransformer(cfg)
+    nn.init.normal_(net.to_logits.weight, std=cfg.dim**-0.5)
+    return net.eval()
+
+
+def tokens_for(cfg: HourglassConfig, batch: int = 2, seed: int = 0) -> Tensor:
+    shape = (batch, cfg.grid[0] * cfg.grid[1])
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def classes_for(cfg: HourglassConfig, batch: int = 2) -> Tensor | None:
+    return torch.arange(batch) % cfg.num_classes if cfg.num_classes else None
+
+
+@EVERY_SHAPE
+def test_a_new_network_gives_every_token_the_same_chance(changes: dict[str, Any]) -> None:
+    cfg = config(**changes)
+    logits = HourglassTransformer(cfg)(tokens_for(cfg), classes_for(cfg))
+    assert torch.equal(logits, torch.zeros(2, cfg.grid[0] * cfg.grid[1], VOCAB))
+
+
+@EVERY_SHAPE
+def test_every_parameter_learns(changes: dict[str, Any]) -> None:
+    cfg = config(**changes)
+    net = network(cfg)
+    logits = net(tokens_for(cfg), classes_for(cfg))
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens_for(cfg, seed=1).flatten())
+    loss.backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all() and parameter.grad.norm() > 1e-6, name
+        if name.endswith(("to_qkv.weight", "to_kv.weight")):  # queries (within a level only), keys, values
+            for part in parameter.grad.split(cfg.nb_heads * cfg.head_width):
+                assert part.norm() > 1e-6, name
+
+
+@EVERY_SHAPE
+def test_every_position_reaches_every_logit(changes: dict[str, Any]) -> None:
+    cfg = config(**changes)
+    net = network(cfg)
+    tokens = tokens_for(cfg, batch=1)
+    classes = classes_for(cfg, batch=1)
+    for place in (0, tokens.shape[1] // 2 + 1, tokens.shape[1] - 1):
+        other = tokens.clone()
+        other[0, place] = (other[0, place] + 1) % VOCAB
+        difference = (net(other, classes) - net(tokens, classes)).abs().amax(-1)
+        assert difference.min() > 1e-7
+        assert difference[0, place] > 0.1  # around the valley, too
+
+
+@EVERY_SHAPE
+def test_rows_of_a_batch_do_not_touch(changes: dict[str, Any]) -> None:
+    cfg = config(**changes)
+    net = network(cfg)
+    tokens, classes = tokens_for(cfg, batch=4), classes_for(cfg, batch=4)
+    together = net(tokens, classes)
+    for row in range(4):
+        alone = net(tokens[row : row + 1], None if classes is None else classes[row : row + 1])
+        assert torch.allclose(together[row], alone[0], atol=1e-5)
+
+
+# -- position -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def permutation_gap(net: HourglassTransformer, order: Tensor) -> float:
+    """How far logits of permuted tokens are from permuted logits."""
+    tokens = tokens_for(net.cfg, batch=3)
+    return float((net(tokens[:, order]) - net(tokens)[:, order]).abs().max())
+
+
+@pytest.mark.parametrize("name", ["transformer", "transformer, learned positions"])
+def test_a_plain_transformer_knows_its_positions_by_what_was_asked_for(name: str) -> None:
+    net = network(config(**SHAPES[name]))
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    assert permutation_gap(net, order) > 0.05
+    if net.position is not None:
+        nn.init.zeros_(net.position)
+        assert permutation_gap(net, order) < 1e-5  # nothing else tells positions apart
+
+
+@pytest.mark.parametrize("name", ["hourglass", "nested", "learned positions", "average"])
+def test_an_hourglass_tells_positions_apart(name: str) -> None:
+    net = network(config(**SHAPES[name]))
+    length = net.cfg.grid[0] * net.cfg.grid[1]
+    for order in (torch.arange(length).flip(0), torch.arange(length).roll(1)):
+        assert permutation_gap(net, order) > 0.05
+
+
+def test_without_positions_an_hourglass_may_swap_cells_but_not_raster_neighbours() -> None:
+    """The cells are what attention and projections share, so only they can be exchanged."""
+    net = network(config(use_rotary=False, grid=(4, 8)))
+    assert net.position is not None
+    nn.init.zeros_(net.position)
+    raster = torch.arange(32).view(4, 8)
+    cells = raster.roll((2, 4), dims=(0, 1)).flatten()
+    assert permutation_gap(net, cells) < 1e-5
+    for shift in ((1, 0), (0, 1), (1, 2), (2, 1)):
+        assert permutation_gap(net, raster.roll(shift, dims=(0, 1)).flatten()) > 1e-3
+    in_fours = torch.arange(32).view(8, 4).flip(0).flatten()  # whole groups of raster neighbours
+    assert permutation_gap(net, in_fours) > 1e-3
+
+
+def test_rotary_frequencies_follow_the_grid_at_every_level() -> None:
+    net = HourglassTransformer(
+        config(depth=(1, (1, 1, 1), 1), grid=(8, 16), dim=64, nb_heads=2)  # 8 frequencies an axis
+    )
+    stage, grid = net.stage, (8, 16)
+    for _ in range(3):
+        assert stage.tables is not None
+        cos, sin = stage.tables[0]
+        assert cos.shape == (grid[0] * grid[1], 32)
+        turned = torch.atan2(sin, cos)
+        for place, channels, size in ((grid[1], slice(0, 8), grid[0]), (1, slice(8, 16), grid[1])):
+            frequencies = turned[place, channels]  # of the next row, and of the next column
+            assert frequencies[0].item() == pytest.approx(1, abs=1e-4)
+            assert frequencies[-1].item() == pytest.approx(math.pi / size, abs=1e-4)
+        grid = (grid[0] // 2, grid[1] // 2)
+        stage = stage.valley if stage.down is not None else stage
+
+
+def test_rotary_tables_are_not_saved_and_return_after_the_meta_device() -> None:
+    net = network(config(depth=(1, (1, 1, 1), 1), grid=(4, 8)))
+    weights = net.state_dict()
+    assert weights.keys() == dict(net.named_parameters()).keys()
+    with torch.device("meta"):
+        again = HourglassTransformer(net.cfg)
+    again.load_state_dict(weights, assign=True)
+    again.reset_tables()
+    tokens = tokens_for(net.cfg)
+    assert torch.equal(again.eval()(tokens), net(tokens))
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+
+def test_the_class_of_a_row_moves_the_logits_of_that_row_alone() -> None:
+    net = network(config(num_classes=3))
+    tokens = tokens_for(net.cfg)
+    same, other = net(tokens, torch.tensor([0, 1])), net(tokens, torch.tensor([2, 1]))
+    assert (same[0] - other[0]).abs().amax(-1).min() > 0.05
+    assert torch.equal(same[1], other[1])
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "classes", "message"),
+    [(3, None, "needs classes"), (0, torch.tensor([0, 0]), "takes no classes")],
+)
+def test_classes_belong_to_conditional_networks(
+    num_classes: int, classes: Tensor | None, message: str
+) -> None:
+    cfg = config(num_classes=num_classes)
+    with pytest.raises(ValueError, match=message):
+        HourglassTransformer(cfg)(tokens_for(cfg), classes)
+
+
+# -- initialisation and shape ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [2, 24, (2, 12, 2)], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"use_scalenorm": True}, {"use_glu": True}], ids=str)
+def test_the_residual_stream_starts_at_order_one_whatever_the_depth(
+    depth: Any, changes: dict[str, Any]
+) -> None:
+    cfg = config(depth=depth, dim=64, **changes)
+    torch.manual_seed(0)
+    net = HourglassTransformer(cfg).eval()
+    with torch.no_grad():
+        spread = net.stage(net.token_embedding(tokens_for(cfg, batch=4))).std()
+    assert 0.4 < spread < 2.5
+
+
+def test_embedding_dropout_acts_in_training_only() -> None:
+    net = network(config(emb_dropout=0.5))
+    tokens = tokens_for(net.cfg)
+    assert torch.equal(net(tokens), net(tokens))
+    net.train()
+    assert not torch.equal(net(tokens), net(tokens))
+
+
+def test_the_number_of_layers_counts_the_longest_path() -> None:
+    for depth, layers, levels in ((5, 5, 0), ((2, 8, 2), 14, 1), ((1, (2, 3, 4), 5), 19, 2)):
+        cfg = config(depth=depth, grid=(8, 8))
+        assert (cfg.nb_layers, cfg.nb_levels) == (layers, levels)
+    assert [config(**SHAPES["two factors"]).level_grid(level) for level in range(3)] == [
+        (6, 12),
+        (3, 6),
+        (1, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 15}, "dim \\(15\\) must be a multiple of nb_heads \\(2\\)"),
+        ({"dim": 12}, "head width divisible by 4, got 6"),
+        ({"resampling": "bilinear"}, "'linear' or 'average', got 'bilinear'"),
+        ({"shorten_factor": (8,)}, "perfect square such as 4, got 8"),
+        ({"shorten_factor": (4, 4)}, "2 entries for 1 levels"),
+        ({"grid": (4, 5)}, "a 4x5 grid does not divide into 2x2 cells"),
+        ({"grid": (4, 6), "depth": (1, (1, 1, 1), 1)}, "a 2x3 grid does not divide into 2x2"),
+    ],
+)
+def test_a_network_that_cannot_be_built_says_why(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
