@@ -1,0 +1,93 @@
+"""Random numbers for tokens: categorical draws, and noise that belongs to a sample, not a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Logits handled at once: their probabilities then stay in the processor's cache (CPU), or in a few
+# hundred megabytes (GPU).
+_CHUNK_CPU, _CHUNK_GPU = 2**19, 2**26
+
+# Splitmix-style multipliers, odd and below 2**31 so that products of 31-bit words fit an int64.
+_MIX = (0x45D9F3B, 0x119DE1F3)
+_WORD = 0x7FFFFFFF
+
+# Bits of a probability counted in whole numbers, and of a uniform number.
+_SHARE_BITS, _UNIFORM_BITS = 30, 24
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution softmax(logits / temperature).
+
+    One uniform number a row instead of one a code makes this many times cheaper than a Gumbel or
+    exponential race, and lets the caller own the randomness. A token's chance is right to
+    within about 2**-24, the step of the uniform numbers.
+
+    Args:
+        logits: (..., vocab) float; -inf marks an impossible token.
+        uniforms: (...) float in [0, 1).
+        temperature: at least 0; 0 takes the most likely token.
+
+    Returns:
+        tokens: (...) int64 in [0, vocab), also where the logits are not numbers.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    rows = logits.reshape(-1, logits.shape[-1])
+    points = uniforms.flatten()[:, None]
+    chunk = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
+    size = max(1, chunk // logits.shape[-1])
+    drawn = [
+        _invert(part, point, temperature)
+        for part, point in zip(rows.split(size), points.split(size), strict=True)
+    ]
+    return torch.cat(drawn).view(logits.shape[:-1])
+
+
+def _invert(logits: Tensor, points: Tensor, temperature: float) -> Tensor:
+    """logits: (rows, vocab), points: (rows, 1) in [0, 1) -> (rows,) int64"""
+    # In whole numbers the sums are exact, in whatever order a device adds them: an impossible token
+    # adds nothing, so it is never drawn, and a seed gives the same tokens every time.
+    share = torch.softmax(logits.float() / temperature, dim=-1).mul_(2**_SHARE_BITS).int()
+    mass = share.cumsum(dim=-1, dtype=torch.int32)
+    point = (points * 2**_UNIFORM_BITS).long() * mass[:, -1:] >> _UNIFORM_BITS
+    # The logits of a diverged network draw anything, but nothing that an embedding would choke on.
+    drawn = torch.searchsorted(mass, point.int(), right=True)[:, 0]
+    return drawn.clamp_(0, logits.shape[-1] - 1)
+
+
+def _mix(word: Tensor) -> Tensor:
+    """A bijection that scrambles 31-bit words, held in int64."""
+    for multiplier in _MIX:
+        word = ((word ^ (word >> 16)) * multiplier) & _WORD
+    return word ^ (word >> 15)
+
+
+def seeded_uniforms(seeds: Tensor, stream: int, length: int) -> Tensor:
+    """Noise by counting instead of by state: a hash of (seed, stream, position).
+
+    A row depends on its own seed alone, so a sample is the same whatever batch it is part of, on
+    whatever device, and whichever rows have left the batch before.
+
+    Args:
+        seeds: (batch,) int64 in [0, 2**62).
+        stream: which draw this is; every use within one sample takes another number.
+        length: numbers per row.
+
+    Returns:
+        (batch, length) float32 in [0, 1), multiples of 2**-24.
+    """
+    position = torch.arange(length, device=seeds.device)
+    # The halves of a seed go in one after the other: seeds that agree in one of them still differ.
+    low, high = seeds & _WORD, (seeds >> 31) & _WORD
+    turn = (stream * 0x9E3779B1) & _WORD
+    word = _mix(_mix((low + 0x2545F491) & _WORD)[:, None] ^ _mix(position * 2 + 1))
+    word = _mix(word ^ _mix(_mix(high) ^ turn)[:, None])
+    return (_mix((word + 0x3C6EF372) & _WORD) >> 7).float() * 2.0**-_UNIFORM_BITS
+
+
+def draw_seeds(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) int64 in [0, 2**62): one seed a sample, the first ones independent of the count."""
+    words = torch.randint(2**31, (count, 2), generator=generator, device=generator.device)
+    return (words[:, 0] << 31) | words[:, 1]
