@@ -1,0 +1,42 @@
+"""Turns small grey pictures into token data: OUT/train and OUT/eval, one token a pixel."""
+
+import argparse
+from pathlib import Path
+
+import utils
+from sundae.pixel_data import NAMES, write_pixel_dataset
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
+    parser.add_argument(
+        "--levels", type=int, help="grey levels, 2 to 256 (default: 17 for digits, otherwise 256)"
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("data"),
+        help="where IDX files are, or are downloaded to, e.g. data/MNIST/raw (default: data)",
+    )
+    exists = parser.add_mutually_exclusive_group()
+    exists.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+    exists.add_argument(
+        "--skip-existing", action="store_true", help="succeed when OUT holds the same data already"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Writes the data and says where it is."""
+    args = parse_args()
+    written = write_pixel_dataset(**vars(args))
+    if not args.quiet:
+        print(f"wrote {args.out}" if written else f"{args.out} is already there")
+
+
+if __name__ == "__main__":
+    utils.run_cli(main)
