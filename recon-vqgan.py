@@ -1,0 +1,100 @@
+"""Shows what a VQ-GAN keeps of pictures: originals left, reconstructions right, and the scores."""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+import utils
+from sundae.errors import UserError
+from sundae.files import make_folder
+from sundae.images import list_images, save_grid
+from sundae.vqgan import load_vqgan
+from sundae.vqgan.codec import INPUT_RANGES, PRECISIONS
+from sundae.vqgan.quantise import DISTANCES
+from sundae.vqgan.reconstruct import FITS, reconstruct, side_by_side
+
+
+def positive(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
+    return int(text)
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path, metavar="IMG_OR_DIR", help="a picture or a folder")
+    parser.add_argument(
+        "--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN"
+    )
+    parser.add_argument(
+        "--cfg-path", type=Path, metavar="FILE", help="its YAML or JSON, where it needs one"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("recon.png"), help="picture to write (default: recon.png)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture")
+    parser.add_argument(
+        "--size", type=positive, metavar="N", help="scale the shorter side to N pixels first"
+    )
+    parser.add_argument(
+        "--fit",
+        choices=FITS,
+        default="resize",
+        help="for sides that cannot be cut into patches (default: resize to the nearest that can)",
+    )
+    parser.add_argument("--rows", type=positive, default=8, help="pairs to show (default: 8)")
+    parser.add_argument("--batch-size", type=positive, default=8, help="pictures at once")
+    parser.add_argument(
+        "--input-range",
+        choices=INPUT_RANGES,
+        help="pixels of the network, [-1, 1] or [0, 1], where no file says",
+    )
+    parser.add_argument(
+        "--distance", choices=DISTANCES, help="how its codebook is searched, where no file says"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    utils.add_common_flags(parser, "--seed", "--no-cuda", "--legacy-cfg", "--quiet")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Reconstructs, writes the picture and prints the scores."""
+    args = parse_args()
+    utils.seed_everything(args.seed)
+    if args.out.exists() and not args.overwrite:
+        raise UserError(f"{args.out} exists; choose another --out or pass --overwrite")
+    make_folder(args.out.parent)
+    paths = [args.images] if args.images.is_file() else list_images(args.images)
+    codec = load_vqgan(
+        args.ckpt_path,
+        args.cfg_path,
+        input_range=args.input_range,
+        distance=args.distance,
+        precision=args.precision,
+    ).to(utils.choose_device(args.no_cuda, args.quiet))
+    with tqdm(total=len(paths), unit="img", disable=True if args.quiet else None) as bar:
+        report = reconstruct(
+            codec,
+            paths,
+            size=args.size,
+            fit=args.fit,
+            batch_size=args.batch_size,
+            max_pairs=args.rows,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    save_grid(side_by_side(report.pairs), args.out, columns=2)
+    print(report)
+    for error in report.unreadable:
+        print(f"skipped {error}")
+    if not args.quiet:
+        print(
+            f"wrote {args.out}: originals left, reconstructions right, "
+            f"{len(report.pairs)} of {report.pictures} pictures"
+        )
+
+
+if __name__ == "__main__":
+    utils.run_cli(main)

@@ -1,0 +1,50 @@
+"""python -m sundae.vqgan convert SRC DST: make a checkpoint safe, small and self-describing."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sundae.errors import UserError
+from sundae.vqgan.convert import save_codec
+from sundae.vqgan.load import load_vqgan
+from sundae.vqgan.quantise import DISTANCES
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sundae.vqgan")
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("convert", help="write safetensors and a readable JSON")
+    convert.add_argument("source", type=Path, metavar="SRC", help="checkpoint file or folder")
+    convert.add_argument(
+        "destination", type=Path, metavar="DST", help="NAME.safetensors, or a folder"
+    )
+    convert.add_argument("--config", type=Path, metavar="FILE", help="its YAML or JSON config")
+    convert.add_argument("--input-range", choices=("signed", "unit"), help="[-1, 1] or [0, 1]")
+    convert.add_argument("--distance", choices=DISTANCES, help="how the codebook is searched")
+    convert.add_argument("--prefix", help="which VQ-GAN of a combined checkpoint")
+    convert.add_argument("--overwrite", action="store_true", help="replace DST")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 with one line on stderr."""
+    args = _parse(arguments)
+    try:
+        codec = load_vqgan(
+            args.source,
+            args.config,
+            input_range=args.input_range,
+            distance=args.distance,
+            prefix=args.prefix,
+        )
+        written = save_codec(codec, args.destination, overwrite=args.overwrite)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {' and '.join(str(path) for path in written)}")
+    print(f"{codec.codebook_size} codes, {codec.factor} px a token, {codec.identity}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

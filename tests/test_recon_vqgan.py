@@ -1,0 +1,188 @@
+"""recon-vqgan.py and the scores it prints."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+from vqgan_cases import CASES
+
+from sundae.codecs import PixelCodec
+from sundae.errors import UserError
+from sundae.vqgan.reconstruct import fit_picture, perplexity, reconstruct, side_by_side
+
+SCRIPT = Path(__file__).parents[1] / "recon-vqgan.py"
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with some noise, so that no two places are alike."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(seed).integers(0, 40, (height, width))
+    channels = [rows * 200 // height + noise, columns * 200 // width, noise * 6]
+    return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
+
+
+class GreyPatches(PixelCodec):
+    """Patches of 4x4 pixels, known by the grey of their top left corner."""
+
+    factor = 4
+
+    def encode(self, images: Tensor) -> Tensor:
+        return super().encode(images)[:, ::4, ::4]
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return super().decode(tokens).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "shape", "visible"),
+    [
+        ("resize", None, (20, 32), (20, 32)),
+        ("resize", 8, (8, 12), (8, 12)),
+        ("pad", None, (24, 32), (21, 30)),
+        ("pad", 9, (12, 16), (9, 13)),
+        ("crop", None, (20, 28), (20, 28)),
+        ("crop", 16, (16, 16), (16, 16)),
+    ],
+)
+def test_every_way_to_fit_gives_whole_patches(
+    fit: str, size: int | None, shape: tuple[int, int], visible: tuple[int, int]
+) -> None:
+    fitted = fit_picture(picture(21, 30), 4, size, fit)
+    assert tuple(fitted.pixels.shape) == (3, *shape)
+    assert (fitted.height, fitted.width) == visible
+    assert tuple(fitted.visible(fitted.pixels).shape[1:]) == visible
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad", "crop"])
+def test_a_picture_that_fits_is_not_touched(fit: str) -> None:
+    image = picture(16, 24)
+    expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    assert torch.equal(fit_picture(image, 8, None, fit).pixels, expected)
+
+
+def test_padding_repeats_the_border_and_crop_takes_the_centre() -> None:
+    image = picture(5, 6)
+    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    padded = fit_picture(image, 4, None, "pad").pixels
+    assert torch.equal(padded[:, :5, :6], whole)
+    assert torch.equal(padded[:, 5:, :6], whole[:, 4:5].expand(3, 3, 6))
+    cropped = fit_picture(image, 4, None, "crop").pixels
+    assert torch.equal(cropped, whole[:, 0:4, 1:5])
+    with pytest.raises(UserError, match="5x6 is smaller than a patch"):
+        fit_picture(image, 8, None, "crop")
+
+
+def test_scores_are_those_of_scikit_image(tmp_path: Path) -> None:
+    picture(40, 24).save(tmp_path / "a.png")
+    report = reconstruct(GreyPatches(256), [tmp_path / "a.png"])
+    original, decoded = (p.permute(1, 2, 0).double().numpy() for p in report.pairs[0])
+    psnr = peak_signal_noise_ratio(original, decoded, data_range=1)
+    assert report.psnr == pytest.approx(psnr, abs=1e-3)
+    _, ssim = structural_similarity(
+        original,
+        decoded,
+        data_range=1,
+        channel_axis=2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    # Over the whole map, as torchmetrics averages; the two differ in how they mirror the border.
+    assert report.ssim == pytest.approx(ssim.mean(), abs=0.01)
+    tokens = GreyPatches(256).encode(report.pairs[0][0][None])
+    assert report.codes_used == len(tokens.unique())
+
+
+def test_padding_does_not_count_in_the_scores(tmp_path: Path) -> None:
+    Image.new("RGB", (13, 13), (255, 255, 255)).save(tmp_path / "white.png")
+    report = reconstruct(GreyPatches(2), [tmp_path / "white.png"], fit="pad")
+    assert tuple(report.pairs[0][1].shape) == (3, 13, 13)
+    assert report.psnr == float("inf")
+    assert (report.codes_used, report.perplexity) == (1, 1)
+
+
+def test_pictures_of_all_sizes_in_batches_and_only_the_first_are_kept(tmp_path: Path) -> None:
+    sizes = [(16, 16), (16, 16), (16, 16), (12, 20), (16, 16)]
+    paths = [tmp_path / f"{index}.png" for index in range(len(sizes))]
+    for index, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        picture(*size, seed=index).save(path)
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    seen: list[int] = []
+    report = reconstruct(
+        GreyPatches(256),
+        [*paths, tmp_path / "bad.png"],
+        batch_size=2,
+        max_pairs=4,
+        progress=seen.append,
+    )
+    assert seen == [2, 3, 4, 5]
+    assert [tuple(pair[0].shape[1:]) for pair in report.pairs] == sizes[:4]
+    assert [error.path.name for error in report.unreadable] == ["bad.png"]
+    grid = side_by_side(report.pairs)
+    assert tuple(grid.shape) == (8, 3, 16, 20)
+    assert torch.equal(grid[7, :, :12], report.pairs[3][1])
+    assert (grid[7, :, 12:] == 1).all()
+
+
+def test_no_readable_picture_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"no picture is readable; the first: .*bad\.png"):
+        reconstruct(GreyPatches(256), [tmp_path / "bad.png"])
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"), [([5, 5, 5, 5], 4.0), ([9, 0, 0, 0], 1.0), ([2, 1, 1, 0], 2.828427)]
+)
+def test_perplexity_counts_codes(counts: list[int], expected: float) -> None:
+    assert perplexity(torch.tensor(counts)) == pytest.approx(expected)
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments), "--no-cuda"])
+    try:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_script_reconstructs_a_folder_into_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES["taming"](tmp_path)
+    (tmp_path / "in").mkdir()
+    for index in range(3):
+        picture(32, 64, seed=index).save(tmp_path / "in" / f"{index}.png")
+    arguments = [tmp_path / "in", "--ckpt-path", case.checkpoint, "--cfg-path", case.config]
+    arguments += ["--out", tmp_path / "out.png", "--rows", "2", "--legacy-cfg", "--seed", "1"]
+    assert run_script(monkeypatch, *arguments) == 0
+    output = capsys.readouterr().out
+    assert "3 pictures: PSNR" in output and "of 64 codes used" in output
+    assert "originals left, reconstructions right, 2 of 3 pictures" in output
+    with Image.open(tmp_path / "out.png") as image:
+        shown = np.array(image)
+    first = np.array(Image.open(tmp_path / "in" / "0.png")).repeat(2, 0).repeat(2, 1)
+    assert np.array_equal(shown[2:66, 2:130], first)
+    assert run_script(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert run_script(monkeypatch, *arguments, "--overwrite", "--quiet") == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_script_says_in_one_line_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    picture(8, 8).save(tmp_path / "a.png")
+    arguments = [tmp_path / "a.png", "--ckpt-path", tmp_path / "x.ckpt"]
+    assert run_script(monkeypatch, *arguments, "--out", tmp_path / "o.png", "--quiet") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "git lfs pull" in error
+    assert not (tmp_path / "o.png").exists()

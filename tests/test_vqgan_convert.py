@@ -1,0 +1,96 @@
+"""Converted checkpoints: the same codec, without the YAML."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from vqgan_cases import CASES, Case, pictures
+
+from sundae.errors import UserError
+from sundae.vqgan import load_vqgan
+from sundae.vqgan.__main__ import main
+from sundae.vqgan.convert import save_codec
+
+
+@pytest.mark.parametrize("name", ["taming", "gumbel", "ldm-no-attention-tanh", "llamagen"])
+def test_a_converted_file_is_the_same_codec(name: str, tmp_path: Path) -> None:
+    case = CASES[name](tmp_path)
+    source = load_vqgan(case.checkpoint, case.config, precision="fp32", **case.keywords)
+    save_codec(source, tmp_path / "converted")
+    converted = load_vqgan(tmp_path / "converted", precision="fp32")
+    assert converted.identity == source.identity
+    assert (converted.rules, converted.family) == (source.rules, source.family)
+    assert converted.resolution == source.resolution
+    tokens = source.encode(pictures())
+    assert torch.equal(converted.encode(pictures()), tokens)
+    assert torch.equal(converted.decode(tokens), source.decode(tokens))
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return CASES["taming"](tmp_path)
+
+
+def test_the_command_line_converts_and_does_not_overwrite(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "small.safetensors"
+    arguments = ["convert", str(case.checkpoint), str(target), "--config", str(case.config)]
+    assert main(arguments) == 0
+    identity = load_vqgan(target).identity
+    assert identity in capsys.readouterr().out
+    description = json.loads((tmp_path / "small.json").read_text())
+    assert description["rules"] == {"distance": "l2", "input_range": "signed", "tanh_out": False}
+    assert (description["codebook_size"], description["factor"]) == (64, 4)
+    before = target.read_bytes()
+    assert main(arguments) == 2
+    assert "exists; choose another destination or pass --overwrite" in capsys.readouterr().err
+    assert target.read_bytes() == before
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_a_failed_conversion_writes_nothing(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(case.checkpoint), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_and_json_of_different_codecs_are_refused(case: Case, tmp_path: Path) -> None:
+    save_codec(load_vqgan(case.checkpoint, case.config), tmp_path / "x")
+    weights = tmp_path / "x" / "vqgan.safetensors"
+    tensors = load_file(weights)
+    tensors["quant_conv.bias"] = tensors["quant_conv.bias"] + 1
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match="do not belong together"):
+        load_vqgan(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 9}, "has version 9, expected 1"),
+        ({"rules": {"distance": "l2"}}, "is damaged"),
+        ({"architecture": {"stem": 32}}, "is damaged"),
+        ({"architecture": None}, "is damaged"),
+        ({"rules": {"distance": "no", "input_range": "unit", "tanh_out": False}}, "distance must"),
+    ],
+)
+def test_a_json_that_is_not_ours_is_refused(
+    change: dict[str, object], says: str, case: Case, tmp_path: Path
+) -> None:
+    save_codec(load_vqgan(case.checkpoint, case.config), tmp_path / "x")
+    path = tmp_path / "x" / "vqgan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=says):
+        load_vqgan(tmp_path / "x")
+
+
+def test_rules_stated_against_a_converted_file_stop(case: Case, tmp_path: Path) -> None:
+    save_codec(load_vqgan(case.checkpoint, case.config), tmp_path / "x")
+    assert load_vqgan(tmp_path / "x", distance="l2").rules.distance == "l2"
+    with pytest.raises(UserError, match="input_range was stated as unit, .* has signed"):
+        load_vqgan(tmp_path / "x", input_range="unit")
