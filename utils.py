@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -107,3 +108,17 @@ def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: An
     """
     for flag in flags or _COMMON_FLAGS:
         parser.add_argument(flag, **_COMMON_FLAGS[flag] | changes)
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every training script has."""
+    flag = parser.add_argument
+    flag("--resume", type=Path, metavar="PATH", help="run folder or checkpoint to go on from")
+    flag("--run-dir", type=Path, metavar="DIR", help="folder of this run (exp_dir/exp_name_TIME)")
+    flag("--no-save", action="store_true", help="write nothing: no checkpoints, curves or pictures")
+    flag("--no-amp", action="store_true", help="train in float32 even where bfloat16 is fast")
+    flag("--nb-workers", type=int, metavar="N", help="processes that read data")
+    flag("--wandb", action="store_true", help="log to Weights & Biases")
+    flag("--wandb-project", metavar="NAME", help="overrides wandb.project")
+    flag("--wandb-entity", metavar="NAME", help="overrides wandb.entity")
+    flag("--wandb-offline", action="store_true", help="as --wandb, but keep its log on disk")

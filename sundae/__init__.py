@@ -1,1 +1,1 @@
-"""Learn a discrete image prior as a step-unrolled denoising autoencoder, and sample it in parallel."""
+"""A discrete image prior, learned as a step-unrolled denoising autoencoder, sampled in parallel."""

@@ -42,7 +42,7 @@ def corruption_rates(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def corrupt(tokens: Tensor, rates: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
-    """Replace each token, with its sample's probability, by a uniform one: the corruption of SUNDAE.
+    """Replace each token, with its sample's probability, by a uniform one.
 
     Args:
         tokens: (batch, length) int64.

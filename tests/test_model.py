@@ -75,7 +75,9 @@ def test_every_parameter_learns(changes: dict[str, Any]) -> None:
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all() and parameter.grad.norm() > 1e-6, name
-        if name.endswith(("to_qkv.weight", "to_kv.weight")):  # queries (within a level only), keys, values
+        if name.endswith(
+            ("to_qkv.weight", "to_kv.weight")
+        ):  # queries (within a level only), keys, values
             for part in parameter.grad.split(cfg.nb_heads * cfg.head_width):
                 assert part.norm() > 1e-6, name
 

@@ -1,0 +1,308 @@
+"""Run folders and checkpoints: what is saved, how it is found again, and a network rebuilt from it.
+
+RUN/config.toml                       the resolved run file
+RUN/checkpoints/step-0001000/         one folder a checkpoint
+    checkpoint.json                   what it is: step, config, classes, codec, metrics
+    model.safetensors                 the weights in training
+    ema.safetensors                   their moving average, if there is one
+    training.pt                       optimiser state and counters, to go on from here
+RUN/best.json                         which checkpoint was best
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hourglass_transformer import HourglassTransformer
+from sundae.config import RunConfig, parse_config
+from sundae.errors import UserError
+from sundae.files import write_text, writing_to
+from sundae.network import build_network
+from sundae.schema import shown
+
+FORMAT = 1
+_INFO, _MODEL, _EMA, _TRAINING = (
+    "checkpoint.json",
+    "model.safetensors",
+    "ema.safetensors",
+    "training.pt",
+)
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """The readable part of a checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        config: the resolved run file as plain values.
+        codec: identity of the codec that the tokens mean something to.
+        classes: names of the classes, or None for an unconditional network.
+        seed: seed of the training run.
+        metrics: of the last evaluation, "eval/loss" and so on.
+        kind: what was trained: "prior", or "vqgan" for a codec.
+    """
+
+    step: int
+    config: dict[str, Any]
+    codec: str
+    classes: list[str] | None = None
+    seed: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    kind: str = "prior"
+
+
+_KEY_TYPES: dict[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "step": (int,),
+    "config": (dict,),
+    "codec": (str,),
+    "classes": (list, type(None)),
+    "seed": (int,),
+    "metrics": (dict,),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk; its readable part is parsed and checked, its weights are not read yet.
+
+    Attributes:
+        folder: where it is.
+        info: its readable part.
+    """
+
+    folder: Path
+    info: CheckpointInfo
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run file that a prior was trained with; UserError where it says nonsense."""
+        return parse_config(self.info.config, source=str(self.folder / _INFO))
+
+    def load_network(self, *, ema: bool = True) -> HourglassTransformer:
+        """The network with its averaged (or raw) weights, in evaluation mode, on the CPU."""
+        averaged = self.folder / _EMA
+        weights = load_weights(averaged if ema and averaged.exists() else self.folder / _MODEL)
+        with torch.device("meta"):
+            net = build_network(self.config)
+        load_into(net, weights, self.folder)
+        net.reset_tables()
+        return net.eval()
+
+    def load_training(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]]:
+        """(weights, averaged weights or None, optimiser state and counters), to go on training."""
+        averaged = self.folder / _EMA
+        path = self.folder / _TRAINING
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: this checkpoint can be sampled from, not trained on"
+            )
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises half a dozen types for a damaged file
+            raise UserError(
+                f"{path} cannot be read ({_first_line(error)}); use another checkpoint"
+            ) from error
+        ema = load_weights(averaged) if averaged.exists() else None
+        return load_weights(self.folder / _MODEL), ema, state
+
+
+def open_checkpoint(path: Path, *, kind: str = "prior", prefer_best: bool = True) -> Checkpoint:
+    """Open a checkpoint.
+
+    Args:
+        path: a checkpoint's folder, a file in it, or a run folder.
+        kind: what it has to be of, see `CheckpointInfo`.
+        prefer_best: which one of a run folder: the best, or else the last.
+
+    Raises:
+        UserError: nothing there, damaged, of another kind, or written by a later version.
+    """
+    folder = _find(path, prefer_best)
+    values = _read_json(folder / _INFO)
+    if values.pop("format", None) != FORMAT:
+        raise UserError(
+            f"{folder / _INFO}: not a checkpoint of format {FORMAT}; update the toolkit"
+        )
+    try:
+        info = CheckpointInfo(**values)
+    except TypeError as error:
+        raise UserError(f"{folder / _INFO}: damaged ({error}); use another checkpoint") from error
+    for name, kinds in _KEY_TYPES.items():
+        if not isinstance(getattr(info, name), kinds):
+            raise UserError(
+                f"{folder / _INFO}: damaged ({name} is {shown(getattr(info, name))}); "
+                "use another checkpoint"
+            )
+    if info.kind != kind:
+        raise UserError(f"{folder} is a checkpoint of a {info.kind}, expected one of a {kind}")
+    checkpoint = Checkpoint(folder, info)
+    if kind == "prior":
+        _ = checkpoint.config  # nonsense in it is better found now than in the middle of work
+    return checkpoint
+
+
+def _find(path: Path, prefer_best: bool) -> Path:
+    folder = path.parent if path.is_file() else path
+    if (folder / _INFO).exists():
+        return folder
+    if not folder.is_dir():
+        raise UserError(f"{path} does not exist; give a run folder or a checkpoint folder")
+    if prefer_best and (folder / "best.json").exists():
+        best: Path = (
+            folder / "checkpoints" / str(_read_json(folder / "best.json").get("checkpoint"))
+        )
+        if (best / _INFO).exists():
+            return best
+    if found := list_checkpoints(folder):
+        return found[-1]
+    if (folder / "config.toml").exists():
+        raise UserError(
+            f"{path} was stopped before its first checkpoint; train it from the start with "
+            f"--cfg-path {folder / 'config.toml'} --run-dir {folder}"
+        )
+    raise UserError(f"{path} holds no checkpoint; expected {_INFO}, or checkpoints/step-*/{_INFO}")
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    found = (info.parent for info in (run / "checkpoints").glob(f"step-*/{_INFO}"))
+    # Beyond seven digits names no longer sort as their numbers do.
+    return sorted(found, key=lambda folder: (len(folder.name), folder.name))
+
+
+def save_checkpoint(
+    run: Path,
+    info: CheckpointInfo,
+    *,
+    net: nn.Module,
+    ema: nn.Module | None,
+    training: dict[str, Any],
+) -> Path:
+    """Write a checkpoint; it appears under its name only when it is complete.
+
+    Returns:
+        its folder, RUN/checkpoints/step-NNNNNNN.
+
+    Raises:
+        UserError: it cannot be written; nothing of it is left.
+    """
+    target = run / "checkpoints" / f"step-{info.step:07d}"
+    weights = {_MODEL: _contiguous(net.state_dict())}
+    if ema is not None:
+        weights[_EMA] = _contiguous(ema.state_dict())
+    with atomic_folder(target) as folder:
+        try:
+            torch.save(training, folder / _TRAINING)
+            for name, tensors in weights.items():
+                save_file(tensors, folder / name)
+                # safetensors lets nobody but the owner read; the umask decides, as for the others.
+                shutil.copymode(folder / _TRAINING, folder / name)
+        except (RuntimeError, SafetensorError) as error:  # what a full disk is to them
+            raise UserError(
+                f"cannot write to {target} ({_first_line(error)}); is the disk full?"
+            ) from error
+        write_text(folder / _INFO, json.dumps({"format": FORMAT, **asdict(info)}, indent=2) + "\n")
+    return target
+
+
+def mark_best(run: Path, checkpoint: Path, metric: str, value: float) -> None:
+    """Remember which checkpoint of the run is the best so far."""
+    best = {"checkpoint": checkpoint.name, "metric": metric, "value": value}
+    write_text(run / "best.json", json.dumps(best, indent=2) + "\n")
+
+
+def prune_checkpoints(run: Path, keep: int) -> None:
+    """Delete all but the last `keep` checkpoints and the best; 0 keeps all.
+
+    What a killed run has left half written goes, too.
+    """
+    best = run / "best.json"
+    spared = _read_json(best).get("checkpoint") if best.exists() else None
+    with writing_to(run):
+        for folder in list_checkpoints(run)[:-keep] if keep else []:
+            if folder.name != spared:
+                os.replace(folder, _partial(folder))  # half deleted, it must not look complete
+        for leftover in (run / "checkpoints").glob(".step-*.partial"):
+            shutil.rmtree(leftover)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({_first_line(error)}); use another checkpoint"
+        ) from error
+
+
+def load_into(net: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Give a network its weights; UserError where they belong to another one."""
+    try:
+        net.load_state_dict(weights, assign=any(p.is_meta for p in net.parameters()))
+    except RuntimeError as error:
+        raise UserError(
+            f"{source}: the weights do not fit the network of the config: {_detail(error)}"
+        ) from error
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill; it takes the name `target`, replacing what was there, on success."""
+    partial, replaced = _partial(target), _partial(target.with_name(f"{target.name}.replaced"))
+    with writing_to(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if target.exists():
+                os.replace(target, replaced)
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({_first_line(error)}); use another checkpoint"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object; use another checkpoint")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _detail(error: Exception) -> str:
+    """The first particular that torch names behind its heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else lines[0]

@@ -1,0 +1,226 @@
+"""The discrete image prior: what the trainer minimises, and how images come out of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sundae.categorical import draw_seeds
+from sundae.codecs import Codec
+from sundae.config import RunConfig, SamplingConfig
+from sundae.errors import UserError
+from sundae.files import make_folder, writing_to
+from sundae.images import make_grid, save_grid, save_image
+from sundae.objective import unroll
+from sundae.precision import autocast
+from sundae.sampling import Refinement, Schedule, sample
+
+if TYPE_CHECKING:
+    from sundae.trainer import Batch, Losses, Trainer
+
+# Pictures of a grid; more cannot be told apart.
+GRID_LIMIT = 100
+
+
+class PriorTask:
+    """The SUNDAE objective as a trainer's task: one loss for every unroll step."""
+
+    def __init__(self, cfg: RunConfig) -> None:
+        self.parts = cfg.unroll_steps
+        self.vocab_size = cfg.data.vocab_size
+        self.conditional = cfg.net.conditional
+
+    def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
+        """Yield (loss, metrics) of each unroll step; see `sundae.objective.unroll`."""
+        classes = batch["classes"] if self.conditional else None
+        steps = unroll(
+            lambda tokens: net(tokens, classes),
+            batch["tokens"],
+            unroll_steps=self.parts,
+            vocab_size=self.vocab_size,
+            generator=generator,
+        )
+        for number, (loss, accuracy) in enumerate(steps, start=1):
+            metrics = {"loss": loss, "accuracy": accuracy}
+            metrics |= {f"{name}_{number}": value for name, value in metrics.items()}
+            yield loss, metrics
+
+
+def schedule_of(sampling: SamplingConfig) -> Schedule:
+    """The run file's [sampling] section as the sampler takes it."""
+    temperature, end_temperature = sampling.temperature_ramp
+    proportion, end_proportion = sampling.proportion_ramp
+    return Schedule(
+        steps=sampling.steps,
+        temperature=temperature,
+        end_temperature=end_temperature,
+        sample_proportion=proportion,
+        end_sample_proportion=end_proportion,
+        min_steps=sampling.min_steps,
+        early_stop=sampling.early_stop,
+    )
+
+
+class Prior:
+    """A trained network, ready to sample: rows of seeds and classes in, token grids out."""
+
+    def __init__(
+        self, net: nn.Module, cfg: RunConfig, device: torch.device, *, use_amp: bool = True
+    ) -> None:
+        """net: (tokens, classes) -> logits, on `device` already."""
+        self.net, self.cfg, self.device, self.use_amp = net.eval(), cfg, device, use_amp
+
+    def refine(
+        self, seeds: Tensor, classes: Tensor | None, schedule: Schedule
+    ) -> Iterator[Refinement]:
+        """Sample one batch, step by step; see `sundae.sampling.sample`.
+
+        Args:
+            seeds: (batch,) int64, any device.
+            classes: (batch,) int64 for a conditional network, else None.
+            schedule: how to refine.
+        """
+        return sample(
+            self._denoise,
+            seeds=seeds.to(self.device),
+            length=self.cfg.data.sequence_length,
+            vocab_size=self.cfg.data.vocab_size,
+            schedule=schedule,
+            classes=None if classes is None else classes.to(self.device),
+        )
+
+    def _denoise(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
+        with autocast(self.device, self.use_amp):
+            logits: Tensor = self.net(tokens, classes)
+        return logits
+
+    def grids(self, tokens: Tensor) -> Tensor:
+        """(batch, length) -> (batch, height, width), as a codec takes them."""
+        return tokens.unflatten(1, self.cfg.grid_shape)
+
+
+def sample_seeds(seed: int, count: int, offset: int = 0) -> Tensor:
+    """(count,) int64: the seeds of samples offset .. offset+count-1 of a run with this seed.
+
+    Sample i has the same seed however many are asked for and wherever the asking starts.
+    """
+    return draw_seeds(offset + count, torch.Generator().manual_seed(seed))[offset:]
+
+
+def even_classes(num_classes: int, count: int, offset: int = 0) -> Tensor:
+    """(count,) int64: sample i of a run has class i modulo the number of classes."""
+    return torch.arange(offset, offset + count) % num_classes
+
+
+def write_samples(
+    prior: Prior,
+    codec: Codec,
+    out_dir: Path,
+    *,
+    seeds: Tensor,
+    classes: Tensor | None,
+    schedule: Schedule,
+    batch_size: int,
+    offset: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Sample, decode, and write one PNG a sample: OUT_DIR/00000.png and so on.
+
+    The grid goes beside the folder, not into it, because tools that compute an FID read every
+    picture of a folder.
+
+    Args:
+        seeds: (N,) int64, one a sample.
+        classes: (N,) int64 for a conditional network, else None.
+        offset: number of the first file.
+        progress: show a bar, if this is a terminal.
+
+    Returns:
+        the path of the grid, which shows the first samples, at most 100.
+    """
+    count, shown = len(seeds), []
+    with tqdm(total=count, unit="sample", disable=None if progress else True) as bar:
+        for start in range(0, count, batch_size):
+            rows = slice(start, start + batch_size)
+            running = prior.refine(
+                seeds[rows], None if classes is None else classes[rows], schedule
+            )
+            for state in running:
+                bar.set_postfix(step=f"{state.step}/{schedule.steps}", running=state.running)
+            images = codec.decode(prior.grids(state.tokens)).cpu()
+            for place, image in enumerate(images, offset + start):
+                save_image(image, sample_path(out_dir, place))
+            shown.append(images[: max(0, GRID_LIMIT - start)])
+            bar.update(len(images))
+    grid = grid_path(out_dir, offset)
+    save_grid(torch.cat(shown), grid)
+    return grid
+
+
+def sample_path(out_dir: Path, number: int) -> Path:
+    """Where sample `number` is written."""
+    return out_dir / f"{number:05d}.png"
+
+
+def grid_path(out_dir: Path, offset: int) -> Path:
+    """Where the grid of the samples from `offset` on is written."""
+    folder = out_dir if out_dir.name.strip(".") else out_dir.resolve()  # it may be "." or ".."
+    return folder.parent / f"{folder.name}-grid{f'-{offset}' if offset else ''}.png"
+
+
+def prepare_out_dir(out_dir: Path, count: int, offset: int, *, overwrite: bool) -> None:
+    """Create the folder for samples offset .. offset+count-1.
+
+    Raises:
+        UserError: a file exists and `overwrite` is false, or the folder cannot be written.
+    """
+    targets = [
+        grid_path(out_dir, offset),
+        *(sample_path(out_dir, offset + i) for i in range(count)),
+    ]
+    with writing_to(out_dir):
+        existing = [path for path in targets if path.exists()]
+    if existing and not overwrite:
+        raise UserError(
+            f"{existing[0]} exists; choose another --out-dir or --count-offset, or pass --overwrite"
+        )
+    make_folder(targets[0].parent)
+    make_folder(out_dir)
+
+
+class SampleGrids:
+    """A trainer's hook: draws the run file's number of samples and saves them as one picture."""
+
+    def __init__(self, cfg: RunConfig, codec: Codec) -> None:
+        self.cfg, self.codec = cfg, codec
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Write RUN/samples/step-NNNNNNN.png; the seeds are the same every time."""
+        if not trainer.accelerator.is_main_process:
+            return
+        prior = Prior(trainer.eval_net, self.cfg, trainer.device, use_amp=self.cfg.trainer.use_amp)
+        count = self.cfg.sampling.nb_samples
+        classes = (
+            even_classes(self.cfg.net.num_classes, count) if self.cfg.net.conditional else None
+        )
+        seeds = sample_seeds(trainer.seed, count)
+        batch = trainer.mini_batch_size
+        pictures = []
+        for start in range(0, count, batch):
+            rows = slice(start, start + batch)
+            *_, last = prior.refine(
+                seeds[rows],
+                None if classes is None else classes[rows],
+                schedule_of(self.cfg.sampling),
+            )
+            pictures.append(self.codec.decode(prior.grids(last.tokens)).cpu())
+        grid = make_grid(torch.cat(pictures))
+        if trainer.run is not None:
+            folder = make_folder(trainer.run / "samples")
+            save_image(grid, folder / f"step-{trainer.step:07d}.png")
+        trainer.logbook.log_picture("samples", grid, trainer.step)

@@ -1,0 +1,201 @@
+"""What has to agree before a run starts: data, codec, network, run folder, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from sundae.checkpoint import Checkpoint, list_checkpoints
+from sundae.config import RunConfig, dump_toml
+from sundae.errors import UserError
+from sundae.files import make_folder, write_text
+from sundae.latents import Latents, TokenDataset, check_agreement, open_latents
+from sundae.splits import split_rows
+from sundae.trainer import RunSettings
+
+
+def open_datasets(cfg: RunConfig, codec_identity: str) -> tuple[TokenDataset, TokenDataset]:
+    """(training, held-out) rows of a run's data, checked against the network and the codec.
+
+    Raises:
+        UserError: data that is missing or does not belong to this run; see `check_agreement`.
+    """
+    if cfg.data.root is not None:
+        latents = _open_checked(cfg, cfg.data.root, codec_identity)
+        assert cfg.data.split_sizes is not None
+        train, held_out = split_rows(latents, cfg.data.split_sizes)
+        return _complete(cfg, TokenDataset(latents, train)), TokenDataset(latents, held_out)
+    assert cfg.data.train_root is not None and cfg.data.eval_root is not None
+    sides = [
+        _open_checked(cfg, root, codec_identity)
+        for root in (cfg.data.train_root, cfg.data.eval_root)
+    ]
+    if cfg.net.conditional and sides[0].classes != sides[1].classes:
+        raise UserError(
+            f"{cfg.data.train_root} and {cfg.data.eval_root} have different classes; "
+            "generate both from folders of the same names"
+        )
+    return _complete(cfg, TokenDataset(sides[0])), TokenDataset(sides[1])
+
+
+def _complete(cfg: RunConfig, data: TokenDataset) -> TokenDataset:
+    """The data itself; UserError when the network is to learn a class that has no picture."""
+    latents = data.latents
+    if cfg.net.conditional and latents.labels is not None and latents.classes is not None:
+        present = set(latents.labels[latents.pictures[data.rows]].tolist())
+        for number, name in enumerate(latents.classes):
+            if number not in present:
+                raise UserError(
+                    f"{latents.root}: class '{name}' has no pictures to train on; add some or "
+                    "generate the data again without it"
+                )
+    return data
+
+
+def _open_checked(cfg: RunConfig, root: Path, codec_identity: str) -> Latents:
+    latents = open_latents(root, cfg.grid_shape)
+    check_agreement(
+        latents,
+        vocab_size=cfg.data.vocab_size,
+        latent_shape=cfg.grid_shape,
+        num_classes=cfg.net.num_classes if cfg.net.conditional else None,
+        codec_identity=codec_identity,
+    )
+    return latents
+
+
+def choose_run_folder(cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None) -> Path:
+    """Where a run is kept; writes nothing.
+
+    Args:
+        run: where to, as the user asked. Otherwise a run that goes on stays where it is, and a new
+            one is kept in EXP_DIR/EXP_NAME_<date and time>.
+        checkpoint: what to go on from.
+
+    Raises:
+        UserError: there is another run already, or the run has gone on from the checkpoint.
+    """
+    if checkpoint is not None and (run is None or _holds(run, checkpoint)):
+        run = run_of(checkpoint)
+        last = list_checkpoints(run)[-1]
+        if last.name != checkpoint.folder.resolve().name:
+            raise UserError(
+                f"{run} has gone on to {last.name}: resume from there with --resume {run}, or "
+                f"choose a --run-dir for another way on from {checkpoint.folder.resolve().name}"
+            )
+        return run
+    if run is None:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        run = Path(cfg.trainer.exp_dir) / f"{cfg.trainer.exp_name}_{stamp}"
+    if list_checkpoints(run):
+        raise UserError(
+            f"{run} holds a run already; go on with --resume {run}, or choose another --run-dir"
+        )
+    return run
+
+
+def keep_run_file(cfg: RunConfig, run: Path) -> None:
+    """Create the folder of a run, if need be, and put the resolved run file into it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_text(make_folder(run) / "config.toml", dump_toml(cfg))
+
+
+def agreed(*values: Any) -> list[Any]:
+    """The main process's values, in every process."""
+    return broadcast_object_list(list(values))
+
+
+def _holds(run: Path, checkpoint: Checkpoint) -> bool:
+    return checkpoint.folder.resolve().parent == (run / "checkpoints").resolve()
+
+
+def run_of(checkpoint: Checkpoint) -> Path:
+    """The run folder that a checkpoint lies in, to go on there.
+
+    Raises:
+        UserError: it was moved out of its run folder.
+    """
+    folder = checkpoint.folder
+    if folder.parent.name != "checkpoints":
+        folder = folder.resolve()  # it may be "."
+    if folder.parent.name != "checkpoints":
+        raise UserError(
+            f"{folder} does not lie in a run's checkpoints folder; "
+            "choose a --run-dir for what follows"
+        )
+    return folder.parent.parent
+
+
+def check_same_network(cfg: RunConfig, checkpoint: Checkpoint) -> None:
+    """Make sure that a checkpoint belongs to the network a run file describes.
+
+    Raises:
+        UserError: naming the first key that differs and both its values.
+    """
+    theirs = checkpoint.config
+    pairs = {
+        "data.vocab_size": (cfg.data.vocab_size, theirs.data.vocab_size),
+        "data.sequence_length": (cfg.data.sequence_length, theirs.data.sequence_length),
+        "latent_shape": (cfg.grid_shape, theirs.grid_shape),
+    }
+    shape, their_shape = _without_dropout(cfg), _without_dropout(theirs)
+    pairs |= {f"net.{key}": (value, their_shape.get(key)) for key, value in shape.items()}
+    for key, (here, there) in pairs.items():
+        if here != there:
+            raise UserError(
+                f"{checkpoint.folder} was trained with {key} = {there}, the run file says {here}; "
+                "use the run file of the checkpoint (or none), or another checkpoint"
+            )
+
+
+def _without_dropout(cfg: RunConfig) -> dict[str, object]:
+    net = replace(cfg.net, emb_dropout=0.0, attn_dropout=0.0, ff_dropout=0.0)
+    return dict(vars(net))
+
+
+def check_same_codec(identity: str, checkpoint: Checkpoint) -> None:
+    """Make sure that tokens mean to the codec what they meant in training.
+
+    Raises:
+        UserError: naming both.
+    """
+    if identity != checkpoint.info.codec:
+        raise UserError(
+            f"{checkpoint.folder} was trained on tokens of codec {checkpoint.info.codec}, "
+            f"vqgan.checkpoint is codec {identity}: set vqgan.checkpoint to the one of the training"
+        )
+
+
+def check_same_classes(classes: Sequence[str] | None, checkpoint: Checkpoint) -> None:
+    """Make sure that class numbers mean in the data what they meant in training.
+
+    Raises:
+        UserError: naming both.
+    """
+    before, now = checkpoint.info.classes or [], list(classes or [])
+    if before != now:
+        raise UserError(
+            f"{checkpoint.folder} was trained on the classes {', '.join(before)}, the data has "
+            f"{', '.join(now)}: generate the data again from folders of the old names"
+        )
+
+
+def class_number(name: str, names: list[str]) -> int:
+    """The index of a class given by name, or by number where no class has that name.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    raise UserError(f"--class {name}: expected one of {', '.join(names)}, or 0 to {len(names) - 1}")

@@ -1,0 +1,66 @@
+"""The order of the training rows."""
+
+from itertools import chain, islice, pairwise
+
+import pytest
+from torch.utils.data import DataLoader
+
+from sundae.batches import ShuffledBatches, mixed_seed
+
+
+def batches(count: int, rows: int = 20, batch_size: int = 4, **options: int) -> list[list[int]]:
+    """The first `count` batches of one process."""
+    sampler = ShuffledBatches(rows, batch_size, **{"seed": 0, **options})
+    return list(islice(sampler, count))
+
+
+@pytest.mark.parametrize("batch_size", [4, 6, 20, 33])
+def test_every_epoch_has_every_row_once_also_where_batches_reach_across(batch_size: int) -> None:
+    order = list(chain(*batches(60, batch_size=batch_size)))
+    epochs = [order[start : start + 20] for start in range(0, len(order) - 19, 20)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)  # none like another
+    assert all(len(batch) == batch_size for batch in batches(60, batch_size=batch_size))
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("start", [1, 4, 17])
+def test_a_resumed_run_goes_on_with_the_batches_of_an_unbroken_one(start: int, world: int) -> None:
+    for rank in range(world):
+        options = {"batch_size": 6, "rank": rank, "world": world}
+        assert batches(30, **options)[start:] == batches(30 - start, start=start, **options)
+
+
+def test_processes_get_disjoint_slices_of_what_one_process_would_get() -> None:
+    apart = [batches(15, batch_size=2, rank=rank, world=3) for rank in range(3)]
+    together = batches(15, batch_size=6)
+    assert [a + b + c for a, b, c in zip(*apart, strict=True)] == together
+
+
+def test_iterating_again_starts_again() -> None:
+    sampler = ShuffledBatches(20, 4, seed=0, start=3)
+    assert list(islice(sampler, 9)) == list(islice(sampler, 9)) == batches(12)[3:]
+
+
+def test_the_seed_decides_the_order() -> None:
+    assert batches(5, seed=1) == batches(5, seed=1) != batches(5, seed=2)
+
+
+def test_a_loader_takes_them_as_they_are() -> None:
+    loader = DataLoader(range(20), batch_sampler=ShuffledBatches(20, 4, seed=0))
+    assert [batch.tolist() for batch in islice(loader, 7)] == batches(7)
+
+
+def test_mixed_seeds_tell_numbers_and_their_places_apart() -> None:
+    parts = [(run, step, mini) for run in range(5) for step in range(200) for mini in range(5)]
+    # torch seeds its generator on a processor with the lower 32 bits.
+    assert len({mixed_seed(*part) & 0xFFFFFFFF for part in parts}) == len(parts)
+    assert len({mixed_seed(1, 2), mixed_seed(2, 1), mixed_seed(1), mixed_seed(1, 2, 0)}) == 4
+    assert all(0 <= mixed_seed(*part) < 2**63 for part in parts)
+
+
+def test_mixed_seeds_of_neighbouring_steps_have_nothing_in_common() -> None:
+    seeds = [mixed_seed(0, step) for step in range(4001)]
+    for bit in range(32):
+        flips = sum((one ^ other) >> bit & 1 for one, other in pairwise(seeds))
+        assert abs(flips - 2000) < 150  # 4.7 standard deviations

@@ -1,0 +1,256 @@
+"""Checkpoints: whole or absent, found again, and refused in one line when they are damaged."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sundae.checkpoint as module
+from sundae.checkpoint import (
+    CheckpointInfo,
+    list_checkpoints,
+    load_into,
+    mark_best,
+    open_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from sundae.config import RunConfig
+from sundae.errors import UserError
+from sundae.network import build_network
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def save(config: Callable[..., RunConfig], tmp_path: Path) -> Save:
+    """save(step) writes a checkpoint of an untrained network to tmp_path/run."""
+    cfg = config()
+    net, average = build_network(cfg), build_network(cfg)
+
+    def write(step: int, **changes: Any) -> Path:
+        info = CheckpointInfo(
+            step=step, config=cfg.to_dict(), codec="pixels-5", classes=["a", "b", "c"], seed=7
+        )
+        parts = {"net": net, "ema": average, "training": {"optimizer": {}, "progress": {}}}
+        return save_checkpoint(tmp_path / "run", info, **(parts | changes))
+
+    return write
+
+
+def test_everything_saved_comes_back(save: Save, config: Callable[..., RunConfig]) -> None:
+    torch.manual_seed(0)
+    net, average = build_network(config()), build_network(config())
+    folder = save(12, net=net, ema=average, training={"optimizer": {"a": 1}, "progress": {}})
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.json",
+        "ema.safetensors",
+        "model.safetensors",
+        "training.pt",
+    ]
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.config == config()
+    info = checkpoint.info
+    assert (info.step, info.seed, info.codec, info.classes) == (12, 7, "pixels-5", ["a", "b", "c"])
+    weights, averaged, state = checkpoint.load_training()
+    assert averaged is not None and state["optimizer"] == {"a": 1}
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, weights[name])
+        assert torch.equal(average.state_dict()[name], averaged[name])
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_network_rebuilt_computes_what_the_saved_one_did(
+    save: Save, config: Callable[..., RunConfig], averaged: bool
+) -> None:
+    net, average = build_network(config()).eval(), build_network(config()).eval()
+    for network in (net, average):  # a fresh network's logits are zero
+        torch.nn.init.normal_(network.to_logits.weight)
+    rebuilt = open_checkpoint(save(1, net=net, ema=average)).load_network(ema=averaged)
+    tokens, classes = torch.randint(5, (2, 16)), torch.tensor([0, 2])
+    expected = (average if averaged else net)(tokens, classes)
+    assert not rebuilt.training
+    assert torch.equal(rebuilt(tokens, classes), expected)
+    other = (net if averaged else average)(tokens, classes)
+    assert not torch.allclose(rebuilt(tokens, classes), other)
+
+
+def test_without_an_average_the_raw_weights_are_used(
+    save: Save, config: Callable[..., RunConfig]
+) -> None:
+    net = build_network(config())
+    folder = save(1, net=net, ema=None)
+    assert not (folder / "ema.safetensors").exists()
+    loaded = open_checkpoint(folder).load_network().state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
+
+
+def test_weights_are_as_readable_as_the_rest(save: Save) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in save(1).iterdir()}
+    assert len(modes) == 1
+
+
+def test_an_interrupted_write_leaves_nothing(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = save(1).parents[1]
+
+    def write_half(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_file", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        save(2)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000001"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(1)
+    before = (folder / "training.pt").read_bytes()
+
+    def refuse(state: object, path: Path) -> None:
+        raise RuntimeError("[enforce fail] unexpected pos 64 vs 0\nmore")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(UserError, match=r"step-0000001 \(.*unexpected pos 64 vs 0\); is the disk"):
+        save(1)
+    assert (folder / "training.pt").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == ["step-0000001"]
+
+
+def test_saving_a_step_again_replaces_it(save: Save) -> None:
+    save(3, training={"first": torch.zeros(1)})
+    folder = save(3, training={"second": torch.ones(1)}, ema=None)
+    assert open_checkpoint(folder).load_training()[2] == {"second": torch.ones(1)}
+    assert not (folder / "ema.safetensors").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["step-0000003"]
+
+
+def test_a_run_gives_its_best_checkpoint_to_sample_and_its_last_to_go_on(save: Save) -> None:
+    run = save(1).parents[1]
+    folders = {step: save(step) for step in (2, 3)}
+    assert open_checkpoint(run).info.step == 3
+    mark_best(run, folders[2], "loss", 0.5)
+    assert json.loads((run / "best.json").read_text()) == {
+        "checkpoint": "step-0000002",
+        "metric": "loss",
+        "value": 0.5,
+    }
+    assert open_checkpoint(run).info.step == 2
+    assert open_checkpoint(run, prefer_best=False).info.step == 3
+    assert open_checkpoint(folders[3] / "model.safetensors").info.step == 3
+    shutil.rmtree(folders[2])
+    assert open_checkpoint(run).info.step == 3
+
+
+def test_the_last_checkpoint_is_last_beyond_seven_digits(save: Save) -> None:
+    run = save(9_999_999).parents[1]
+    save(10_000_000)
+    assert open_checkpoint(run).info.step == 10_000_000
+    prune_checkpoints(run, keep=1)
+    assert [folder.name for folder in list_checkpoints(run)] == ["step-10000000"]
+
+
+def test_pruning_spares_the_last_and_the_best_and_clears_leftovers(save: Save) -> None:
+    folders = [save(step) for step in range(1, 6)]
+    run = folders[0].parents[1]
+    mark_best(run, folders[1], "loss", 0.5)
+    leftover = run / "checkpoints" / ".step-0000009.partial"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    assert folders == list_checkpoints(run)
+    prune_checkpoints(run, keep=0)
+    assert folders == list_checkpoints(run)
+    assert not leftover.exists()
+    prune_checkpoints(run, keep=2)
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["step-0000002", "step-0000004", "step-0000005"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"format": 99}, "not a checkpoint of format 1"),
+        ({"unheard_of": 1}, "damaged .*unheard_of"),
+        ({"step": "x"}, r"damaged \(step is 'x'\)"),
+        ({"config": None}, r"damaged \(config is None\)"),
+        ({"classes": 5}, r"damaged \(classes is 5\)"),
+        ({"config": {}}, "unroll_steps is missing"),
+    ],
+)
+def test_a_damaged_description_names_file_and_key(
+    save: Save, change: dict[str, Any], complaint: str
+) -> None:
+    path = save(1) / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=rf"checkpoint\.json: .*{complaint}"):
+        open_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "training.pt"])
+def test_a_truncated_file_is_named(save: Save, name: str) -> None:
+    folder = save(1)
+    truncate(folder / name)
+    with pytest.raises(UserError, match=rf"{name} cannot be read"):
+        open_checkpoint(folder).load_training()
+
+
+def test_a_checkpoint_without_training_state_can_be_sampled_from_only(save: Save) -> None:
+    folder = save(1)
+    (folder / "training.pt").unlink()
+    open_checkpoint(folder).load_network()
+    with pytest.raises(UserError, match="can be sampled from, not trained on"):
+        open_checkpoint(folder).load_training()
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('code from a file ran')",)
+
+
+def test_no_code_in_a_checkpoint_is_run(save: Save) -> None:
+    folder = save(1)
+    torch.save({"optimizer": Bomb()}, folder / "training.pt")
+    with pytest.raises(UserError, match=r"training\.pt cannot be read"):
+        open_checkpoint(folder).load_training()
+
+
+def test_weights_of_another_network_are_refused(
+    save: Save, config: Callable[..., RunConfig]
+) -> None:
+    weights = load_file(save(1) / "model.safetensors")
+    with pytest.raises(UserError, match="do not fit .*size mismatch"):
+        load_into(build_network(config({"net.dim": 16})), weights, Path("x"))
+    with pytest.raises(UserError, match="do not fit .*Missing key"):
+        load_into(build_network(config({"net.depth": [2, 1, 1]})), weights, Path("x"))
+
+
+def test_weights_that_lack_one_tensor_are_refused(save: Save) -> None:
+    path = save(1) / "ema.safetensors"
+    weights = load_file(path)
+    weights.pop(next(iter(weights)))
+    save_file(weights, path)
+    with pytest.raises(UserError, match="Missing key"):
+        open_checkpoint(path.parent).load_network()
+
+
+def test_places_without_a_checkpoint_say_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        open_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no checkpoint; expected checkpoint\.json"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(UserError, match="stopped before its first checkpoint; .*--cfg-path"):
+        open_checkpoint(tmp_path)

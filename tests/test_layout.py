@@ -1,0 +1,90 @@
+"""Guards the arrows of the layout: who may import whom."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.name != "utils.py")
+STANDARD = sys.stdlib_module_names
+LONGEST_SCRIPT = 150  # lines; logic belongs where a test can import it
+
+
+def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
+    """Dotted names a file imports, relative ones resolved; functions' own imports included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes: Iterator[ast.AST] | list[ast.stmt] = tree.body if top_level_only else ast.walk(tree)
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT).parent.parts[: 1 - node.level or None]
+            prefix = ".".join(package) if node.level else ""
+            names.add(".".join(part for part in (prefix, node.module) if part))
+    return names
+
+
+def packages_of(path: Path) -> set[str]:
+    """Top-level packages a file imports, without the standard library."""
+    return {name.split(".")[0] for name in imports_of(path)} - STANDARD
+
+
+def module_name(path: Path) -> str:
+    return path.stem.replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch.nn as nn", {"torch.nn"}),
+        ("def f():\n    from sundae.config import x", {"sundae.config"}),
+        ("from . import a", {"sundae.vqgan"}),
+        ("from .. import a", {"sundae"}),
+        ("from ..codecs import a", {"sundae.codecs"}),
+    ],
+)
+def test_the_guard_sees_every_kind_of_import(
+    source: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "sundae" / "vqgan" / "x.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    assert imports_of(path) == expected
+
+
+def test_the_network_imports_torch_and_einops_only() -> None:
+    files = sorted((ROOT / "hourglass_transformer").rglob("*.py"))
+    assert files
+    for path in files:
+        extra = packages_of(path) - {"torch", "einops", "hourglass_transformer"}
+        assert not extra, f"{path.name} imports {extra}"
+
+
+def test_the_library_imports_no_script_and_no_utils() -> None:
+    files = sorted((ROOT / "sundae").rglob("*.py"))
+    assert files
+    forbidden = {"utils", "tests", "benchmarks", *map(module_name, SCRIPTS)}
+    for path in files:
+        assert not packages_of(path) & forbidden, path.name
+
+
+def test_utils_imports_torch_and_the_users_error_only() -> None:
+    ours = {name for name in imports_of(ROOT / "utils.py") if name.startswith("sundae")}
+    assert ours == {"sundae.errors"}
+    assert packages_of(ROOT / "utils.py") == {"numpy", "torch", "sundae"}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_short_and_import_no_other_script(path: Path) -> None:
+    assert not packages_of(path) & {module_name(other) for other in SCRIPTS}
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_SCRIPT
+
+
+def test_wandb_is_imported_only_when_it_is_used() -> None:
+    for path in [*SCRIPTS, ROOT / "utils.py", *(ROOT / "sundae").rglob("*.py")]:
+        assert "wandb" not in imports_of(path, top_level_only=True), path.name

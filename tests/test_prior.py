@@ -1,0 +1,196 @@
+"""From a network to losses and to pictures on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import contents
+from torch import Tensor, nn
+
+from sundae.codecs import PixelCodec
+from sundae.config import RunConfig
+from sundae.errors import UserError
+from sundae.images import load_image, to_tensor
+from sundae.network import build_network
+from sundae.prior import (
+    Prior,
+    PriorTask,
+    SampleGrids,
+    even_classes,
+    grid_path,
+    prepare_out_dir,
+    sample_path,
+    sample_seeds,
+    schedule_of,
+    write_samples,
+)
+from sundae.sampling import Schedule
+
+Config = Callable[..., RunConfig]
+CPU = torch.device("cpu")
+
+
+class ClassNet(nn.Module):
+    """As certain as it can be that every pixel has the number of the class."""
+
+    def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        rows = 50.0 * torch.nn.functional.one_hot(classes, 5).float()
+        return rows[:, None].expand(*tokens.shape, 5)
+
+
+def grey(level: int) -> Tensor:
+    """What a picture of one grey level is once it has been a PNG."""
+    return torch.full((3, 4, 4), round(level * 255 / 4) / 255)
+
+
+def write(config: Config, out_dir: Path, count: int, **options: Any) -> Path:
+    """Pictures by the fake network, classes in turn."""
+    cfg = config()
+    prepare_out_dir(out_dir, count, options.get("offset", 0), overwrite=False)
+    return write_samples(
+        Prior(ClassNet(), cfg, CPU),
+        PixelCodec(5),
+        out_dir,
+        seeds=sample_seeds(0, count),
+        classes=even_classes(3, count, options.get("offset", 0)),
+        schedule=Schedule(steps=2),
+        progress=False,
+        **options,
+    )
+
+
+def test_the_task_yields_the_loss_of_every_unroll_step(config: Config) -> None:
+    task = PriorTask(config({"unroll_steps": 3}))
+    batch = {"tokens": torch.tensor([[0] * 16, [2] * 16]), "classes": torch.tensor([0, 1])}
+    steps = list(task.losses(ClassNet(), batch, torch.Generator().manual_seed(0)))
+    assert task.parts == len(steps) == 3
+    for number, (loss, metrics) in enumerate(steps, start=1):
+        assert loss.item() == pytest.approx(
+            25.0
+        )  # right about one row, wrong by 50 about the other
+        assert metrics["accuracy"].item() == metrics[f"accuracy_{number}"].item() == 0.5
+        assert metrics["loss"] is metrics[f"loss_{number}"] is loss
+
+
+def test_an_unconditional_task_ignores_the_classes_of_the_data(config: Config) -> None:
+    task = PriorTask(config({"net.conditional": False, "net.num_classes": 0}))
+    batch = {"tokens": torch.zeros(2, 16, dtype=torch.long), "classes": torch.tensor([0, 1])}
+
+    def net(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is None
+        return torch.zeros(*tokens.shape, 5, requires_grad=True)
+
+    losses = [loss.item() for loss, _ in task.losses(net, batch, torch.Generator())]  # type: ignore
+    assert losses == pytest.approx([torch.log(torch.tensor(5.0)).item()] * 2)
+
+
+def test_a_first_loss_is_the_logarithm_of_the_vocabulary(config: Config) -> None:
+    cfg = config()
+    batch = {"tokens": torch.randint(5, (4, 16)), "classes": torch.tensor([0, 1, 2, 0])}
+    losses = PriorTask(cfg).losses(build_network(cfg), batch, torch.Generator())
+    assert [loss.item() for loss, _ in losses] == pytest.approx([1.6094379] * 2)
+
+
+def test_ramps_end_where_they_begin_unless_told(config: Config) -> None:
+    schedule = schedule_of(config({"sampling.temperature": 0.5}).sampling)
+    assert (schedule.temperature, schedule.end_temperature) == (0.5, 0.5)
+    cfg = config({"sampling.end_temperature": 0, "sampling.end_sample_proportion": 0})
+    schedule = schedule_of(cfg.sampling)
+    assert (schedule.temperature, schedule.end_temperature) == (1.0, 0.0)
+    assert (schedule.sample_proportion, schedule.end_sample_proportion) == (0.5, 0.0)
+    assert (schedule.steps, schedule.min_steps, schedule.early_stop) == (3, 1, True)
+
+
+def test_a_long_run_can_be_shared_out() -> None:
+    whole = sample_seeds(3, 10)
+    assert torch.equal(whole[:4], sample_seeds(3, 4))
+    assert torch.equal(whole[4:], sample_seeds(3, 6, offset=4))
+    assert len(whole.unique()) == 10
+    assert not torch.equal(whole, sample_seeds(4, 10))
+    assert even_classes(3, 4, offset=5).tolist() == [2, 0, 1, 2]
+
+
+def test_every_sample_is_one_png_of_its_class(config: Config, tmp_path: Path) -> None:
+    grid = write(config, tmp_path / "out", 7, batch_size=3)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == [f"{i:05d}.png" for i in range(7)]
+    for i in range(7):
+        picture = to_tensor(load_image(sample_path(tmp_path / "out", i)))
+        assert torch.equal(picture, grey(i % 3))
+    assert grid == tmp_path / "out-grid.png"
+    assert grid.exists()
+
+
+def test_names_and_classes_go_on_from_the_offset(config: Config, tmp_path: Path) -> None:
+    grid = write(config, tmp_path / "out", 2, batch_size=3, offset=4)
+    assert set(contents(tmp_path)) == {"out/00004.png", "out/00005.png", "out-grid-4.png"}
+    assert torch.equal(to_tensor(load_image(tmp_path / "out" / "00004.png")), grey(1))
+    assert grid == tmp_path / "out-grid-4.png"
+
+
+def test_the_grid_shows_a_hundred_pictures_at_most(config: Config, tmp_path: Path) -> None:
+    grid = write(config, tmp_path / "out", 104, batch_size=30)
+    width, height = load_image(grid).size
+    small, _ = load_image(write(config, tmp_path / "few", 100, batch_size=100)).size
+    assert width == height == small
+
+
+def test_files_that_exist_are_not_overwritten_unasked(tmp_path: Path) -> None:
+    out_dir = tmp_path / "out"
+    prepare_out_dir(out_dir, 3, 0, overwrite=False)
+    sample_path(out_dir, 5).touch()
+    prepare_out_dir(out_dir, 5, 0, overwrite=False)
+    with pytest.raises(UserError, match=r"00005\.png exists; .* --overwrite"):
+        prepare_out_dir(out_dir, 6, 0, overwrite=False)
+    prepare_out_dir(out_dir, 6, 0, overwrite=True)
+    grid_path(out_dir, 0).touch()
+    with pytest.raises(UserError, match=r"out-grid\.png exists"):
+        prepare_out_dir(out_dir, 1, 0, overwrite=False)
+    prepare_out_dir(out_dir, 1, 6, overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to"):
+        prepare_out_dir(tmp_path / name, 1, 0, overwrite=False)
+    assert set(contents(tmp_path)) == {"file"}
+
+
+def test_the_current_folder_is_an_out_dir_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    assert grid_path(Path(), 0) == tmp_path / "here" / "below-grid.png"
+    assert grid_path(Path(".."), 8) == tmp_path / "here-grid-8.png"
+
+
+def test_pictures_during_training_come_from_the_averaged_network(
+    config: Config, tmp_path: Path
+) -> None:
+    cfg = config()
+    logged: list[tuple[str, int]] = []
+    trainer: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True),
+        eval_net=ClassNet(),
+        device=CPU,
+        seed=0,
+        mini_batch_size=2,
+        run=tmp_path,
+        step=30,
+        logbook=SimpleNamespace(log_picture=lambda name, image, step: logged.append((name, step))),
+    )
+    SampleGrids(cfg, PixelCodec(5))(trainer)
+    picture = to_tensor(load_image(tmp_path / "samples" / "step-0000030.png"))
+    levels = {round(level.item() * 255) for level in picture.unique()}
+    assert levels == {0, 64, 128, 255}  # three classes, and the white between them
+    assert logged == [("samples", 30)]
+    trainer.run, trainer.step = None, 31
+    SampleGrids(cfg, PixelCodec(5))(trainer)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-0000030.png"]
+    assert logged[-1] == ("samples", 31)

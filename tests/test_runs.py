@@ -1,0 +1,199 @@
+"""What has to agree before a run starts, and where it is kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_tiny_data
+
+from sundae.checkpoint import Checkpoint, CheckpointInfo
+from sundae.config import RunConfig, load_config
+from sundae.errors import UserError
+from sundae.runs import (
+    check_same_classes,
+    check_same_codec,
+    check_same_network,
+    choose_run_folder,
+    class_number,
+    keep_run_file,
+    open_datasets,
+    run_of,
+)
+
+Config = Callable[..., RunConfig]
+
+
+def checkpoint_of(cfg: RunConfig, run: Path, step: int = 4) -> Checkpoint:
+    """A checkpoint of which only the readable part exists."""
+    folder = run / "checkpoints" / f"step-{step:07d}"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").touch()
+    info = CheckpointInfo(step, cfg.to_dict(), codec="pixels-5", classes=["zero", "one", "two"])
+    return Checkpoint(folder, info)
+
+
+def test_two_folders_give_training_and_held_out_rows(config: Config) -> None:
+    train, held_out = open_datasets(config(), "pixels-5")
+    assert (len(train), len(held_out)) == (24, 12)
+    assert train[4]["classes"].item() == 1
+    assert set(train[4]["tokens"].tolist()) == {1, 2}  # as bright as its class
+
+
+def test_one_folder_is_split(config: Config, tiny_data: Path) -> None:
+    changes = {"data.train_root": None, "data.eval_root": None}
+    changes |= {"data.root": str(tiny_data / "train"), "data.split_sizes": [16, 8]}
+    train, held_out = open_datasets(config(changes), "pixels-5")
+    assert (len(train), len(held_out)) == (16, 8)
+    assert set(train.rows) | set(held_out.rows) == set(range(24))
+
+
+@pytest.mark.parametrize(
+    ("changes", "codec", "complaint"),
+    [
+        ({"data.train_root": "nowhere"}, "pixels-5", "nowhere does not exist"),
+        ({"data.vocab_size": 6}, "pixels-6", r"codebook of 5, data\.vocab_size is 6"),
+        ({"data.sequence_length": 64}, "pixels-5", r"shape \[4, 4\], the run file says \[8, 8\]"),
+        ({"net.num_classes": 4}, "pixels-5", r"has 3 classes, net\.num_classes is 4"),
+        ({}, "vqgan-1", "encoded by codec pixels-5, .* codec vqgan-1"),
+    ],
+)
+def test_data_of_another_run_is_refused(
+    config: Config, changes: dict[str, Any], codec: str, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        open_datasets(config(changes), codec)
+
+
+def test_a_class_without_pictures_is_refused_where_classes_are_learned(
+    config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    write_tiny_data(tmp_path / "two", 24, classes=2)
+    changes = {"data.train_root": str(tmp_path / "two")}
+    with pytest.raises(UserError, match="two: class 'two' has no pictures to train on"):
+        open_datasets(config(changes), "pixels-5")
+    unconditional = {"net.conditional": False, "net.num_classes": 0}
+    train, _ = open_datasets(config(changes | unconditional), "pixels-5")
+    assert len(train) == 24
+    # The held-out side may lack one: nothing is learned from it.
+    changes = {"data.eval_root": str(tmp_path / "two")}
+    assert len(open_datasets(config(changes), "pixels-5")[1]) == 24
+
+
+def test_a_split_that_leaves_a_class_without_training_rows_is_refused(
+    config: Config, tmp_path: Path
+) -> None:
+    root = write_tiny_data(tmp_path / "one", 24)
+    labels = np.zeros(24, dtype=int)
+    text = (root / "latents.json").read_text()
+    labels[23] = 2  # counts are taken from the first pictures, so this one is left out
+    labels[1::2] = np.where(labels[1::2] == 0, 1, labels[1::2])
+    lines = [
+        f'  "labels": {labels.tolist()},' if '"labels"' in line else line
+        for line in text.splitlines()
+    ]
+    (root / "latents.json").write_text("\n".join(lines))
+    changes = {"data.train_root": None, "data.eval_root": None}
+    changes |= {"data.root": str(root), "data.split_sizes": [15, 5]}
+    with pytest.raises(UserError, match="class 'two' has no pictures"):
+        open_datasets(config(changes), "pixels-5")
+
+
+def test_classes_of_two_folders_have_to_be_the_same(config: Config, tmp_path: Path) -> None:
+    root = write_tiny_data(tmp_path / "renamed", 12)
+    text = (root / "latents.json").read_text()
+    (root / "latents.json").write_text(text.replace('"two"', '"deux"'))
+    with pytest.raises(UserError, match="renamed have different classes"):
+        open_datasets(config({"data.eval_root": str(root)}), "pixels-5")
+
+
+def test_a_run_folder_is_chosen_without_writing_and_holds_the_run_file(
+    config: Config, tmp_path: Path
+) -> None:
+    cfg = config()
+    run = choose_run_folder(cfg, None, None)
+    assert run.parent == tmp_path / "exp"
+    assert run.name.startswith("tiny_20")
+    assert choose_run_folder(cfg, tmp_path / "here", None) == tmp_path / "here"
+    assert not run.exists()
+    keep_run_file(cfg, run)
+    assert load_config(run / "config.toml") == cfg
+
+
+def test_a_run_goes_on_where_it_is_and_no_other_run_is_overwritten(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config()
+    checkpoint = checkpoint_of(cfg, tmp_path / "run")
+    checkpoint_of(cfg, tmp_path / "other")
+    assert choose_run_folder(cfg, None, checkpoint) == tmp_path / "run"
+    assert choose_run_folder(cfg, tmp_path / "new", checkpoint) == tmp_path / "new"
+    monkeypatch.chdir(tmp_path)
+    assert choose_run_folder(cfg, Path("run"), checkpoint) == tmp_path / "run"
+    for resumed in (None, checkpoint):
+        with pytest.raises(UserError, match="other holds a run already; go on with --resume"):
+            choose_run_folder(cfg, tmp_path / "other", resumed)
+
+
+def test_a_run_that_has_gone_on_is_not_overwritten_from_an_older_checkpoint(
+    config: Config, tmp_path: Path
+) -> None:
+    older = checkpoint_of(config(), tmp_path / "run", step=4)
+    checkpoint_of(config(), tmp_path / "run", step=8)
+    with pytest.raises(UserError, match=r"gone on to step-0000008: .* --run-dir .* step-0000004"):
+        choose_run_folder(config(), None, older)
+    assert choose_run_folder(config(), tmp_path / "branch", older) == tmp_path / "branch"
+
+
+def test_the_run_of_a_checkpoint(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = checkpoint_of(config(), tmp_path / "run")
+    assert run_of(checkpoint) == tmp_path / "run"
+    monkeypatch.chdir(checkpoint.folder)
+    assert run_of(Checkpoint(Path(), checkpoint.info)) == tmp_path / "run"
+    moved = Checkpoint(tmp_path / "copy", checkpoint.info)
+    with pytest.raises(UserError, match="choose a --run-dir"):
+        run_of(moved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("data.vocab_size", 7, r"data\.vocab_size = 5, the run file says 7"),
+        ("data.latent_shape", [2, 8], r"latent_shape = \(4, 4\), the run file says \(2, 8\)"),
+        ("net.dim", 16, r"net\.dim = 8, the run file says 16"),
+        ("net.depth", [1, 2, 1], r"net\.depth = \(1, 1, 1\), the run file says \(1, 2, 1\)"),
+        ("net.use_rotary", False, r"net\.use_rotary = True, the run file says False"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_named_by_the_key(
+    config: Config, tmp_path: Path, key: str, value: Any, shown: str
+) -> None:
+    checkpoint = checkpoint_of(config(), tmp_path)
+    with pytest.raises(UserError, match=shown):
+        check_same_network(config({key: value}), checkpoint)
+
+
+def test_what_does_not_change_the_network_may_differ(config: Config, tmp_path: Path) -> None:
+    changes = {"net.ff_dropout": 0.5, "trainer.learning_rate": 1.0, "sampling.steps": 9}
+    check_same_network(config(changes), checkpoint_of(config(), tmp_path))
+
+
+def test_another_codec_or_other_classes_are_refused(config: Config, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(config(), tmp_path)
+    check_same_codec("pixels-5", checkpoint)
+    check_same_classes(("zero", "one", "two"), checkpoint)
+    with pytest.raises(UserError, match=r"codec pixels-5, vqgan\.checkpoint is codec other"):
+        check_same_codec("other", checkpoint)
+    with pytest.raises(UserError, match="classes zero, one, two, the data has one, two, zero"):
+        check_same_classes(["one", "two", "zero"], checkpoint)
+
+
+def test_a_class_is_given_by_name_or_else_by_number() -> None:
+    names = ["2", "10", "cat"]
+    assert [class_number(name, names) for name in ("2", "10", "cat", "1", "0")] == [0, 1, 2, 1, 0]
+    for wrong in ("3", "-1", "Cat", "", "²"):
+        with pytest.raises(UserError, match="expected one of 2, 10, cat, or 0 to 2"):
+            class_number(wrong, names)

@@ -1,0 +1,128 @@
+"""Train a discrete image prior: python train.py --cfg-path config/digits/demo.toml"""
+
+import argparse
+import sys
+
+from accelerate import Accelerator
+
+from sundae.callbacks import CallbackType
+from sundae.checkpoint import Checkpoint, open_checkpoint
+from sundae.codecs import open_codec
+from sundae.config import RunConfig, load_config, parse_config, update_config
+from sundae.errors import UserError
+from sundae.logbook import Logbook, check_wandb, start_wandb
+from sundae.network import build_network
+from sundae.prior import PriorTask, SampleGrids
+from sundae.runs import (
+    agreed,
+    check_same_classes,
+    check_same_codec,
+    check_same_network,
+    choose_run_folder,
+    keep_run_file,
+    open_datasets,
+)
+from sundae.trainer import Trainer
+from utils import (
+    add_common_flags,
+    add_training_flags,
+    choose_device,
+    explicit,
+    run_cli,
+    seed_everything,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_flags(parser)
+    flag = parser.add_argument
+    add_training_flags(parser)
+    flag("--cuda-vqgan", action="store_true", help="decode samples on the GPU")
+    flag("--mnist", action="store_true", help="accepted for old command lines; pixel tokens are "
+         "recognised by a run file without [vqgan]")  # fmt: skip
+    args = parser.parse_args()
+    args.wandb |= args.wandb_offline
+    return args
+
+
+def read_config(args: argparse.Namespace, checkpoint: Checkpoint | None) -> RunConfig:
+    """The run file, or the one in the checkpoint; flags win."""
+    if args.cfg_path is not None:
+        cfg = load_config(args.cfg_path, args.overrides)
+    elif checkpoint is not None:
+        cfg = parse_config(checkpoint.info.config, str(checkpoint.folder), args.overrides)
+    else:
+        raise UserError("nothing to train: give --cfg-path FILE, or --resume RUN to go on")
+    flags = {
+        "trainer.nb_workers": args.nb_workers,
+        "trainer.use_amp": False if args.no_amp else None,
+        "trainer.use_cuda": False if args.no_cuda else None,
+        "trainer.save_outputs": False if args.no_save else None,
+        "wandb.project": args.wandb_project,
+        "wandb.entity": args.wandb_entity,
+        "wandb.mode": "offline" if args.wandb_offline else None,
+    }
+    return update_config(cfg, flags, str(args.cfg_path or args.resume))
+
+
+def main() -> None:
+    args = parse_args()
+    checkpoint = open_checkpoint(args.resume, prefer_best=False) if args.resume else None
+    cfg = read_config(args, checkpoint)
+    if args.wandb:
+        check_wandb(cfg.trainer.save_outputs)
+    if checkpoint is not None:
+        check_same_network(cfg, checkpoint)
+    codec = open_codec(cfg)
+    train_data, eval_data = open_datasets(cfg, codec.identity)
+    classes = list(train_data.latents.classes or ()) if cfg.net.conditional else None
+    if checkpoint is not None:
+        check_same_codec(codec.identity, checkpoint)
+        check_same_classes(classes, checkpoint)
+    saves = cfg.trainer.save_outputs
+    run = choose_run_folder(cfg, args.run_dir, checkpoint) if saves else None
+
+    device = choose_device(not cfg.trainer.use_cuda, args.quiet)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    quiet = args.quiet or not accelerator.is_main_process
+    seed = seed_everything(explicit(args.seed, checkpoint.info.seed if checkpoint else None))
+    seed, run = agreed(seed, run)  # processes may have drawn different seeds, read different clocks
+    seed_everything(seed)
+    net = build_network(cfg)
+    trainer = Trainer(
+        cfg,
+        PriorTask(cfg),
+        net,
+        train_data,
+        eval_data,
+        accelerator=accelerator,
+        run=run,
+        logbook=Logbook(run),
+        seed=seed,
+        codec_identity=codec.identity,
+        classes=classes,
+        quiet=quiet,
+    )
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    if run is not None and accelerator.is_main_process:  # nothing is written before this
+        keep_run_file(cfg, run)
+        if args.wandb:
+            trainer.logbook.wandb_run = start_wandb(cfg.wandb, run, cfg.to_dict())
+    codec.to(accelerator.device if args.cuda_vqgan else "cpu")
+    trainer.callbacks.register(CallbackType.EvalEpoch, SampleGrids(cfg, codec))
+    parameters = sum(p.numel() for p in net.parameters())
+    if not quiet:
+        print(f"{parameters:,} parameters, {len(train_data):,} training and {len(eval_data):,} "
+              f"held-out grids, seed {seed}, on {accelerator.device}, into {run}")  # fmt: skip
+    trainer.train()
+    if accelerator.is_main_process:
+        how = "stopped" if trainer.stopped_by else "done"
+        print(f"{how} at step {trainer.step}: {run or 'not saved'}")
+    if trainer.stopped_by:
+        sys.exit(128 + trainer.stopped_by)
+
+
+if __name__ == "__main__":
+    run_cli(main)
