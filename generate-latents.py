@@ -1,0 +1,107 @@
+"""Encodes a folder of pictures with a VQ-GAN; run it again after an interruption to go on."""
+
+import argparse
+import re
+import time
+from pathlib import Path
+from typing import Never
+
+from tqdm import tqdm
+
+import utils
+from sundae.encoding import generate_latents
+from sundae.resumable_writer import SKIPPED_NAME
+from sundae.vqgan import load_vqgan
+
+
+def size_in_pixels(text: str) -> tuple[int, int]:
+    """argparse type of --size: "256" or "256x512", height first."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected 256 or 256x512 (height x width), got {text}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cfg-path", type=Path, help="YAML of the VQ-GAN, if it has one")
+    parser.add_argument("--ckpt-path", type=Path, required=True, help="checkpoint of the VQ-GAN")
+    parser.add_argument("--dataset-in", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--latents-out", type=Path, required=True, help="folder to create")
+    parser.add_argument(
+        "--size",
+        type=size_in_pixels,
+        help="256 or 256x512 (height x width); default: what the VQ-GAN was trained for",
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (default: 32)")
+    parser.add_argument("--nb-workers", type=int, default=0, help="reading processes (default: 0)")
+    parser.add_argument("--no-aug", action="store_true", help="leave out the mirror images")
+    parser.add_argument("--use-class", action="store_true", help="sub-folders are classes")
+    parser.add_argument("--strict", action="store_true", help="stop at an unreadable picture")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start afresh, dropping what LATENTS_OUT holds"
+    )
+    parser.add_argument(
+        "--input-range",
+        metavar="RANGE",
+        help="pixels of the network, signed ([-1, 1]) or unit ([0, 1]), where no file says",
+    )
+    parser.add_argument(
+        "--distance",
+        metavar="RULE",
+        help="how its codebook is searched: l2, cosine, dot or gumbel, where no file says",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        help="fp32, bf16, or auto: bf16 where the device has it (default: auto)",
+    )
+    parser.add_argument("--no-tqdm", action="store_true", help="no progress bar")
+    utils.add_common_flags(parser, "--seed", "--no-cuda", "--legacy-cfg", "--quiet")
+    return parser.parse_args()
+
+
+def show_on(bar: "tqdm[Never]", done: int, total: int) -> None:
+    """Moves a progress bar, counting the rate only from where this run starts."""
+    if bar.total is None:
+        bar.total, bar.initial, bar.n = total, done, done
+    bar.update(done - bar.n)
+
+
+def main() -> None:
+    """Encodes the folder and says where the latents are."""
+    args = parse_args()
+    utils.seed_everything(args.seed)
+    device = utils.choose_device(args.no_cuda, args.quiet)
+    keywords = {name: getattr(args, name) for name in ("input_range", "distance", "precision")}
+    stated = {name: value for name, value in keywords.items() if value is not None}
+    codec = load_vqgan(args.ckpt_path, args.cfg_path, **stated).to(device)
+    start = time.perf_counter()
+    with tqdm(unit="img", disable=True if args.no_tqdm or args.quiet else None) as bar:
+        report = generate_latents(
+            codec,
+            args.dataset_in,
+            args.latents_out,
+            size=args.size,
+            batch_size=args.batch_size,
+            nb_workers=args.nb_workers,
+            mirror=not args.no_aug,
+            use_class=args.use_class,
+            strict=args.strict,
+            overwrite=args.overwrite,
+            device=device,
+            progress=lambda done, total: show_on(bar, done, total),
+        )
+    if args.quiet:
+        return
+    rate = (report.pictures - report.already_done) / (time.perf_counter() - start)
+    listed = f" (see {args.latents_out / SKIPPED_NAME})" if report.skipped else ""
+    print(
+        f"wrote {args.latents_out}: {report.pictures} pictures, {report.rows} rows, "
+        f"{len(report.skipped)} skipped{listed}, {rate:.1f} images/s"
+    )
+
+
+if __name__ == "__main__":
+    utils.run_cli(main)
