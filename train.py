@@ -114,8 +114,9 @@ def main() -> None:
     trainer.callbacks.register(CallbackType.EvalEpoch, SampleGrids(cfg, codec))
     parameters = sum(p.numel() for p in net.parameters())
     if not quiet:
+        place = f"into {run}" if run else "not saved"
         print(f"{parameters:,} parameters, {len(train_data):,} training and {len(eval_data):,} "
-              f"held-out grids, seed {seed}, on {accelerator.device}, into {run}")  # fmt: skip
+              f"held-out grids, seed {seed}, on {accelerator.device}, {place}")  # fmt: skip
     trainer.train()
     if accelerator.is_main_process:
         how = "stopped" if trainer.stopped_by else "done"

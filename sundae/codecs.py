@@ -90,6 +90,12 @@ def open_codec(cfg: RunConfig) -> Codec:
         return PixelCodec(vocab_size)
     from sundae.vqgan import load_vqgan  # a pixel run never needs it
 
+    for key, path in (("checkpoint", vqgan.checkpoint), ("config", vqgan.config)):
+        if path is not None and not path.exists():
+            raise UserError(
+                f"vqgan.{key} is {path}, which does not exist here; give its place with "
+                f"--set vqgan.{key}=PATH"
+            )
     codec = load_vqgan(
         vqgan.checkpoint, vqgan.config, input_range=vqgan.input_range, distance=vqgan.distance
     )

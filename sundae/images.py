@@ -57,7 +57,8 @@ def list_images(root: Path) -> list[Path]:
         UserError: the folder does not exist or holds no picture.
     """
     if not root.is_dir():
-        raise UserError(f"the picture folder {root} does not exist; correct the path")
+        problem = "is a file, expected a folder of pictures" if root.exists() else "does not exist"
+        raise UserError(f"{root} {problem}; correct the path")
     paths = [path for path in _walk(root) if path.suffix.lower() in _SUFFIXES]
     if not paths:
         raise UserError(

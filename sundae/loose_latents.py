@@ -67,10 +67,13 @@ def _list_files(root: Path) -> tuple[tuple[str, ...] | None, list[str]]:
     for folder in folders:
         files = [f"{folder}/{name}" for name in _list_arrays(root / folder)]
         if not files:
-            raise UserError(f"class '{folder}' has no files: put .npy files into {root / folder}")
+            raise UserError(
+                f"class '{folder}' has no token files: put .npy files into {root / folder}; "
+                "if these are pictures, make tokens of them with generate-latents.py first"
+            )
         names += files
     if not names:
-        raise UserError(f"{root} is empty: expected latents.json with tokens.npy, or .npy files")
+        raise UserError(f"{root} is empty: expected what generate-latents.py writes, or .npy files")
     return tuple(folders), names
 
 

@@ -42,4 +42,6 @@ def describe(row: Row, metric_names: tuple[str, ...]) -> str:
         for name in dict.fromkeys(("loss", *names))
         if f"train/{name}" in row and f"eval/{name}" in row
     ]
-    return f"step {int(row['step'])}: {', '.join(parts)}, {row['samples_per_s']:.0f} samples/s"
+    peak = f", peak {row['peak_gb']:.1f} GB" if "peak_gb" in row else ""
+    rate = f"{row['samples_per_s']:.0f} samples/s"
+    return f"step {int(row['step'])}: {', '.join(parts)}, {rate}{peak}"

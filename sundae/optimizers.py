@@ -44,12 +44,16 @@ def make_optimizer(
     return _OPTIMIZERS[cfg.optimizer_name](groups, **options)
 
 
-def accumulation(cfg: TrainerConfig, processes: int) -> int:
-    """Mini-batches per process and optimiser step; UserError where they do not come out even."""
-    mini = cfg.mini_batch_size or cfg.batch_size
+def share_out(cfg: TrainerConfig, processes: int) -> tuple[int, int]:
+    """How a batch is shared out: rows of a mini-batch, mini-batches per process and step.
+
+    Raises:
+        UserError: it does not come out even.
+    """
+    mini = cfg.mini_batch_size or max(1, cfg.batch_size // processes)
     if cfg.batch_size % (mini * processes):
         raise UserError(
             f"trainer.batch_size ({cfg.batch_size}) is not a multiple of trainer.mini_batch_size "
             f"({mini}) times {processes} processes; change one of them"
         )
-    return cfg.batch_size // (mini * processes)
+    return mini, cfg.batch_size // (mini * processes)

@@ -35,7 +35,7 @@ from sundae.interruption import Interruption
 from sundae.latents import collate_batched
 from sundae.logbook import Logbook
 from sundae.metrics import Means, Row, describe
-from sundae.optimizers import accumulation, make_optimizer
+from sundae.optimizers import make_optimizer, share_out
 from sundae.precision import autocast
 from sundae.schedules import learning_rate_factor
 
@@ -86,6 +86,7 @@ class Trainer:
 
     Attributes:
         step: optimiser steps done.
+        mini_batch_size, accumulate: rows of a forward pass, and passes a process does for a step.
         run: the run folder, or None when nothing is saved.
         callbacks: hooks, called with the trainer.
         eval_net: what evaluation and samples use: the averaged network, if there is one.
@@ -122,7 +123,7 @@ class Trainer:
         self.kind, self.codec_identity, self.classes = kind, codec_identity, classes
         self.train_data, self.eval_data = train_data, eval_data
         self.device = accelerator.device
-        self.accumulate = accumulation(cfg.trainer, accelerator.num_processes)
+        self.mini_batch_size, self.accumulate = share_out(cfg.trainer, accelerator.num_processes)
         if len(eval_data) < accelerator.num_processes:
             raise UserError(
                 f"{len(eval_data)} held-out rows are too few for {accelerator.num_processes} "
@@ -162,11 +163,6 @@ class Trainer:
         """The network in training, without what wraps it for several devices."""
         bare: nn.Module = self.accelerator.unwrap_model(self.net)
         return bare
-
-    @property
-    def mini_batch_size(self) -> int:
-        """Rows of one forward pass on one device."""
-        return self.cfg.trainer.mini_batch_size or self.cfg.trainer.batch_size
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -250,6 +246,8 @@ class Trainer:
             "seconds": self.elapsed,
             "samples_per_s": rate,
         }
+        if self.device.type == "cuda":
+            row["peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         if self.accelerator.is_main_process:
             self.logbook.log(row)
             self._say(describe(row, self.cfg.trainer.metric_names))

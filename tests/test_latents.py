@@ -160,7 +160,7 @@ def test_folders_without_data(tmp_path: Path) -> None:
         open_latents(tmp_path)
     save_files(tmp_path / "classes", {"3/a.npy": grids(1)})
     (tmp_path / "classes" / "7").mkdir()
-    with pytest.raises(UserError, match="class '7' has no files"):
+    with pytest.raises(UserError, match="class '7' has no token files"):
         open_latents(tmp_path / "classes")
 
 

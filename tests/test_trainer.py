@@ -21,11 +21,11 @@ from sundae.ema import EMA
 from sundae.errors import UserError
 from sundae.latents import collate_batched
 from sundae.logbook import Logbook
+from sundae.metrics import Means
 from sundae.network import build_network
+from sundae.optimizers import make_optimizer, share_out
 from sundae.prior import PriorTask
 from sundae.runs import open_datasets
-from sundae.metrics import Means
-from sundae.optimizers import accumulation, make_optimizer
 from sundae.trainer import Task, Trainer
 
 Config = Callable[..., RunConfig]
@@ -338,9 +338,11 @@ def test_weight_decay_spares_embeddings_and_vectors(config: Config) -> None:
 
 def test_a_batch_is_shared_out_evenly_or_refused(config: Config) -> None:
     cfg = config({"trainer.batch_size": 12, "trainer.mini_batch_size": 2}).trainer
-    assert [accumulation(cfg, processes) for processes in (1, 2, 3)] == [6, 3, 2]
+    assert [share_out(cfg, processes)[1] for processes in (1, 2, 3)] == [6, 3, 2]
     with pytest.raises(UserError, match=r"batch_size \(12\) is not a multiple .* 4 processes"):
-        accumulation(cfg, 4)
+        share_out(cfg, 4)
+    whole = config({"trainer.batch_size": 12}).trainer
+    assert share_out(whole, 3) == (4, 1)  # an unset mini-batch is the process's share
 
 
 # -- randomness and data ------------------------------------------------------------------------
