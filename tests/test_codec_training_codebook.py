@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sundae.codec_training.codebook import (
+    CodebookCare,
+    kmeans,
+    nearest,
+    restart,
+    usage_and_perplexity,
+)
+from sundae.vqgan.quantise import Quantiser
+
+CENTRES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def clusters(each: int = 64) -> Tensor:
+    """(4 * each, 2): points around four centres."""
+    return (CENTRES[:, None] + 0.1 * torch.randn(4, each, 2, generator=generator())).flatten(0, 1)
+
+
+def as_latents(rows: Tensor) -> Tensor:
+    """(n, D) -> (1, D, n, 1)."""
+    return rows.T[None, :, :, None]
+
+
+def distance_to_codes(quantiser: Quantiser, rows: Tensor) -> Tensor:
+    return (rows - quantiser.embedding.weight[nearest(quantiser, rows)]).norm(dim=1)
+
+
+@torch.no_grad()
+def test_kmeans_finds_the_centres_though_one_code_begins_far_away() -> None:
+    quantiser = Quantiser(4, 2)
+    quantiser.embedding.weight.copy_(CENTRES + 2)
+    quantiser.embedding.weight[3] = 1e3
+    kmeans(quantiser, clusters(), generator())
+    found = quantiser.embedding.weight
+    order = (found[:, 0] / 10).round() + 2 * (found[:, 1] / 10).round()
+    torch.testing.assert_close(found[order.argsort()], CENTRES, atol=0.1, rtol=0)
+
+
+@torch.no_grad()
+def test_restart_revives_dead_codes_where_they_are_missed() -> None:
+    quantiser, rows = Quantiser(4, 2), clusters()
+    quantiser.embedding.weight.copy_(torch.tensor([[0.0, 0.0], [10.0, 0.0], [1e3, 0], [0, 1e3]]))
+    alive_before = quantiser.embedding.weight[:2].clone()
+    assert set(nearest(quantiser, rows).tolist()) == {0, 1}
+    restart(quantiser, torch.tensor([False, False, True, True]), rows, generator())
+    torch.testing.assert_close(quantiser.embedding.weight[:2], alive_before)
+    assert set(nearest(quantiser, rows).tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("init", ["kmeans", "data"])
+def test_initial_codes_lie_among_the_latents(init: str) -> None:
+    quantiser, care = Quantiser(16, 2), CodebookCare(16, 2, init=init)
+    care.before(quantiser, as_latents(clusters(16)), 0, generator())
+    with torch.no_grad():
+        codes = quantiser.embedding.weight
+        assert torch.cdist(codes, CENTRES).min(1).values.max() < 1
+        assert distance_to_codes(quantiser, clusters(16)).max() < 1
+
+
+def test_initialisation_goes_on_until_enough_latents_are_known() -> None:
+    quantiser, care = Quantiser(16, 2), CodebookCare(16, 2, init="kmeans")
+    parts = clusters(16).split(16)  # one cluster a batch, a quarter of what is remembered
+    for batch, part in enumerate(parts):
+        care.before(quantiser, as_latents(part), batch, generator(batch))
+    with torch.no_grad():
+        assert distance_to_codes(quantiser, clusters(16)).max() < 1
+        before = quantiser.embedding.weight.clone()
+        care.before(quantiser, as_latents(parts[0] + 99), 4, generator())
+        torch.testing.assert_close(quantiser.embedding.weight, before)
+
+
+def test_uniform_initialisation_is_tamings() -> None:
+    quantiser, care = Quantiser(16, 2), CodebookCare(16, 2, init="uniform")
+    care.before(quantiser, as_latents(clusters()), 0, generator())
+    codes = quantiser.embedding.weight.detach()
+    assert codes.abs().max() <= 1 / 16
+    assert float(codes.std()) == pytest.approx(1 / 16 / math.sqrt(3), rel=0.3)
+
+
+def test_only_codes_unused_for_long_enough_start_over() -> None:
+    quantiser, care = Quantiser(4, 2), CodebookCare(4, 2, restart_every=3)
+    latents = as_latents(clusters(4))
+    care.before(quantiser, latents, 0, generator())
+    with torch.no_grad():
+        quantiser.embedding.weight[3] = 1e3
+    for batch in range(1, 3):
+        care.before(quantiser, latents, batch, generator(batch))
+        care.after(quantiser(latents))
+        assert quantiser.embedding.weight[3, 0] == 1e3
+    care.after(torch.tensor([0, 1, 2]))
+    assert care.age.tolist() == [0, 0, 0, 3]
+    assert care.alive() == 0.75
+    living = quantiser.embedding.weight[:3].clone()
+    care.before(quantiser, latents, 3, generator(3))
+    torch.testing.assert_close(quantiser.embedding.weight[:3], living)
+    assert quantiser.embedding.weight[3].max() < 11
+    assert care.age.tolist() == [0, 0, 0, 0]
+
+
+def test_nothing_starts_over_after_the_last_restart() -> None:
+    quantiser, care = Quantiser(4, 2), CodebookCare(4, 2, restart_every=1, restart_until=5)
+    care.before(quantiser, as_latents(clusters(4)), 0, generator())
+    care.age.fill_(9)
+    before = quantiser.embedding.weight.clone()
+    care.before(quantiser, as_latents(clusters(4)), 5, generator())
+    torch.testing.assert_close(quantiser.embedding.weight, before)
+    care.before(quantiser, as_latents(clusters(4)), 4, generator(1))
+    assert not torch.equal(quantiser.embedding.weight, before)
+
+
+def test_usage_and_perplexity() -> None:
+    usage, perplexity = usage_and_perplexity(torch.tensor([[0, 0], [1, 1]]), 8)
+    assert usage == 0.25
+    assert float(perplexity) == pytest.approx(2)
+    assert float(usage_and_perplexity(torch.zeros(5, dtype=torch.int64), 8)[1]) == pytest.approx(1)

@@ -1,0 +1,124 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sundae.codec_training.config import (
+    CodecRunConfig,
+    dump_yaml,
+    load_codec_config,
+    parse_codec_config,
+)
+from sundae.errors import UserError
+
+SHIPPED = Path(__file__).parents[1] / "config" / "vqgan"
+
+
+def values(**training: Any) -> dict[str, Any]:
+    ddconfig = {
+        "double_z": False, "z_channels": 16, "resolution": 32, "in_channels": 3, "out_ch": 3,
+        "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [],
+    }  # fmt: skip
+    params = {"embed_dim": 8, "n_embed": 16, "ddconfig": ddconfig}
+    return {
+        "model": {"target": "taming.models.vqgan.VQModel", "params": params},
+        "training": {"batch_size": 4, "size": 16, "perceptual": "none", **training},
+    }
+
+
+def test_a_config_survives_being_written_and_read(tmp_path: Path) -> None:
+    cfg = parse_codec_config(values(max_steps=10, random_crop=1.25), "x.yaml")
+    (tmp_path / "run.yaml").write_text(dump_yaml(cfg))
+    assert load_codec_config(tmp_path / "run.yaml") == cfg
+    assert cfg.trainer.betas == (0.5, 0.9)
+    assert (cfg.training.load_size, cfg.training.last_restart) == (20, 8)
+
+
+@pytest.mark.parametrize("name", ["emoji64", "emoji256"])
+def test_shipped_files_are_read_and_are_configs_of_their_networks(name: str) -> None:
+    from sundae.vqgan import new_vqgan
+
+    cfg = load_codec_config(SHIPPED / f"{name}.yaml")
+    codec = new_vqgan(SHIPPED / f"{name}.yaml")
+    assert codec.model.arch == cfg.arch
+    assert cfg.training.lr_scheduler_kwargs["nb_training_steps"] == cfg.training.max_steps
+    assert (
+        f"{sum(p.numel() for p in codec.model.parameters()) / 1e6:.1f}M parameters"
+        in (SHIPPED / f"{name}.yaml").read_text()
+    )
+
+
+def test_overrides_and_flags_win_and_zero_is_a_value() -> None:
+    cfg = parse_codec_config(
+        values(),
+        "x.yaml",
+        ["training.disc_start=0", "model.params.n_embed=64"],
+        {"training.nb_workers": 0, "training.use_amp": False, "wandb.project": None},
+    )
+    assert cfg.training.disc_start == 0
+    assert cfg.arch.codebook_size == 64
+    assert cfg.training.use_amp is False
+
+
+def test_numbers_may_be_written_with_an_exponent_and_no_point(tmp_path: Path) -> None:
+    text = yaml.safe_dump(values()) + "  learning_rate: 1e-3\n"
+    (tmp_path / "run.yaml").write_text(text)
+    assert load_codec_config(tmp_path / "run.yaml").training.learning_rate == 1e-3
+
+
+def test_what_is_wrong_is_said_in_one_line_that_names_the_key() -> None:
+    def refusal(change: dict[str, Any], *overrides: str) -> str:
+        with pytest.raises(UserError) as caught:
+            parse_codec_config({**values(), **change}, "x.yaml", overrides)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def with_dd(**dd: Any) -> dict[str, Any]:
+        model = values()["model"]
+        model["params"]["ddconfig"] |= dd
+        return {"model": model}
+
+    assert "training.mirorr: not a key" in refusal(values(mirorr=True))
+    assert "did you mean 'mirror'" in refusal(values(mirorr=True))
+    assert "x.yaml: training.size: expected an integer" in refusal(values(size="big"))
+    assert "x.yaml: training.size is missing" in refusal({"training": {"batch_size": 1}})
+    assert "--set training.size: 15 pixels cannot be cut into patches of 2x2" in refusal(
+        {}, "training.size=15"
+    )
+    assert "expected one of 'lpips'" in refusal(values(perceptual="vgg"))
+    assert "training.mini_batch_size: 3 does not divide training.batch_size" in refusal(
+        values(mini_batch_size=3)
+    )
+    assert "training.lr_scheduler_kwargs: the schedule 'cosine' needs" in refusal(
+        values(lr_scheduler_name="cosine")
+    )
+    assert "no such section; did you mean 'training'" in refusal({"trainng": {}})
+    assert "must be taming.models.vqgan.VQModel" in refusal(
+        {"model": {**values()["model"], "target": "taming.models.vqgan.GumbelVQ"}}
+    )
+    assert "a level has 48 channels" in refusal(with_dd(ch=48))
+    assert "double_z True, expected False" in refusal(with_dd(double_z=True))
+    assert "does not say z_channels" in refusal(with_dd(z_channels=None))
+    assert "ddconfig is missing" in refusal({"model": {"target": None}})
+    assert "the section model is missing" in _missing_model()
+
+
+def _missing_model() -> str:
+    with pytest.raises(UserError) as caught:
+        parse_codec_config({"training": {}}, "x.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
+def test_a_file_that_is_no_run_file_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match="run.yaml") as caught:
+        load_codec_config(tmp_path / "run.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_loop_reads_the_training_section() -> None:
+    cfg: CodecRunConfig = parse_codec_config(values(ema_decay=0.5), "x.yaml")
+    assert cfg.trainer is cfg.training and cfg.trainer.ema_decay == 0.5
+    assert cfg.to_dict()["training"]["ema_decay"] == 0.5

@@ -1,0 +1,114 @@
+"""train-vqgan.py from end to end, on pictures and a network that are as small as they can be."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from test_codec_training_config import values
+
+from sundae.images import save_image
+from sundae.vqgan import load_vqgan
+
+SCRIPT = Path(__file__).parents[1] / "train-vqgan.py"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures/ and run.yaml, as the working directory."""
+    (tmp_path / "pictures").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for index in range(20):
+        image = torch.rand(3, 4, 4, generator=generator).repeat_interleave(4, 1)
+        save_image(image.repeat_interleave(4, 2), tmp_path / "pictures" / f"{index}.png")
+    training = values(
+        max_steps=4, mini_batch_size=2, nb_batches=[2, 1], checkpoint_frequency=2,
+        keep_checkpoints=0, ema_decay=0.9, disc_start=1, disc_width=8, disc_layers=2,
+        restart_every=1, eval_fraction=0.2,
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(training))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The script's exit code."""
+    spec = importlib.util.spec_from_file_location("train_vqgan", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    base = ["--dataset-in", "pictures", "--no-cuda", "--quiet", "--seed", "3"]
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, *base, *arguments])
+    try:
+        script.run_cli(script.main)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_a_run_leaves_a_codec_that_loads_and_everything_to_look_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "run") == 0
+    codec = load_vqgan(folder / "run")
+    assert (codec.codebook_size, codec.factor, codec.resolution) == (16, 2, 16)
+    averaged = load_file(folder / "run" / "checkpoints" / "step-0000004" / "ema.safetensors")
+    weights = dict(codec.model.state_dict())
+    expected = {n[6:]: t for n, t in averaged.items() if n.startswith("vqgan.")}
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+    assert (folder / "run" / "reconstructions" / "step-0000004.png").is_file()
+    header = (folder / "run" / "curves.csv").read_text().splitlines()[0]
+    assert {"train/adaptive_weight", "eval/perplexity"} <= set(header.split(","))
+
+
+def test_a_resumed_run_equals_an_unbroken_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "whole") == 0
+    assert run(
+        monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "broken",
+        "--set", "training.max_steps=2", "--set", "training.restart_until=1",
+    ) == 0  # fmt: skip
+    assert run(
+        monkeypatch, "--resume", "broken", "--set", "training.max_steps=4",
+        "--set", "training.restart_until=0.8",
+    ) == 0  # fmt: skip
+    for name in ("model.safetensors", "ema.safetensors"):
+        whole, broken = (
+            load_file(folder / which / "checkpoints" / "step-0000004" / name)
+            for which in ("whole", "broken")
+        )
+        torch.testing.assert_close(whole, broken, rtol=0, atol=0)
+    identities = [
+        json.loads((folder / which / "vqgan.json").read_text())["identity"]
+        for which in ("whole", "broken")
+    ]
+    assert identities[0] == identities[1]
+
+
+def test_nothing_is_written_with_no_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "--cfg-path", "run.yaml", "--no-save") == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "run.yaml"]
+
+
+def test_what_a_user_gets_wrong_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: str) -> str:
+        assert run(monkeypatch, *arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert "\n" not in error
+        return error
+
+    assert "give --cfg-path FILE, or --resume RUN" in refused()
+    assert "did you mean 'mirror'" in refused("--cfg-path", "run.yaml", "--set", "training.miror=1")
+    assert "does not exist" in refused("--cfg-path", "run.yaml", "--dataset-in", "nowhere")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    assert "is not installed" in refused(
+        "--cfg-path", "run.yaml", "--set", "training.perceptual=lpips"
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "run.yaml"]

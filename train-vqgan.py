@@ -1,0 +1,128 @@
+"""Train a VQ-GAN from pictures: python train-vqgan.py --cfg-path FILE.yaml --dataset-in DIR"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from sundae.callbacks import CallbackType
+from sundae.checkpoint import Checkpoint, open_checkpoint
+from sundae.codec_training.config import (
+    CodecRunConfig,
+    dump_yaml,
+    load_codec_config,
+    parse_codec_config,
+)
+from sundae.codec_training.dataset import open_pictures
+from sundae.codec_training.export import Exports
+from sundae.codec_training.perceptual import load_perceptual
+from sundae.codec_training.task import CodecTask, ReconstructionPictures, build_training
+from sundae.errors import UserError
+from sundae.files import make_folder, write_text
+from sundae.logbook import Logbook, check_wandb, start_wandb
+from sundae.optimizers import share_out
+from sundae.runs import agreed, choose_run_folder
+from sundae.trainer import Trainer
+from utils import add_common_flags, choose_device, explicit, run_cli, seed_everything
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_flags(parser, "--cfg-path", help="run file (YAML)", metavar="FILE")
+    add_common_flags(parser, "--seed", "--no-cuda", "--quiet", "--set")
+    flag = parser.add_argument
+    flag("--dataset-in", type=Path, required=True, metavar="DIR", help="folder of pictures")
+    flag("--resume", type=Path, metavar="PATH", help="run folder or checkpoint to go on from")
+    flag("--run-dir", type=Path, metavar="DIR", help="folder of this run (exp_dir/exp_name_TIME)")
+    flag("--no-save", action="store_true", help="write nothing: no checkpoints, curves or pictures")
+    flag("--no-amp", action="store_true", help="train in float32 even where bfloat16 is fast")
+    flag("--nb-workers", type=int, metavar="N", help="processes that read pictures")
+    flag("--wandb", action="store_true", help="log to Weights & Biases")
+    flag("--wandb-project", metavar="NAME", help="overrides wandb.project")
+    flag("--wandb-entity", metavar="NAME", help="overrides wandb.entity")
+    flag("--wandb-offline", action="store_true", help="as --wandb, but keep its log on disk")
+    return parser.parse_args()
+
+
+def read_config(args: argparse.Namespace, checkpoint: Checkpoint | None) -> CodecRunConfig:
+    """The run file, or the one in the checkpoint; flags win."""
+    flags = {
+        "training.nb_workers": args.nb_workers,
+        "training.use_amp": False if args.no_amp else None,
+        "training.use_cuda": False if args.no_cuda else None,
+        "training.save_outputs": False if args.no_save else None,
+        "wandb.project": args.wandb_project,
+        "wandb.entity": args.wandb_entity,
+        "wandb.mode": "offline" if args.wandb_offline else None,
+    }
+    if args.cfg_path is not None:
+        return load_codec_config(args.cfg_path, args.overrides, flags)
+    if checkpoint is None:
+        raise UserError("nothing to train: give --cfg-path FILE, or --resume RUN to go on")
+    values = checkpoint.info.config
+    return parse_codec_config(values, str(checkpoint.folder), args.overrides, flags)
+
+
+def main() -> None:
+    args = parse_args()
+    checkpoint = open_checkpoint(args.resume, kind="vqgan") if args.resume else None
+    cfg = read_config(args, checkpoint)
+    training = cfg.training
+    args.wandb |= args.wandb_offline
+    if args.wandb:
+        check_wandb(training.save_outputs)
+    train_data, eval_data = open_pictures(
+        args.dataset_in,
+        size=training.size,
+        load_size=training.load_size,
+        eval_fraction=training.eval_fraction,
+        cache=training.cache,
+    )
+    perceptual = load_perceptual(training.perceptual)
+    run = choose_run_folder(cfg, args.run_dir, checkpoint) if training.save_outputs else None
+
+    device = choose_device(not training.use_cuda, args.quiet)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    quiet = args.quiet or not accelerator.is_main_process
+    seed = seed_everything(explicit(args.seed, checkpoint.info.seed if checkpoint else None))
+    seed, run = agreed(seed, run)  # processes may have drawn different seeds, read different clocks
+    seed_everything(seed)
+    _, accumulate = share_out(training, accelerator.num_processes)
+    net = build_training(cfg, accumulate)
+    trainer = Trainer(
+        cfg,
+        CodecTask(cfg, perceptual.to(accelerator.device), accumulate),
+        net,
+        train_data,
+        eval_data,
+        accelerator=accelerator,
+        run=run,
+        logbook=Logbook(run),
+        seed=seed,
+        kind="vqgan",
+        quiet=quiet,
+    )
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    if run is not None and accelerator.is_main_process:  # nothing is written before this
+        write_text(make_folder(run) / "config.yaml", dump_yaml(cfg))
+        if args.wandb:
+            trainer.logbook.wandb_run = start_wandb(cfg.wandb, run, cfg.to_dict())
+    trainer.callbacks.register(CallbackType.EvalEpoch, ReconstructionPictures(cfg, eval_data))
+    trainer.callbacks.register(CallbackType.SaveCheckpoint, Exports(cfg))
+    if not quiet:
+        parameters = sum(p.numel() for p in net.vqgan.parameters())
+        print(f"{parameters:,} parameters, perceptual loss {training.perceptual}, "
+              f"{len(train_data):,} training and {len(eval_data):,} held-out pictures, "
+              f"seed {seed}, on {accelerator.device}, into {run}")  # fmt: skip
+    trainer.train()
+    if accelerator.is_main_process:
+        how = "stopped" if trainer.stopped_by else "done"
+        print(f"{how} at step {trainer.step}: {run or 'not saved'}")
+    if trainer.stopped_by:
+        sys.exit(128 + trainer.stopped_by)
+
+
+if __name__ == "__main__":
+    run_cli(main)
