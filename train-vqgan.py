@@ -24,24 +24,24 @@ from sundae.logbook import Logbook, check_wandb, start_wandb
 from sundae.optimizers import share_out
 from sundae.runs import agreed, choose_run_folder
 from sundae.trainer import Trainer
-from utils import add_common_flags, choose_device, explicit, run_cli, seed_everything
+from utils import (
+    add_common_flags,
+    add_training_flags,
+    choose_device,
+    explicit,
+    run_cli,
+    seed_everything,
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_flags(parser, "--cfg-path", help="run file (YAML)", metavar="FILE")
     add_common_flags(parser, "--seed", "--no-cuda", "--quiet", "--set")
-    flag = parser.add_argument
-    flag("--dataset-in", type=Path, required=True, metavar="DIR", help="folder of pictures")
-    flag("--resume", type=Path, metavar="PATH", help="run folder or checkpoint to go on from")
-    flag("--run-dir", type=Path, metavar="DIR", help="folder of this run (exp_dir/exp_name_TIME)")
-    flag("--no-save", action="store_true", help="write nothing: no checkpoints, curves or pictures")
-    flag("--no-amp", action="store_true", help="train in float32 even where bfloat16 is fast")
-    flag("--nb-workers", type=int, metavar="N", help="processes that read pictures")
-    flag("--wandb", action="store_true", help="log to Weights & Biases")
-    flag("--wandb-project", metavar="NAME", help="overrides wandb.project")
-    flag("--wandb-entity", metavar="NAME", help="overrides wandb.entity")
-    flag("--wandb-offline", action="store_true", help="as --wandb, but keep its log on disk")
+    parser.add_argument(
+        "--dataset-in", type=Path, required=True, metavar="DIR", help="folder of pictures"
+    )
+    add_training_flags(parser)
     return parser.parse_args()
 
 
