@@ -18,6 +18,7 @@ from sundae.codec_training.dataset import open_pictures
 from sundae.codec_training.export import Exports
 from sundae.codec_training.perceptual import load_perceptual
 from sundae.codec_training.task import CodecTask, ReconstructionPictures, build_training
+from sundae.compiling import compile_modules
 from sundae.errors import UserError
 from sundae.files import make_folder, write_text
 from sundae.logbook import Logbook, check_wandb, start_wandb
@@ -90,9 +91,10 @@ def main() -> None:
     seed_everything(seed)
     _, accumulate = share_out(training, accelerator.num_processes)
     net = build_training(cfg, accumulate)
+    task = CodecTask(cfg, perceptual.to(accelerator.device), accumulate)
     trainer = Trainer(
         cfg,
-        CodecTask(cfg, perceptual.to(accelerator.device), accumulate),
+        task,
         net,
         train_data,
         eval_data,
@@ -103,6 +105,8 @@ def main() -> None:
         kind="vqgan",
         quiet=quiet,
     )
+    if training.compile:
+        compile_modules(net.vqgan.encoder, net.vqgan.decoder, task.perceptual, quiet=quiet)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     if run is not None and accelerator.is_main_process:  # nothing is written before this

@@ -1,5 +1,8 @@
 """3D emoji as a folder of pictures, one sub-folder for each Unicode group.
 
+An emoji that differs from another in skin tone or sex only is named as a variant of it, so that
+both are on the same side of a split into training and held-out pictures.
+
 The pictures are those of the npm package @lobehub/fluent-emoji-3d (MIT), 256x256 with transparency;
 the groups come from unicode-emoji-json (MIT).
 """
@@ -32,6 +35,11 @@ _LARGEST = 4096  # pixels a side
 _TIMEOUT = 300  # seconds for one package
 _VARIATION_SELECTOR = 0xFE0F  # "show as a picture": some spellings have it, some do not
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
+_JOINER = 0x200D
+_SEX_SIGNS = (0x2640, 0x2642)
+# Man and woman, boy and girl, old man and old woman -> person, child, older person.
+_NEUTRAL = {0x1F468: 0x1F9D1, 0x1F469: 0x1F9D1, 0x1F466: 0x1F9D2, 0x1F467: 0x1F9D2}
+_NEUTRAL |= {0x1F474: 0x1F9D3, 0x1F475: 0x1F9D3}
 
 
 def write_emoji(
@@ -45,7 +53,7 @@ def write_emoji(
     skip_existing: bool = False,
     quiet: bool = False,
 ) -> dict[str, int] | None:
-    """Writes OUT/GROUP/CODEPOINTS.png; OUT appears only when it is complete.
+    """Writes OUT/GROUP/CODEPOINTS.png, or BASE@CODEPOINTS.png for a variant, whole or not at all.
 
     Args:
         out: folder to create.
@@ -83,7 +91,7 @@ def write_emoji(
                 group = group_of.get(bare(codepoints(path.stem)), "flags")  # tagged regional flags
                 (folder / group).mkdir(exist_ok=True)
                 picture = on_background(path, size, BACKGROUNDS[background])
-                picture.save(folder / group / f"{path.stem}.png")
+                picture.save(folder / group / f"{file_name(path.stem)}.png")
                 counts[group] += 1
             manifest = json.dumps({**wanted, "counts": counts}, indent=2, sort_keys=True)
             (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
@@ -103,6 +111,21 @@ def has_skin_tone(points: tuple[int, ...]) -> bool:
 def bare(points: tuple[int, ...]) -> tuple[int, ...]:
     """An emoji without skin tones and variation selectors, which do not change its group."""
     return tuple(p for p in points if p != _VARIATION_SELECTOR and p not in _SKIN_TONES)
+
+
+def file_name(name: str) -> str:
+    """'1f468-1f3fb-200d-1f680', a man's rocket -> '1f9d1-200d-1f680@1f468-1f3fb-200d-1f680'.
+
+    What stands before the @ is the same emoji of a person of no certain sex and skin tone; an emoji
+    that is that already keeps its name.
+    """
+    points = codepoints(name)
+    neutral = [_NEUTRAL.get(p, p) for p in bare(points) if p not in _SEX_SIGNS]
+    while neutral and neutral[-1] == _JOINER:  # what joined a sign of sex
+        neutral.pop()
+    if not neutral or tuple(neutral) == points:
+        return name
+    return "-".join(f"{p:04x}" for p in neutral) + "@" + name
 
 
 def read_groups(path: Path) -> dict[tuple[int, ...], str]:

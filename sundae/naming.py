@@ -1,4 +1,4 @@
-"""What file names say: their natural order, and which picture is the mirror image of which."""
+"""What file names say: their natural order, and which pictures are variants of one another."""
 
 import re
 from pathlib import PurePath, PurePosixPath
@@ -36,3 +36,12 @@ def picture_name(path: str) -> str:
     stem = PurePosixPath(path).stem
     unmarked = _ORIGINAL_MARK.sub("", _MIRROR_MARK.sub("", stem)) or stem
     return PurePosixPath(path).with_name(unmarked).as_posix()
+
+
+def family_name(path: str) -> str:
+    """What a picture shares with its variants: its name up to an "@".
+
+    "a/hand.png", "a/hand@dark.png" and "a/hand@dark_flip.png" are all of the family "a/hand".
+    """
+    name = PurePosixPath(picture_name(path))
+    return name.with_name(name.name.split("@")[0] or name.name).as_posix()

@@ -7,7 +7,7 @@ import numpy as np
 
 from sundae.errors import UserError
 from sundae.latents import Latents
-from sundae.naming import picture_name
+from sundae.naming import family_name, picture_name
 
 
 def split_rows(
@@ -15,7 +15,8 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divides a data set into training and held-out rows.
 
-    A picture and its mirror images always stay together. The result follows from the names of the
+    A picture and its mirror images always stay together, and so do its variants, "NAME@VARIANT.png",
+    when the sizes are fractions. The result follows from the names of the
     pictures only: it is the same on every machine, and files added at the end move nobody.
 
     Args:
@@ -37,9 +38,9 @@ def split_rows(
     if all(isinstance(size, int) for size in split_sizes):
         sides = _split_by_count(groups, int(split_sizes[0]), int(split_sizes[1]))
     else:
-        sides = _split_by_fraction(groups, float(split_sizes[0]), float(split_sizes[1]))
+        sides = split_by_fraction(groups, float(split_sizes[0]), float(split_sizes[1]))
     row_sides = sides[place][latents.pictures]
-    train, held_out = np.flatnonzero(row_sides == _TRAIN), np.flatnonzero(row_sides == _EVAL)
+    train, held_out = np.flatnonzero(row_sides == TRAIN), np.flatnonzero(row_sides == EVAL)
     if not len(train) or not len(held_out):
         raise UserError(
             f"data.split_sizes {list(split_sizes)} leaves {len(train)} rows to train and "
@@ -48,7 +49,7 @@ def split_rows(
     return train, held_out
 
 
-_UNUSED, _TRAIN, _EVAL = 0, 1, 2
+UNUSED, TRAIN, EVAL = 0, 1, 2
 
 
 def _group_by_name(latents: Latents) -> tuple[list[str], np.ndarray]:
@@ -68,16 +69,17 @@ def _unit_hash(name: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def _split_by_fraction(names: list[str], train: float, held_out: float) -> np.ndarray:
+def split_by_fraction(names: Sequence[str], train: float, held_out: float) -> np.ndarray:
+    """Side of each picture, by its name; variants of a picture are on its side."""
     if train + held_out > 1 + 1e-9:
         raise UserError(
             f"data.split_sizes [{train}, {held_out}] has sum {train + held_out:g}, "
             "expected fractions of sum at most 1, or two whole numbers of pictures"
         )
-    position = np.array([_unit_hash(name) for name in names])
+    position = np.array([_unit_hash(family_name(name)) for name in names])
     everything_else = abs(train + held_out - 1) < 1e-9  # 0.7 + 0.3 must not lose one to rounding
-    sides = np.where((position < held_out + train) | everything_else, _TRAIN, _UNUSED)
-    sides[position < held_out] = _EVAL
+    sides = np.where((position < held_out + train) | everything_else, TRAIN, UNUSED)
+    sides[position < held_out] = EVAL
     return sides
 
 
@@ -87,8 +89,8 @@ def _split_by_count(names: list[str], train: int, held_out: int) -> np.ndarray:
         raise UserError(
             f"data.split_sizes asks for {train} + {held_out} pictures, there are {len(names)}"
         )
-    sides = np.full(len(names), _UNUSED)
-    sides[:used] = _TRAIN
+    sides = np.full(len(names), UNUSED)
+    sides[:used] = TRAIN
     order = np.argsort([_unit_hash(name) for name in names[:used]], kind="stable")
-    sides[order[:held_out]] = _EVAL
+    sides[order[:held_out]] = EVAL
     return sides

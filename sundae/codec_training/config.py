@@ -56,6 +56,7 @@ class TrainingConfig(TrainerConfig):
     disc_width: int = key(64, at_least=1)
     disc_layers: int = key(3, at_least=1)
     gradient_checkpointing: bool = key(False)
+    compile: bool = key(False)  # torch.compile; starts a minute later
 
     @property
     def load_size(self) -> int:

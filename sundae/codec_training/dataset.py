@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from sundae.errors import UserError
 from sundae.images import BadImage, list_images, load_image, resize_and_crop
 from sundae.naming import picture_name
-from sundae.splits import _EVAL, _split_by_fraction
+from sundae.splits import EVAL, split_by_fraction
 
 Batch = dict[str, Tensor]
 
@@ -120,7 +120,7 @@ def open_pictures(
     """
     paths = list_images(root)
     names = [picture_name(path.relative_to(root).as_posix()) for path in paths]
-    held_out = _split_by_fraction(names, 1 - eval_fraction, eval_fraction) == _EVAL
+    held_out = split_by_fraction(names, 1 - eval_fraction, eval_fraction) == EVAL
     train = [path for path, out in zip(paths, held_out, strict=True) if not out]
     evaluation = [path for path, out in zip(paths, held_out, strict=True) if out]
     if not train or not evaluation:
