@@ -26,6 +26,8 @@ class HourglassConfig:
             a single entry serves every level.
         dim_head: width of a head; dim // nb_heads unless given.
         num_classes: 0 for an unconditional network.
+        null_class: whether there is one more class, number num_classes, that means "any"; for
+            classifier-free guidance (arXiv 2207.12598).
         use_rotary: 2-D axial rotary position in every attention; learned positions otherwise.
         resampling: "linear" (a projection of the whole cell) or "average" (mean down, repeat up).
         attn_resampling: refine what resampling gives by attention across the two levels.
@@ -43,6 +45,7 @@ class HourglassConfig:
     shorten_factor: tuple[int, ...] = (4,)
     dim_head: int | None = None
     num_classes: int = 0
+    null_class: bool = False
     use_rotary: bool = True
     resampling: str = "linear"
     attn_resampling: bool = True

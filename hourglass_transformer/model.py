@@ -82,7 +82,8 @@ class HourglassTransformer(nn.Module):
         self.cfg = cfg
         length = cfg.grid[0] * cfg.grid[1]
         self.token_embedding = nn.Embedding(cfg.vocab_size, cfg.dim)
-        self.class_embedding = nn.Embedding(cfg.num_classes, cfg.dim) if cfg.num_classes else None
+        classes = cfg.num_classes + cfg.null_class
+        self.class_embedding = nn.Embedding(classes, cfg.dim) if cfg.num_classes else None
         self.position = None if cfg.use_rotary else nn.Parameter(torch.empty(length, cfg.dim))
         self.dropout = nn.Dropout(cfg.emb_dropout)
         self.stage = Stage(cfg, cfg.depth, level=0)
@@ -123,7 +124,8 @@ class HourglassTransformer(nn.Module):
     def forward(self, tokens: Tensor, classes: Tensor | None = None) -> Tensor:
         """Args:
             tokens: (batch, height*width) int64 in [0, vocab_size), raster order.
-            classes: (batch,) int64 in [0, num_classes); required by a conditional network only.
+            classes: (batch,) int64 in [0, num_classes), or num_classes for any class where there
+                is a null class; required by a conditional network only.
 
         Returns:
             logits: (batch, height*width, vocab_size).

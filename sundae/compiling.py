@@ -19,7 +19,9 @@ def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:
     problem = _problem(str(device or "cpu"))
     if problem:
         if not quiet:
-            print(f"torch.compile does not work here ({problem}); going on without", file=sys.stderr)
+            print(
+                f"torch.compile does not work here ({problem}); going on without", file=sys.stderr
+            )
         return False
     for module in modules:
         module.compile()

@@ -171,6 +171,11 @@ def _check_classes(net: NetConfig, origin: Origin) -> None:
             f"{origin.at('net.num_classes')}: {net.num_classes} classes but net.conditional is "
             "false; set it to true or drop num_classes"
         )
+    if net.class_dropout and not net.conditional:
+        raise UserError(
+            f"{origin.at('net.class_dropout')}: there is no class to hide, net.conditional is "
+            "false; set it to true or drop class_dropout"
+        )
 
 
 def _check_depth(net: NetConfig, origin: Origin) -> None:

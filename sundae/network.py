@@ -26,6 +26,7 @@ def build_network(cfg: RunConfig) -> HourglassTransformer:
             shorten_factor=net.shorten_factors or (4,),
             dim_head=net.dim_head,
             num_classes=net.num_classes if net.conditional else 0,
+            null_class=net.conditional and net.class_dropout > 0,
             use_rotary=net.use_rotary,
             resampling=net.resampling,
             attn_resampling=net.attn_resampling,

@@ -34,10 +34,13 @@ class PriorTask:
         self.parts = cfg.unroll_steps
         self.vocab_size = cfg.data.vocab_size
         self.conditional = cfg.net.conditional
+        self.num_classes, self.class_dropout = cfg.net.num_classes, cfg.net.class_dropout
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
         """Yield (loss, metrics) of each unroll step; see `sundae.objective.unroll`."""
         classes = batch["classes"] if self.conditional else None
+        if classes is not None and net.training and self.class_dropout:
+            classes = drop_classes(classes, self.class_dropout, self.num_classes, generator)
         steps = unroll(
             lambda tokens: net(tokens, classes),
             batch["tokens"],
@@ -49,6 +52,24 @@ class PriorTask:
             metrics = {"loss": loss, "accuracy": accuracy}
             metrics |= {f"{name}_{number}": value for name, value in metrics.items()}
             yield loss, metrics
+
+
+def drop_classes(
+    classes: Tensor, chance: float, null_class: int, generator: torch.Generator
+) -> Tensor:
+    """Replace each class by the null class with a chance (arXiv 2207.12598, algorithm 1).
+
+    Args:
+        classes: (batch,) int64.
+        chance: in [0, 1].
+        null_class: number of the class that means "any".
+        generator: on the device of the classes.
+
+    Returns:
+        (batch,) int64.
+    """
+    hidden = torch.rand(len(classes), generator=generator, device=classes.device) < chance
+    return classes.masked_fill(hidden, null_class)
 
 
 def schedule_of(sampling: SamplingConfig) -> Schedule:

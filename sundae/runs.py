@@ -158,7 +158,8 @@ def check_same_network(cfg: RunConfig, checkpoint: Checkpoint) -> None:
 
 def _without_dropout(cfg: RunConfig) -> dict[str, object]:
     net = replace(cfg.net, emb_dropout=0.0, attn_dropout=0.0, ff_dropout=0.0)
-    return dict(vars(net))
+    shape = dict(vars(net))
+    return shape | {"class_dropout": net.class_dropout > 0}
 
 
 def check_same_codec(identity: str, checkpoint: Checkpoint) -> None:

@@ -181,6 +181,7 @@ class NetConfig:
     use_rotary: bool = key(True)
     conditional: bool = key(False)
     num_classes: int = key(0, at_least=0)
+    class_dropout: float = key(0.0, at_least=0, below=1)  # chance to hide it; above 0 for guidance
     ff_mult: float = key(4.0, above=0)  # hidden width of the feed-forward, times dim
     use_scalenorm: bool = key(False)
     use_glu: bool = key(False)

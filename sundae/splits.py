@@ -15,9 +15,9 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divides a data set into training and held-out rows.
 
-    A picture and its mirror images always stay together, and so do its variants, "NAME@VARIANT.png",
-    when the sizes are fractions. The result follows from the names of the
-    pictures only: it is the same on every machine, and files added at the end move nobody.
+    A picture and its mirror images always stay together; so do its variants, "NAME@VARIANT.png",
+    when the sizes are fractions. The result follows from the names of the pictures only: it is the
+    same on every machine, and files added at the end move nobody.
 
     Args:
         latents: the data.
