@@ -97,14 +97,22 @@ class Prior:
         self.net, self.cfg, self.device, self.use_amp = net.eval(), cfg, device, use_amp
 
     def refine(
-        self, seeds: Tensor, classes: Tensor | None, schedule: Schedule
+        self,
+        seeds: Tensor,
+        classes: Tensor | None,
+        schedule: Schedule,
+        *,
+        tokens: Tensor | None = None,
+        frozen: Tensor | None = None,
     ) -> Iterator[Refinement]:
         """Sample one batch, step by step; see `sundae.sampling.sample`.
 
         Args:
-            seeds: (batch,) int64, any device.
+            seeds: (batch,) int64, any device, as all of the following.
             classes: (batch,) int64 for a conditional network, else None.
             schedule: how to refine.
+            tokens: (batch, length) int64 to start from; uniform noise unless given.
+            frozen: (batch, length) bool: tokens that keep the value they start with.
         """
         return sample(
             self._denoise,
@@ -112,7 +120,10 @@ class Prior:
             length=self.cfg.data.sequence_length,
             vocab_size=self.cfg.data.vocab_size,
             schedule=schedule,
-            classes=None if classes is None else classes.to(self.device),
+            **{
+                name: None if value is None else value.to(self.device)
+                for name, value in (("classes", classes), ("tokens", tokens), ("frozen", frozen))
+            },
         )
 
     def _denoise(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
