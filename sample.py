@@ -1,4 +1,4 @@
-"""Sample images from a trained prior: python sample.py --resume exp/digits_..."""
+"""Sample images from a trained prior: python sample.py [--resume exp/digits_...]"""
 
 import argparse
 from datetime import datetime
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sundae.checkpoint import Checkpoint, open_checkpoint
+from sundae.checkpoint import Checkpoint
 from sundae.codecs import open_codec
 from sundae.config import RunConfig, load_config, parse_config, update_config
 from sundae.errors import UserError
@@ -19,6 +19,7 @@ from sundae.prior import (
     write_samples,
 )
 from sundae.runs import check_same_codec, check_same_network, class_number
+from sundae.shipped import checkpoint_or_shipped
 from utils import add_common_flags, choose_device, explicit, run_cli, seed_everything
 
 
@@ -27,7 +28,10 @@ def parse_args() -> argparse.Namespace:
     add_common_flags(parser)
     flag = parser.add_argument
     flag(
-        "--resume", type=Path, metavar="PATH", help="run folder (its best checkpoint) or checkpoint"
+        "--resume",
+        type=Path,
+        metavar="PATH",
+        help="run folder (its best checkpoint) or checkpoint; the shipped emoji model unless given",
     )
     flag("--nb-samples", type=int, metavar="N", help="how many PNGs to write")
     flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (64)")
@@ -67,11 +71,9 @@ def read_config(args: argparse.Namespace, checkpoint: Checkpoint) -> RunConfig:
 
 def main() -> None:
     args = parse_args()
-    if args.resume is None:
-        raise UserError("nothing to sample from: give --resume RUN, the folder that train.py wrote")
     if args.batch_size < 1 or args.count_offset < 0:
         raise UserError("--batch-size must be at least 1 and --count-offset at least 0")
-    checkpoint = open_checkpoint(args.resume)
+    checkpoint = checkpoint_or_shipped(args.resume)
     cfg = read_config(args, checkpoint)
     count, offset = cfg.sampling.nb_samples, args.count_offset
     if cfg.net.conditional:

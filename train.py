@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from sundae.callbacks import CallbackType
 from sundae.checkpoint import Checkpoint, open_checkpoint
 from sundae.codecs import open_codec
+from sundae.compiling import compile_modules
 from sundae.config import RunConfig, load_config, parse_config, update_config
 from sundae.errors import UserError
 from sundae.logbook import Logbook, check_wandb, start_wandb
@@ -104,6 +105,8 @@ def main() -> None:
         classes=classes,
         quiet=quiet,
     )
+    if cfg.trainer.compile:
+        compile_modules(net, quiet=quiet)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     if run is not None and accelerator.is_main_process:  # nothing is written before this

@@ -7,6 +7,9 @@ RUN/checkpoints/step-0001000/         one folder a checkpoint
     ema.safetensors                   their moving average, if there is one
     training.pt                       optimiser state and counters, to go on from here
 RUN/best.json                         which checkpoint was best
+
+A released checkpoint (`sundae.release`) has one set of weights, no optimiser, and its codec beside
+it: vqgan.safetensors and vqgan.json.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from sundae.network import build_network
 from sundae.schema import shown
 
 FORMAT = 1
+CODEC = "vqgan.safetensors"  # where it lies in a checkpoint's folder, it is that run's codec
 _INFO, _MODEL, _EMA, _TRAINING = (
     "checkpoint.json",
     "model.safetensors",
@@ -99,6 +103,7 @@ class Checkpoint:
         weights = load_weights(averaged if ema and averaged.exists() else self.folder / _MODEL)
         with torch.device("meta"):
             net = build_network(self.config)
+        weights = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
         load_into(net, weights, self.folder)
         net.reset_tables()
         return net.eval()
@@ -150,6 +155,8 @@ def open_checkpoint(path: Path, *, kind: str = "prior", prefer_best: bool = True
             )
     if info.kind != kind:
         raise UserError(f"{folder} is a checkpoint of a {info.kind}, expected one of a {kind}")
+    if (folder / CODEC).exists():
+        info.config["vqgan"] = {**info.config.get("vqgan", {}), "checkpoint": str(folder / CODEC)}
     checkpoint = Checkpoint(folder, info)
     if kind == "prior":
         _ = checkpoint.config  # nonsense in it is better found now than in the middle of work

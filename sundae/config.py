@@ -85,13 +85,13 @@ def parse_config(
         UserError: an unknown, missing or mistyped key, a value out of range, or keys that
             contradict each other. The message names `source` or the override, and the key.
     """
-    changes = dict(_parse_override(text) for text in overrides)
+    changes = dict(parse_override(text) for text in overrides)
     flags = {dotted: f"--set {dotted}" for dotted in changes}
     # A section that only an override mentions is the override's mistake, not the file's.
     new = {dotted.split(".")[0]: flag for dotted, flag in flags.items()}
     flags |= {name: flag for name, flag in new.items() if name not in values}
     origin = Origin(source, flags)
-    return _build_run(_with_changes(values, changes, origin), origin)
+    return _build_run(with_changes(values, changes, origin), origin)
 
 
 def update_config(
@@ -110,7 +110,7 @@ def update_config(
     changes = {dotted: value for dotted, value in flags.items() if value is not None}
     names = {dotted: "--" + dotted.split(".")[-1].replace("_", "-") for dotted in changes}
     origin = Origin(source, names)
-    return _build_run(_with_changes(cfg.to_dict(), changes, origin), origin)
+    return _build_run(with_changes(cfg.to_dict(), changes, origin), origin)
 
 
 def dump_toml(cfg: RunConfig) -> str:
@@ -118,7 +118,8 @@ def dump_toml(cfg: RunConfig) -> str:
     return tomli_w.dumps(cfg.to_dict())
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """'net.dim=512', as --set takes it -> ('net.dim', 512); UserError where it is something else."""
     dotted, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not dotted:
         raise UserError(f"--set {text}: expected key=value, for example --set net.dim=512")
@@ -129,7 +130,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     return dotted, parsed["value"] if len(parsed) == 1 else value
 
 
-def _with_changes(
+def with_changes(
     values: Mapping[str, Any], changes: Mapping[str, Any], origin: Origin
 ) -> dict[str, Any]:
     """A copy of nested `values` in which dotted keys have new values."""

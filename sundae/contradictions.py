@@ -25,8 +25,8 @@ def check_agreement(cfg: RunConfig, origin: Origin) -> None:
     Raises:
         UserError: two keys contradict each other; names both, and what to change.
     """
-    _check_batches(cfg.trainer, origin)
-    _check_schedule(cfg.trainer, origin)
+    check_batches(cfg.trainer, origin)
+    check_schedule(cfg.trainer, origin)
     _check_metrics(cfg, origin)
     _check_data_folders(cfg.data, origin)
     _check_split_sizes(cfg.data, origin)
@@ -45,7 +45,8 @@ def schedule_keys(name: str) -> tuple[set[str], set[str]]:
     return required, _SCHEDULE_EXTRAS.get(name.split("_")[0], set())
 
 
-def _check_batches(trainer: TrainerConfig, origin: Origin) -> None:
+def check_batches(trainer: TrainerConfig, origin: Origin) -> None:
+    """UserError unless mini-batches make up a batch."""
     size, mini = trainer.batch_size, trainer.mini_batch_size
     if mini is not None and size % mini:
         raise UserError(
@@ -54,7 +55,8 @@ def _check_batches(trainer: TrainerConfig, origin: Origin) -> None:
         )
 
 
-def _check_schedule(trainer: TrainerConfig, origin: Origin) -> None:
+def check_schedule(trainer: TrainerConfig, origin: Origin) -> None:
+    """UserError unless the learning rate's schedule has all that it needs and nothing else."""
     name, given = trainer.lr_scheduler_name, trainer.lr_scheduler_kwargs
     required, optional = schedule_keys(name)
     for key, value in given.items():

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import yaml
 
-from sundae.config import WandbConfig, _parse_override, _with_changes
-from sundae.contradictions import _check_batches, _check_schedule
+from sundae.config import WandbConfig, parse_override, with_changes
+from sundae.contradictions import check_batches, check_schedule
 from sundae.errors import UserError
 from sundae.schema import Origin, build, key, plain, suggestion
 from sundae.sections import OptimizerName, TrainerConfig
 from sundae.vqgan.architecture import Architecture
-from sundae.vqgan.configs import _read_training
+from sundae.vqgan.configs import read_training
 from sundae.vqgan.statement import Statement, architecture_of
 
 
@@ -56,7 +56,6 @@ class TrainingConfig(TrainerConfig):
     disc_width: int = key(64, at_least=1)
     disc_layers: int = key(3, at_least=1)
     gradient_checkpointing: bool = key(False)
-    compile: bool = key(False)  # torch.compile; starts a minute later
 
     @property
     def load_size(self) -> int:
@@ -138,12 +137,12 @@ def parse_codec_config(
         UserError: an unknown, missing or mistyped key, a value out of range, a network that cannot
             be built or trained, or a size that it cannot cut into patches.
     """
-    changes = dict(_parse_override(text) for text in overrides)
+    changes = dict(parse_override(text) for text in overrides)
     names = {dotted: f"--set {dotted}" for dotted in changes}
     given = {dotted: value for dotted, value in (flags or {}).items() if value is not None}
     names |= {dotted: "--" + dotted.split(".")[-1].replace("_", "-") for dotted in given}
     origin = Origin(source, names)
-    merged = _with_changes(values, changes | given, origin)
+    merged = with_changes(values, changes | given, origin)
     known = ["model", *_SECTIONS]
     for unknown in sorted(merged.keys() - set(known)):
         raise UserError(f"{origin.at(unknown)}: no such section{suggestion(unknown, known)}")
@@ -196,7 +195,7 @@ def _architecture(values: Mapping[str, Any], source: str) -> Architecture:
 
 def _read_statement(values: Mapping[str, Any], source: str) -> Statement:
     try:
-        return _read_training({"model": values["model"]}, Path(source), "first_stage_config")
+        return read_training({"model": values["model"]}, Path(source), "first_stage_config")
     except (TypeError, AttributeError) as error:  # a value of a wrong type, anywhere in the section
         raise UserError(f"{source}: model holds a value of a wrong type: {error}") from error
 
@@ -209,7 +208,7 @@ def _check_agreement(cfg: CodecRunConfig, origin: Origin) -> None:
             f"{factor}x{factor}; use a multiple of {factor}"
         )
     try:
-        _check_batches(training, origin)
-        _check_schedule(training, origin)
+        check_batches(training, origin)
+        check_schedule(training, origin)
     except UserError as error:  # token run files, for which that was written, say [trainer]
         raise UserError(str(error).replace("trainer.", "training.")) from None

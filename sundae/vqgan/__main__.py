@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from sundae.errors import UserError
-from sundae.vqgan.convert import save_codec
+from sundae.vqgan.convert import rounded, save_codec
 from sundae.vqgan.load import load_vqgan
 from sundae.vqgan.quantise import DISTANCES
 
@@ -22,6 +22,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     convert.add_argument("--input-range", choices=("signed", "unit"), help="[-1, 1] or [0, 1]")
     convert.add_argument("--distance", choices=DISTANCES, help="how the codebook is searched")
     convert.add_argument("--prefix", help="which VQ-GAN of a combined checkpoint")
+    convert.add_argument(
+        "--half", action="store_true", help="in float16: half the size, a codec of its own"
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace DST")
     return parser.parse_args(arguments)
 
@@ -37,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
             distance=args.distance,
             prefix=args.prefix,
         )
-        written = save_codec(codec, args.destination, overwrite=args.overwrite)
+        codec = rounded(codec) if args.half else codec
+        written = save_codec(codec, args.destination, half=args.half, overwrite=args.overwrite)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

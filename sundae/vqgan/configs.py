@@ -49,7 +49,7 @@ def read_config(path: Path, stage: str = "first_stage_config") -> Statement:
             return _read_hub(content, path)
         if "encoder_ch_mult" in content or "codebook_embed_dim" in content:
             return _read_llamagen(content, path)
-        return _read_training(content, path, stage)
+        return read_training(content, path, stage)
     # The file is foreign and nested; a value of a wrong type may surface anywhere below.
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} holds a value of a wrong type: {error}") from error
@@ -171,7 +171,7 @@ def _read_llamagen(content: Mapping[str, Any], path: Path) -> Statement:
     return Statement(path, "llamagen", claims, distance=distance)
 
 
-def _read_training(content: Mapping[str, Any], path: Path, stage: str) -> Statement:
+def read_training(content: Mapping[str, Any], path: Path, stage: str) -> Statement:
     """A training run's YAML: `target` and `params`, or Lightning's `class_path`, `init_args`."""
     node = content.get("model", content)
     where = "model." if "model" in content else ""

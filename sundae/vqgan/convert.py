@@ -1,8 +1,10 @@
 """Write any supported checkpoint as safetensors plus a readable JSON that needs no other file."""
 
+import copy
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from sundae.errors import UserError
@@ -11,14 +13,36 @@ from sundae.vqgan.codec import VQGANCodec
 from sundae.vqgan.load import NATIVE_FORMAT, NATIVE_VERSION
 
 
-def save_codec(codec: VQGANCodec, destination: Path, *, overwrite: bool = False) -> list[Path]:
+def rounded(codec: VQGANCodec) -> VQGANCodec:
+    """The same codec with weights that float16 can hold, still computing in float32.
+
+    It is another codec: some latents fall to other tokens, so its identity is another, too. Raises
+    UserError when a weight is beyond float16's range.
+    """
+    model = copy.deepcopy(codec.model).half().float()
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
+        raise UserError("a weight is beyond the range of float16; leave out --half")
+    return VQGANCodec(
+        model,
+        codec.rules,
+        family=codec.family,
+        resolution=codec.resolution,
+        precision=codec.precision,
+    )
+
+
+def save_codec(
+    codec: VQGANCodec, destination: Path, *, half: bool = False, overwrite: bool = False
+) -> list[Path]:
     """Write a codec so that `load_vqgan(destination)` gives one of the same identity.
 
     destination: NAME.safetensors, beside which NAME.json is written; or a folder, which gets
         vqgan.safetensors and vqgan.json.
+    half: write `rounded(codec)`, in float16.
 
     Returns the two paths. Raises UserError when one exists and `overwrite` is false.
     """
+    codec = rounded(codec) if half else codec
     weights = destination
     if weights.suffix != ".safetensors":
         weights = destination / "vqgan.safetensors"
@@ -27,7 +51,8 @@ def save_codec(codec: VQGANCodec, destination: Path, *, overwrite: bool = False)
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; choose another destination or pass --overwrite")
     make_folder(weights.parent)
-    tensors = {n: t.cpu().contiguous() for n, t in codec.model.state_dict().items()}
+    dtype = torch.float16 if half else torch.float32
+    tensors = {n: t.to("cpu", dtype).contiguous() for n, t in codec.model.state_dict().items()}
     with atomic_path(weights) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
     write_text(description, _describe(codec))
