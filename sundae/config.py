@@ -119,7 +119,7 @@ def dump_toml(cfg: RunConfig) -> str:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """'net.dim=512', as --set takes it -> ('net.dim', 512); UserError where it is something else."""
+    """'net.dim=512', as --set takes it -> ('net.dim', 512); UserError for anything else."""
     dotted, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not dotted:
         raise UserError(f"--set {text}: expected key=value, for example --set net.dim=512")
