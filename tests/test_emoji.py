@@ -58,8 +58,8 @@ def test_pictures_lie_in_their_groups_on_a_plain_background(tmp_path: Path, tarb
     assert counts == {"flags": 1, "people-body": 2, "smileys-emotion": 1}
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == [
         "flags/1f3f4-e0067_e007f.png",
-        "people-body/1f44b-1f3fb.png",
         "people-body/1f44b.png",
+        "people-body/1f44b@1f44b-1f3fb.png",
         "smileys-emotion/1f600.png",
     ]
     with Image.open(out / "smileys-emotion" / "1f600.png") as face:
@@ -125,3 +125,22 @@ def test_npms_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_impossible_sizes_are_refused(tmp_path: Path, tarballs: Path) -> None:
     with pytest.raises(UserError, match="--size is 0"):
         write_emoji(tmp_path / "out", size=0, tarballs=tarballs)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("1f600", "1f600"),
+        ("1f44b-1f3fb", "1f44b@1f44b-1f3fb"),
+        ("1f468-1f3fb-200d-1f680", "1f9d1-200d-1f680@1f468-1f3fb-200d-1f680"),
+        ("1f9d1-200d-1f680", "1f9d1-200d-1f680"),
+        ("1f3c3-200d-2640-fe0f", "1f3c3@1f3c3-200d-2640-fe0f"),
+        ("1f3cb-fe0f", "1f3cb@1f3cb-fe0f"),  # of the family of 1f3cb-1f3fb
+        ("1f3f4-e0067_e007f", "1f3f4-e0067_e007f"),
+        ("2640", "2640"),  # the sign itself, not a mark of another emoji
+    ],
+)
+def test_variants_are_named_after_the_emoji_of_no_certain_sex_and_skin(
+    name: str, expected: str
+) -> None:
+    assert emoji.file_name(name) == expected

@@ -19,6 +19,7 @@ from sundae.prior import (
     Prior,
     PriorTask,
     SampleGrids,
+    drop_classes,
     even_classes,
     grid_path,
     prepare_out_dir,
@@ -194,3 +195,38 @@ def test_pictures_during_training_come_from_the_averaged_network(
     SampleGrids(cfg, PixelCodec(5))(trainer)
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-0000030.png"]
     assert logged[-1] == ("samples", 31)
+
+
+def test_classes_are_hidden_with_the_chance_asked_for_and_only_in_training(config: Config) -> None:
+    classes = torch.arange(3).repeat(4000)
+    dropped = drop_classes(classes, 0.25, 3, torch.Generator().manual_seed(0))
+    hidden = dropped == 3
+    assert abs(float(hidden.float().mean()) - 0.25) < 0.02
+    assert torch.equal(dropped[~hidden], classes[~hidden])
+
+    seen: list[Tensor] = []
+
+    class Watching(ClassNet):
+        def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
+            assert classes is not None
+            seen.append(classes)
+            return super().forward(tokens, classes.clamp(max=2))
+
+    net = Watching()
+    task = PriorTask(config({"net.class_dropout": 0.9}))
+    batch = {"tokens": torch.zeros(30, 16, dtype=torch.int64), "classes": torch.arange(30) % 3}
+    for training in (True, False):
+        seen.clear()
+        list(task.losses(net.train(training), batch, torch.Generator().manual_seed(0)))
+        assert bool((seen[0] == 3).any()) is training
+        assert torch.equal(seen[0], seen[1])  # one class for all unroll steps
+
+
+def test_a_network_with_hidden_classes_has_one_more_and_one_without_classes_refuses_them(
+    config: Config,
+) -> None:
+    net = build_network(config({"net.class_dropout": 0.1}))
+    logits = net(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([3]))
+    assert logits.shape == (1, 16, 5)
+    with pytest.raises(UserError, match=r"net\.class_dropout"):
+        config({"net.class_dropout": 0.1, "net.conditional": False, "net.num_classes": 0})

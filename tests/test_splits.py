@@ -7,7 +7,7 @@ import pytest
 
 from sundae.errors import UserError
 from sundae.latents import Latents, open_latents
-from sundae.naming import natural_key, picture_name
+from sundae.naming import family_name, natural_key, picture_name
 from sundae.splits import split_rows
 
 SIZES = [(0.7, 0.3), (0.5, 0.2), (30, 10)]
@@ -130,3 +130,17 @@ def test_picture_name_drops_one_mark_and_the_suffix() -> None:
     assert {picture_name(path) for path in paths} == {"a/cat"}
     assert picture_name("_flip.png") == "_flip"
     assert picture_name("backflip.png") == "backflip"
+
+
+def test_variants_of_a_picture_are_on_its_side() -> None:
+    sources = [f"hands/{i}{mark}.png" for i in range(60) for mark in ("", "@dark", "@light_flip")]
+    side = sides(latents_of(sources), (0.5, 0.5))
+    assert set(side.values()) == {"train", "eval"}
+    for source, where in side.items():
+        assert where == side[family_name(source) + ".png"], source
+
+
+def test_a_family_is_named_by_what_stands_before_the_at() -> None:
+    paths = ["a/hand.png", "a/hand@dark.png", "a/hand@dark_flip.png", "a/hand@1@2.png"]
+    assert {family_name(path) for path in paths} == {"a/hand"}
+    assert family_name("@2x.png") == "@2x"

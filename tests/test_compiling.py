@@ -1,0 +1,40 @@
+"""Compiled or not, the same network; where nothing compiles, that is said and work goes on."""
+
+import pytest
+import torch
+from torch import nn
+
+from sundae import compiling
+from sundae.compiling import compile_modules
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    compiling._problem.cache_clear()
+
+
+def test_a_compiled_module_keeps_its_names_and_its_results() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.SiLU())
+    names, x = list(net.state_dict()), torch.ones(2, 4)
+    wanted = net(x)
+    if not compile_modules(net, quiet=True):
+        pytest.skip("no C++ compiler on this machine")
+    torch.testing.assert_close(net(x), wanted)
+    assert list(net.state_dict()) == names
+
+
+def test_without_a_compiler_the_reason_is_said_once_and_the_network_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(function: object) -> object:
+        raise RuntimeError("no compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    net = nn.Linear(2, 2)
+    assert not compile_modules(net)
+    error = capsys.readouterr().err
+    assert "RuntimeError: no compiler" in error
+    assert error.count("\n") == 1
+    assert not compile_modules(net, quiet=True)
+    assert capsys.readouterr().err == ""
+    assert net(torch.ones(1, 2)).shape == (1, 2)
