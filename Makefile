@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # Stamps say that an installation finished; they are written last, so an interrupted one starts over.
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+TRAINVQ := $(VENV)/.train-vqgan
 
 # uv is much faster than pip; pip is always there.
 install = if $(BIN)/uv --version >/dev/null 2>&1; then \
@@ -15,7 +16,7 @@ install = if $(BIN)/uv --version >/dev/null 2>&1; then \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format clean
+.PHONY: help setup demo emoji test format clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -26,6 +27,30 @@ setup: $(RUNTIME)  ## make .venv with what the scripts need
 demo: $(RUNTIME)  ## learn handwritten digits, sample some and let a classifier judge them
 	@$(BIN)/python generate-discrete-mnist.py digits data/digits --skip-existing
 	@$(BIN)/python demo.py
+
+# The recipe of the weights in pretrained/emoji. Each step goes on where it was stopped.
+SIZE ?= 128
+CODEC := checkpoints/vqgan/emoji$(SIZE).safetensors
+emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is for a GPU
+	@$(BIN)/python get-emoji.py data/emoji --skip-existing
+	@test -f $(CODEC) || { \
+		if test -d exp/vqgan-emoji$(SIZE)/checkpoints; then \
+			$(BIN)/python train-vqgan.py --resume exp/vqgan-emoji$(SIZE) --dataset-in data/emoji; \
+		else \
+			$(BIN)/python train-vqgan.py --cfg-path config/vqgan/emoji$(SIZE).yaml --seed 0 \
+				--dataset-in data/emoji --run-dir exp/vqgan-emoji$(SIZE); \
+		fi && $(BIN)/python -m sundae.vqgan convert exp/vqgan-emoji$(SIZE) $(CODEC) --half; }
+	@test -f data/emoji$(SIZE)-latents/latents.json || $(BIN)/python generate-latents.py --use-class \
+		--ckpt-path $(CODEC) --dataset-in data/emoji --latents-out data/emoji$(SIZE)-latents
+	@if test -d exp/emoji$(SIZE)/checkpoints; then \
+		$(BIN)/python train.py --resume exp/emoji$(SIZE); \
+	else \
+		$(BIN)/python train.py --cfg-path config/emoji/$(SIZE).toml --seed 0 \
+			--run-dir exp/emoji$(SIZE); \
+	fi
+	@$(BIN)/python -m sundae.release exp/emoji$(SIZE) out/emoji$(SIZE) --overwrite
+	@$(BIN)/python benchmarks/pretrained.py --resume out/emoji$(SIZE) --dataset-in data/emoji \
+		--out out/emoji$(SIZE)-figures
 
 # One thread a process: the test processes share the cores.
 test: export OMP_NUM_THREADS := 1
@@ -53,6 +78,11 @@ $(RUNTIME): requirements.txt
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
 		|| echo "uv is not to be had; installing with pip, which takes some minutes"
+	@$(call install,$<)
+	@touch $@
+
+$(TRAINVQ): requirements-train-vqgan.txt $(RUNTIME)
+	@echo "installing $< into $(VENV)"
 	@$(call install,$<)
 	@touch $@
 

@@ -21,6 +21,8 @@ SHAPES = {
     "ffhq1024.toml": ((32, 32), (2, 12, 2), 2048, 8192, 0),
     "imagenet.toml": ((16, 16), (2, 16, 2), 2048, 1024, 1000),
     "digits/demo.toml": ((8, 8), (1, 2, 1), 96, 17, 10),
+    "emoji/128.toml": ((16, 16), (1, 8, 1), 224, 1024, 9),
+    "emoji/256.toml": ((16, 16), (1, 6, 1), 208, 1024, 9),
 }
 PARAMETERS = {
     "mnist.toml": 185_224_448,
@@ -31,6 +33,8 @@ PARAMETERS = {
     "ffhq1024.toml": 973_441_024,
     "imagenet.toml": 1_147_522_048,
     "digits/demo.toml": 747_761,
+    "emoji/128.toml": 8_115_424,
+    "emoji/256.toml": 5_987_888,
 }
 
 
@@ -56,7 +60,8 @@ def test_a_shipped_network_has_the_shape_and_size_it_should(name: str) -> None:
     assert (shape.grid, shape.depth, shape.dim) == (grid, depth, dim)
     assert (shape.vocab_size, shape.num_classes, shape.cell_side(0)) == (vocab_size, classes, 2)
     count = sum(parameter.numel() for parameter in net.parameters())
-    assert count == PARAMETERS[name] == counted_by_hand(depth, dim, vocab_size, classes)
+    rows = classes + shape.null_class
+    assert count == PARAMETERS[name] == counted_by_hand(depth, dim, vocab_size, rows)
 
 
 def test_the_demo_network_stays_under_a_million_parameters() -> None:
