@@ -32,7 +32,7 @@ demo: $(RUNTIME)  ## learn handwritten digits, sample some and let a classifier 
 SIZE ?= 128
 CODEC := checkpoints/vqgan/emoji$(SIZE).safetensors
 emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is for a GPU
-	@$(BIN)/python get-emoji.py data/emoji --skip-existing
+	@$(BIN)/python get-emoji.py data/emoji --no-skin-tones --skip-existing
 	@test -f $(CODEC) || { \
 		if test -d exp/vqgan-emoji$(SIZE)/checkpoints; then \
 			$(BIN)/python train-vqgan.py --resume exp/vqgan-emoji$(SIZE) --dataset-in data/emoji; \

@@ -243,3 +243,29 @@ def test_reconstruction_is_measured_as_the_run_file_says(kind: str) -> None:
         difference = net.vqgan(images * 2 - 1)[0] - (images * 2 - 1)
     wanted = difference.abs().mean() if kind == "l1" else difference.square().mean()
     torch.testing.assert_close(metrics["reconstruction"], wanted)
+
+
+def test_until_quantise_start_it_is_an_autoencoder_and_then_codes_begin_among_latents() -> None:
+    net, task = make(config(quantise_start=3, disc_start=100, codebook_init="data"))
+    before = net.vqgan.quantize.embedding.weight.detach().clone()
+    images = discs()[:16] * 2 - 1
+    generator = torch.Generator().manual_seed(0)
+    history = train(net, task, 2)
+    assert all(float(m["commitment"]) == float(m["codebook"]) == 0 for m in history)
+    assert torch.equal(net.vqgan.quantize.embedding.weight, before)
+    with torch.no_grad():
+        made = net.eval().reconstruct(images, generator)
+        torch.testing.assert_close(made.pixels, net.vqgan.decode(net.vqgan.encode(images)))
+    net.train()
+    history = train(net, task, 3, first=2)
+    assert float(history[0]["commitment"]) == 0 < float(history[1]["commitment"])
+    with torch.no_grad():
+        made = net.eval().reconstruct(images, generator)
+        torch.testing.assert_close(made.pixels, net.vqgan(images)[0])
+    scale = float(made.latents.std())
+    assert float((made.vectors - made.latents).square().mean().sqrt()) < scale
+
+
+def test_quantise_start_counts_optimiser_steps_not_mini_batches() -> None:
+    net, _ = make(config(quantise_start=3), accumulate=2)
+    assert net.quantise_start == 6

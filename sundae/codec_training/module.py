@@ -37,12 +37,22 @@ class CodecTraining(nn.Module):
 
     Attributes:
         batches: scalar int64: training batches seen, which decides when things start.
+        quantise_start: batches after which latents are quantised. A codebook that begins among
+            latents which already tell colours and shapes apart covers them from the start; one that
+            begins with the encoder has to wait until the encoder dares to say more than it can.
     """
 
     batches: Tensor
 
-    def __init__(self, vqgan: VQGAN, discriminator: PatchDiscriminator, care: CodebookCare) -> None:
+    def __init__(
+        self,
+        vqgan: VQGAN,
+        discriminator: PatchDiscriminator,
+        care: CodebookCare,
+        quantise_start: int = 0,
+    ) -> None:
         super().__init__()
+        self.quantise_start = quantise_start
         self.vqgan = vqgan.to(memory_format=torch.channels_last)
         self.discriminator = discriminator.to(memory_format=torch.channels_last)
         self.care = care
@@ -69,18 +79,23 @@ class CodecTraining(nn.Module):
     def reconstruct(self, images: Tensor, generator: torch.Generator) -> Reconstruction:
         """Encode, quantise, decode; in training the codebook is cared for and batches counted.
 
+        Before `quantise_start` the decoder gets the latents themselves, and `vectors` are these.
+
         images: (B, 3, H, W) in [-1, 1]. generator: on the same device.
         """
         latents = self.vqgan.encode(images).float()
         quantiser, batch = self.vqgan.quantize, self.batches_seen()
-        if self.training:
-            self.care.before(quantiser, latents, batch, generator)
+        quantises = batch >= self.quantise_start
+        if self.training and quantises:
+            self.care.before(quantiser, latents, batch - self.quantise_start, generator)
         tokens = quantiser(latents)
         if self.training:
-            self.care.after(tokens)
+            if quantises:
+                self.care.after(tokens)
             self.batches += 1
             self._batches = batch + 1
-        vectors = quantiser.embed(tokens)
+        # The codebook takes part in any case: processes wait for the gradient of every weight.
+        vectors = quantiser.embed(tokens) if quantises else latents + 0 * quantiser.embed(tokens)
         straight_through = latents + (vectors - latents).detach()
         pixels = self.vqgan.decode(straight_through).float()
         return Reconstruction(pixels, latents, vectors, tokens)

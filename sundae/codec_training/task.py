@@ -46,10 +46,10 @@ def build_training(cfg: CodecRunConfig, accumulate: int = 1) -> CodecTraining:
         cfg.arch.embed_dim,
         init=training.codebook_init,
         restart_every=training.restart_every * accumulate,
-        restart_until=training.last_restart * accumulate,
+        restart_until=(training.last_restart - training.quantise_start) * accumulate,
     )
     discriminator = PatchDiscriminator(training.disc_width, training.disc_layers)
-    return CodecTraining(vqgan, discriminator, care)
+    return CodecTraining(vqgan, discriminator, care, training.quantise_start * accumulate)
 
 
 class CodecTask:
@@ -150,11 +150,12 @@ class ReconstructionPictures:
         """Write RUN/reconstructions/step-NNNNNNN.png."""
         if not trainer.accelerator.is_main_process:
             return
-        vqgan = unwrapped(trainer.eval_net).eval().vqgan
+        codec, generator = unwrapped(trainer.eval_net).eval(), torch.Generator(trainer.device)
         made = []
         for images in self.images.split(trainer.mini_batch_size):
             with autocast(trainer.device, self.use_amp):
-                made.append((vqgan(images.to(trainer.device) * 2 - 1)[0].float().cpu() + 1) / 2)
+                result = codec.reconstruct(images.to(trainer.device) * 2 - 1, generator)
+            made.append((result.pixels.cpu() + 1) / 2)
         grid = make_grid(_rows_in_turn(self.images, torch.cat(made)), columns=_COLUMNS)
         if trainer.run is not None:
             folder = make_folder(trainer.run / "reconstructions")
