@@ -20,6 +20,9 @@ from sundae.images import to_pil
 from sundae.metrics import Row
 
 
+_PANELS_A_ROW = 4
+
+
 class Logbook:
     """Rows of metrics, one an evaluation, kept in RUN/curves.csv and drawn in RUN/curves.png."""
 
@@ -121,11 +124,14 @@ def draw_curves(rows: list[Row], path: Path) -> None:
     """One panel a quantity, training and held-out data in it; unroll steps as thin lines."""
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if "/" in name]
     panels = list(dict.fromkeys(_quantity(name) for name in names))
-    figure = Figure(figsize=(6 * max(1, len(panels)), 4), layout="constrained")
-    for panel, axes in zip(
-        panels, figure.subplots(1, max(1, len(panels)), squeeze=False)[0], strict=False
-    ):
+    columns = max(1, min(_PANELS_A_ROW, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(6 * columns, 4 * lines), layout="constrained")
+    places = figure.subplots(lines, columns, squeeze=False).flatten()
+    for panel, axes in zip(panels, places, strict=False):
         _draw_panel(axes, panel, [name for name in names if _quantity(name) == panel], rows)
+    for unused in places[len(panels) :]:
+        unused.set_axis_off()
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=100)
 
