@@ -44,5 +44,4 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 def _covariance_root(features: np.ndarray) -> np.ndarray:
     """(n, d) -> R (min(n, d), d) such that R^T R is the unbiased covariance."""
     centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
-    root: np.ndarray = np.linalg.qr(centred, mode="r")
-    return root
+    return np.asarray(np.linalg.qr(centred, mode="r"))
