@@ -19,7 +19,6 @@ from sundae.files import atomic_path, write_text
 from sundae.images import to_pil
 from sundae.metrics import Row
 
-
 _PANELS_A_ROW = 4
 
 
