@@ -122,3 +122,11 @@ def test_the_loop_reads_the_training_section() -> None:
     cfg: CodecRunConfig = parse_codec_config(values(ema_decay=0.5), "x.yaml")
     assert cfg.trainer is cfg.training and cfg.trainer.ema_decay == 0.5
     assert cfg.to_dict()["training"]["ema_decay"] == 0.5
+
+
+@pytest.mark.parametrize("groups", [0, 2.5, "8"])
+def test_groups_that_are_no_number_are_refused(groups: object) -> None:
+    content = values()
+    content["model"]["params"]["ddconfig"]["num_groups"] = groups
+    with pytest.raises(UserError, match="num_groups"):
+        parse_codec_config(content, "x.yaml")

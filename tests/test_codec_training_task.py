@@ -16,10 +16,11 @@ from sundae.vqgan import load_vqgan
 Metrics = dict[str, Tensor]
 
 
-def config(**training: Any) -> CodecRunConfig:
+def config(groups: int = 32, **training: Any) -> CodecRunConfig:
     ddconfig = {
         "double_z": False, "z_channels": 16, "resolution": 16, "in_channels": 3, "out_ch": 3,
         "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [],
+        "num_groups": groups,
     }  # fmt: skip
     params = {"embed_dim": 8, "n_embed": 16, "ddconfig": ddconfig}
     settings = {
@@ -177,8 +178,11 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_the_exported_codec_loads_and_decodes_as_the_trained_one(tmp_path: Path) -> None:
-    cfg = config()
+@pytest.mark.parametrize("groups", [32, 4])
+def test_the_exported_codec_loads_and_decodes_as_the_trained_one(
+    tmp_path: Path, groups: int
+) -> None:
+    cfg = config(groups=groups)
     net, task = make(cfg)
     train(net, task, 3)
     paths = export(net, cfg, tmp_path)
@@ -197,6 +201,7 @@ def test_the_exported_codec_loads_and_decodes_as_the_trained_one(tmp_path: Path)
         assert torch.equal(codec.encode(images), tokens)
         torch.testing.assert_close(codec.decode(tokens), ((pixels + 1) / 2).clamp(0, 1))
         assert codec.resolution == 16
+        assert codec.model.arch.groups == codec.model.encoder.norm_out.num_groups == groups
 
 
 def test_the_taming_layout_is_tamings(tmp_path: Path) -> None:

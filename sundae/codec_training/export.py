@@ -33,7 +33,8 @@ def export(module: CodecTraining, cfg: CodecRunConfig, folder: Path) -> list[Pat
     """Write a codec, replacing an earlier one.
 
     `load_vqgan(folder)` reads vqgan.safetensors and vqgan.json; vqgan.ckpt and vqgan.yaml are for
-    whatever reads taming-transformers' checkpoints, the discriminator included.
+    whatever reads taming-transformers' checkpoints, the discriminator included. (Taming's own code
+    knows 32 groups only: a network with another num_groups loads there, and decodes wrongly.)
 
     Returns the four paths, in this order. Raises UserError when they cannot be written.
     """

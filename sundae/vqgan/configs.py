@@ -195,9 +195,18 @@ def read_training(content: Mapping[str, Any], path: Path, stage: str) -> Stateme
         family,
         claims,
         tanh_out=bool(dd.get("tanh_out")),
+        groups=_groups(dd, f"{where}{inside}.ddconfig.", path),
         resolution=dd.get("resolution"),
         use_ema=family == "ibq" and params.get("use_ema") is not False,
     )
+
+
+def _groups(dd: Mapping[str, Any], where: str, path: Path) -> int:
+    """GroupNorm's groups: a key of ours. Taming and its descendants always have 32."""
+    groups = dd.get("num_groups", 32)
+    if not isinstance(groups, int) or groups < 1:
+        raise UserError(f"{path}: {where}num_groups is {groups!r}, expected a whole number above 0")
+    return groups
 
 
 def _descend(node: Any, where: str, path: Path, stage: str) -> tuple[Mapping[str, Any], str]:
