@@ -165,8 +165,8 @@ def _refine_all(
     yield Refinement(everything, 0, len(rows.index))
     for step in range(schedule.steps):
         turn = Turn(rows, schedule, step, grid)
-        most = strategy.count(schedule, step, free_counts).max() if len(free_counts) else 0
-        updated, offered = _advance(network, strategy, turn, int(most))
+        most = _most(strategy, schedule, step, free_counts)
+        updated, offered = _advance(network, strategy, turn, most)
         changed = (updated != rows.tokens).any(dim=1, keepdim=True)
         rows.settled = (rows.settled | offered) & ~changed
         rows.served = rows.served + offered.sum(1)
@@ -181,16 +181,27 @@ def _refine_all(
             return
 
 
+def _most(strategy: Strategy, schedule: Schedule, step: int, free_counts: Tensor) -> int:
+    """How many tokens a step chooses in the sample where it chooses most; all on the host.
+
+    Args:
+        free_counts: (n,) int64, CPU: all numbers of tokens that may change in a sample.
+    """
+    if schedule.proportion_at(step) == 0 or len(free_counts) == 0:
+        return 0
+    return int(strategy.count(schedule, step, free_counts).max())
+
+
 def _advance(network: _Network, strategy: Strategy, turn: Turn, most: int) -> tuple[Tensor, Tensor]:
     """One step: (the new tokens, which of them were offered a fresh value), each (batch, length).
 
     Args:
-        most: how many tokens the step chooses in the row where it chooses most.
+        most: see `_most`.
     """
     rows, schedule, step = turn.rows, turn.schedule, turn.step
     tokens, length = rows.tokens, rows.tokens.shape[1]
     if most == 0:
-        return _set_free(rows, strategy.others(rows)), torch.zeros_like(rows.free)
+        return tokens, torch.zeros_like(rows.free)
     guidance = schedule.guidance_at(step)
     seen = network.logits(rows, guidance) if strategy.sees_logits(step) else None
     rank = strategy.rank(turn, seen).float().masked_fill(~rows.free, torch.inf)
@@ -213,9 +224,5 @@ def _advance(network: _Network, strategy: Strategy, turn: Turn, most: int) -> tu
         top_p=schedule.top_p,
     )
     fresh = drawn if positions is None else tokens.scatter(1, positions, drawn)
-    return torch.where(offered, fresh, _set_free(rows, strategy.others(rows))), offered
-
-
-def _set_free(rows: Rows, values: Tensor) -> Tensor:
-    """The values, but the tokens that may not change as they are."""
-    return torch.where(rows.free, values, rows.tokens)
+    others = torch.where(rows.free, strategy.others(rows), tokens)
+    return torch.where(offered, fresh, others), offered

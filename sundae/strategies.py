@@ -113,7 +113,7 @@ class Strategy:
         return False
 
     def count(self, schedule: Schedule, step: int, free: Tensor) -> Tensor:
-        """How many tokens of a sample take a fresh draw in a step.
+        """How many tokens of a sample take a fresh draw in a step whose proportion is not 0.
 
         Args:
             free: (...) int64, how many tokens of a sample may change.
@@ -213,9 +213,8 @@ class Argmax(Strategy):
         return step % 2 == 0
 
     def count(self, schedule: Schedule, step: int, free: Tensor) -> Tensor:
-        share = schedule.proportion_at(step - step % 2)
-        sure = counted(free, share)
-        if step % 2 == 0 or share == 0:
+        sure = counted(free, schedule.proportion_at(step - step % 2))
+        if step % 2 == 0:
             return sure
         return torch.where(sure < free, free - sure, free)
 
@@ -236,8 +235,6 @@ class Renoise(Strategy):
 
     def count(self, schedule: Schedule, step: int, free: Tensor) -> Tensor:
         proportion = schedule.proportion_at(step)
-        if proportion == 0:
-            return counted(free, 0)
         kept = ((step + 1) / schedule.steps) ** ((1 - proportion) / proportion)
         return counted(free, kept)
 

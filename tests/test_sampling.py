@@ -90,6 +90,14 @@ def test_proportion_zero_changes_no_token_and_one_changes_all(strategy: str) -> 
     assert torch.equal(tokens, before)
 
 
+@EVERY_STRATEGY
+def test_a_step_of_proportion_zero_leaves_what_the_steps_before_have_made(strategy: str) -> None:
+    schedule = replace(flat(strategy, 1.0, 2), end_sample_proportion=0.0)
+    start, first, second = states(one_higher, schedule, seeds_of(5))
+    assert torch.equal(first.tokens, (start.tokens + 1) % VOCAB)
+    assert torch.equal(second.tokens, first.tokens)
+
+
 @pytest.mark.parametrize("strategy", ["random", "confidence", "halton"])
 def test_in_each_sample_exactly_the_proportion_of_its_tokens_changes(strategy: str) -> None:
     frozen = torch.arange(400) < torch.tensor([[0], [100], [395], [399], [400]])
