@@ -86,6 +86,27 @@ def augment(
     return images
 
 
+def recolour(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Shuffle the colour channels of a share of the pictures.
+
+    Most sets of pictures vary from warm to cold and hardly from green to magenta. A network learns
+    the directions of colour in the order of their variance; here they have the same.
+
+    Args:
+        images: (B, 3, H, W).
+        share: chance of each picture, in [0, 1].
+        generator: on the device of the images.
+
+    Returns:
+        (B, 3, H, W).
+    """
+    draws = torch.rand(len(images), 4, generator=generator, device=images.device)
+    order = draws[:, :3].argsort(dim=1)
+    kept = torch.arange(3, device=images.device)
+    order = torch.where(draws[:, 3:] < share, order, kept)
+    return images.gather(1, order[:, :, None, None].expand_as(images))
+
+
 def _windows(images: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
     count, channels, *sides = images.shape
     if all(side == size for side in sides):

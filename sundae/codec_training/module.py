@@ -71,6 +71,10 @@ class CodecTraining(nn.Module):
             self._batches = int(self.batches)
         return self._batches
 
+    def quantises(self) -> bool:
+        """Whether the decoder gets codes already; asks the device only once after loading."""
+        return self.batches_seen() >= self.quantise_start
+
     @property
     def last_layer(self) -> Tensor:
         """The decoder's last weight, at which losses are balanced."""
@@ -85,7 +89,7 @@ class CodecTraining(nn.Module):
         """
         latents = self.vqgan.encode(images).float()
         quantiser, batch = self.vqgan.quantize, self.batches_seen()
-        quantises = batch >= self.quantise_start
+        quantises = self.quantises()
         if self.training and quantises:
             self.care.before(quantiser, latents, batch - self.quantise_start, generator)
         tokens = quantiser(latents)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sundae.codec_training.codebook import CodebookCare, usage_and_perplexity
 from sundae.codec_training.config import CodecRunConfig
-from sundae.codec_training.dataset import ImageDataset, augment
+from sundae.codec_training.dataset import ImageDataset, augment, recolour
 from sundae.codec_training.discriminator import PatchDiscriminator
 from sundae.codec_training.losses import (
     adaptive_weight,
@@ -83,6 +83,8 @@ class CodecTask:
         images = augment(
             batch["images"], size, mirror=mirror, generator=generator if codec.training else None
         )
+        if self.settings.recolour and codec.training and not codec.quantises():
+            images = recolour(images, self.settings.recolour, generator)
         images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         adversarial = codec.batches_seen() >= self.disc_start
         result: Reconstruction = net("reconstruct", images, generator)
