@@ -15,13 +15,11 @@ from sundae.canvas import Shape
 from sundae.categorical import seeded_uniforms
 from sundae.codecs import Codec
 from sundae.compositing import composited, fill_hidden
-from sundae.curves import Schedule
 from sundae.errors import UserError
 from sundae.images import crop_box, resize_and_crop, to_pil, to_tensor
 from sundae.masks import resize_mask, token_mask
 from sundae.prior import Prior
-from sundae.sampling import Refinement
-from sundae.strategies import starting_tokens
+from sundae.sampling import Refinement, Schedule, starting_tokens
 
 # A stream of noise that no refinement step uses: steps count up from 0.
 _RENOISE = -1
