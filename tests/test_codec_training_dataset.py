@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sundae.codec_training.dataset import ImageDataset, augment, open_pictures
+from sundae.codec_training.dataset import ImageDataset, augment, open_pictures, recolour
 from sundae.errors import UserError
 from sundae.images import load_image, resize_and_crop, save_image, to_tensor
 
@@ -107,3 +107,12 @@ def test_colours_keep_their_channel(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (255, 0, 51)).save(tmp_path / "a.png")
     image = ImageDataset([tmp_path / "a.png"], 4)[0]["images"]
     torch.testing.assert_close(image[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
+
+
+def test_recolouring_shuffles_channels_of_a_share_of_the_pictures_and_nothing_else() -> None:
+    images = torch.rand(4000, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    made = recolour(images, 0.6, torch.Generator().manual_seed(0))
+    assert torch.equal(made.sort(dim=1).values, images.sort(dim=1).values)
+    changed = (made != images).flatten(1).any(1).float().mean()
+    assert abs(float(changed) - 0.6 * 5 / 6) < 0.03  # one shuffle in six changes nothing
+    assert torch.equal(recolour(images, 0.0, torch.Generator().manual_seed(0)), images)

@@ -274,3 +274,15 @@ def test_until_quantise_start_it_is_an_autoencoder_and_then_codes_begin_among_la
 def test_quantise_start_counts_optimiser_steps_not_mini_batches() -> None:
     net, _ = make(config(quantise_start=3), accumulate=2)
     assert net.quantise_start == 6
+
+
+def test_pictures_are_recoloured_only_while_it_is_an_autoencoder_in_training() -> None:
+    net, task = make(config(quantise_start=1, recolour=1.0, mirror=False, disc_start=100))
+    seen: list[Tensor] = []
+    net.vqgan.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    run(net.eval(), task, images)
+    run(net.train(), task, images)
+    run(net, task, images)
+    recoloured = [not torch.equal(x, images * 2 - 1) for x in seen]
+    assert recoloured == [False, True, False]
