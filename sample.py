@@ -8,7 +8,7 @@ import torch
 
 from sundae.checkpoint import Checkpoint, open_checkpoint
 from sundae.codecs import open_codec
-from sundae.config import RunConfig, load_config, parse_config, update_config
+from sundae.config import RunConfig, load_config, parse_config, with_sampling_flags
 from sundae.errors import UserError
 from sundae.prior import (
     Prior,
@@ -19,7 +19,14 @@ from sundae.prior import (
     write_samples,
 )
 from sundae.runs import check_same_codec, check_same_network, class_number
-from utils import add_common_flags, choose_device, explicit, run_cli, seed_everything
+from utils import (
+    add_common_flags,
+    add_sampling_flags,
+    choose_device,
+    explicit,
+    run_cli,
+    seed_everything,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,13 +38,7 @@ def parse_args() -> argparse.Namespace:
     )
     flag("--nb-samples", type=int, metavar="N", help="how many PNGs to write")
     flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (64)")
-    flag("--steps", type=int, metavar="N", help="refinement steps at most")
-    flag("--temperature", type=float, metavar="T", help="of the first step's draws; 0 is argmax")
-    flag("--end-temperature", type=float, metavar="T", help="of the last step's draws")
-    flag("--sample-proportion", type=float, metavar="P", help="share of tokens renewed, first step")
-    flag("--end-sample-proportion", type=float, metavar="P", help="the same in the last step")
-    flag("--min-steps", type=int, metavar="N", help="steps before a sample may stop early")
-    flag("--no-early-stop", action="store_true", help="do all steps, changed or not")
+    add_sampling_flags(parser)
     flag("--class", dest="classes", action="append", metavar="NAME", help="a class by name or "
          "number, repeatable; all classes evenly unless given")  # fmt: skip
     flag("--out-dir", type=Path, metavar="DIR", help="folder of the PNGs (samples/NAME_TIME)")
@@ -58,11 +59,7 @@ def read_config(args: argparse.Namespace, checkpoint: Checkpoint) -> RunConfig:
     else:
         cfg = parse_config(checkpoint.info.config, str(checkpoint.folder), args.overrides)
     check_same_network(cfg, checkpoint)
-    names = ("steps", "nb_samples", "temperature", "end_temperature", "sample_proportion",
-             "end_sample_proportion", "min_steps")  # fmt: skip
-    flags = {f"sampling.{name}": getattr(args, name) for name in names}
-    flags["sampling.early_stop"] = False if args.no_early_stop else None
-    return update_config(cfg, flags, str(checkpoint.folder))
+    return with_sampling_flags(cfg, args, str(checkpoint.folder))
 
 
 def main() -> None:

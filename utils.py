@@ -110,6 +110,40 @@ def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: An
         parser.add_argument(flag, **_COMMON_FLAGS[flag] | changes)
 
 
+# The names that [sampling] takes; tests/test_utils.py compares them with its types.
+STRATEGIES = ("random", "confidence", "halton", "argmax", "renoise")
+CURVES = ("linear", "cosine", "constant")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every key of [sampling] that says how to sample; none has a default.
+
+    `sundae.config.with_sampling_flags` applies and checks them.
+    """
+    curves = f"{', '.join(CURVES[:-1])} or {CURVES[-1]}"
+    flag = parser.add_argument
+    flag("--steps", type=int, metavar="N", help="refinement steps at most")
+    flag("--strategy", metavar="NAME", help="which tokens take a new value in a step: "
+         f"{', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}")  # fmt: skip
+    flag("--temperature", type=float, metavar="T", help="of the first step's draws; 0 is argmax")
+    flag("--end-temperature", type=float, metavar="T", help="of the last step's draws")
+    flag("--temperature-curve", metavar="NAME", help=f"between the two: {curves}")
+    flag("--sample-proportion", type=float, metavar="P", help="share of tokens renewed, first step")
+    flag("--end-sample-proportion", type=float, metavar="P", help="the same in the last step")
+    flag("--proportion-curve", metavar="NAME", help=f"between the two: {curves}")
+    flag("--guidance", type=float, metavar="G", help="weight of the class in the first step; 1 is "
+         "the network's own, other values need net.class_dropout in training")  # fmt: skip
+    flag("--end-guidance", type=float, metavar="G", help="the same in the last step")
+    flag("--guidance-curve", metavar="NAME", help=f"between the two: {curves}")
+    flag("--top-k", type=int, metavar="N", help="draw among the N most likely codes; 0 for all")
+    flag("--top-p", type=float, metavar="P", help="draw among the most likely codes that make up "
+         "this probability; 1 for all")  # fmt: skip
+    flag("--choice-temperature", type=float, metavar="T", help="randomness of the choice of "
+         "--strategy confidence in the first step; it fades")  # fmt: skip
+    flag("--min-steps", type=int, metavar="N", help="steps before a sample may stop early")
+    flag("--no-early-stop", action="store_true", help="do all steps, changed or not")
+
+
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every training script has."""
     flag = parser.add_argument

@@ -121,14 +121,18 @@ class HourglassTransformer(nn.Module):
         """Compute what is neither saved nor learned, after building on the meta device."""
         self.stage.reset_tables()
 
-    def forward(self, tokens: Tensor, classes: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, classes: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Args:
             tokens: (batch, height*width) int64 in [0, vocab_size), raster order.
             classes: (batch,) int64 in [0, num_classes), or num_classes for any class where there
                 is a null class; required by a conditional network only.
+            positions: (batch, count) int64 in [0, height*width): logits for these only, which saves
+                most of a large vocabulary's cost; all of them unless given.
 
         Returns:
-            logits: (batch, height*width, vocab_size).
+            logits: (batch, height*width, vocab_size), or (batch, count, vocab_size) at positions.
 
         Raises:
             ValueError: classes are missing, or given to an unconditional network.
@@ -143,4 +147,7 @@ class HourglassTransformer(nn.Module):
             x = x + self.class_embedding(classes)[:, None]
         if self.position is not None:
             x = x + self.position
-        return self.to_logits(self.norm(self.stage(self.dropout(x))))
+        x = self.stage(self.dropout(x))
+        if positions is not None:
+            x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+        return self.to_logits(self.norm(x))

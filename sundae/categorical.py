@@ -17,7 +17,14 @@ _WORD = 0x7FFFFFFF
 _SHARE_BITS, _UNIFORM_BITS = 30, 24
 
 
-def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+def draw_tokens(
+    logits: Tensor,
+    uniforms: Tensor,
+    temperature: float = 1.0,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Tensor:
     """Draw one token a row by inverting the cumulative distribution softmax(logits / temperature).
 
     One uniform number a row instead of one a code makes this many times cheaper than a Gumbel or
@@ -28,6 +35,7 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> T
         logits: (..., vocab) float; -inf marks an impossible token.
         uniforms: (...) float in [0, 1).
         temperature: at least 0; 0 takes the most likely token.
+        top_k, top_p: see `keep_likely`; probabilities are those at the temperature.
 
     Returns:
         tokens: (...) int64 in [0, vocab), also where the logits are not numbers.
@@ -39,17 +47,40 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> T
     chunk = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
     size = max(1, chunk // logits.shape[-1])
     drawn = [
-        _invert(part, point, temperature)
+        _invert(keep_likely(part.float() / temperature, top_k, top_p), point)
         for part, point in zip(rows.split(size), points.split(size), strict=True)
     ]
     return torch.cat(drawn).view(logits.shape[:-1])
 
 
-def _invert(logits: Tensor, points: Tensor, temperature: float) -> Tensor:
+def keep_likely(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Make all but the likely tokens impossible.
+
+    Args:
+        logits: (..., vocab) float.
+        top_k: keep this many of the most likely; 0 for all. Of equals at the edge any may stay.
+        top_p: then keep the fewest of the most likely whose probabilities, among those left, reach
+            this sum (nucleus sampling, arXiv 1904.09751); in (0, 1], 1 for all.
+
+    Returns:
+        (..., vocab) float, the others -inf; `logits` itself where nothing is left out.
+    """
+    vocab = logits.shape[-1]
+    if not 0 < top_k < vocab and top_p >= 1:
+        return logits
+    values, codes = logits.topk(top_k if 0 < top_k < vocab else vocab, dim=-1)
+    if top_p < 1:
+        share = values.softmax(-1)
+        before = share.cumsum(-1) - share
+        values = values.masked_fill(before >= top_p, -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter_(-1, codes, values)
+
+
+def _invert(logits: Tensor, points: Tensor) -> Tensor:
     """logits: (rows, vocab), points: (rows, 1) in [0, 1) -> (rows,) int64"""
     # In whole numbers the sums are exact, in whatever order a device adds them: an impossible token
     # adds nothing, so it is never drawn, and a seed gives the same tokens every time.
-    share = torch.softmax(logits.float() / temperature, dim=-1).mul_(2**_SHARE_BITS).int()
+    share = torch.softmax(logits, dim=-1).mul_(2**_SHARE_BITS).int()
     mass = share.cumsum(dim=-1, dtype=torch.int32)
     point = (points * 2**_UNIFORM_BITS).long() * mass[:, -1:] >> _UNIFORM_BITS
     # The logits of a diverged network draw anything, but nothing that an embedding would choke on.

@@ -4,9 +4,10 @@ It is read once, by a script, into a frozen `RunConfig`; everything wrong with i
 any work starts. The same checks guard the configuration kept in a checkpoint.
 """
 
+import argparse
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "update_config",
+    "with_sampling_flags",
 ]
 
 _SECTIONS: dict[str, type] = {
@@ -111,6 +113,25 @@ def update_config(
     names = {dotted: "--" + dotted.split(".")[-1].replace("_", "-") for dotted in changes}
     origin = Origin(source, names)
     return _build_run(_with_changes(cfg.to_dict(), changes, origin), origin)
+
+
+def with_sampling_flags(
+    cfg: RunConfig, args: argparse.Namespace, source: str = "configuration"
+) -> RunConfig:
+    """Let a script's sampling flags (`utils.add_sampling_flags`) win over [sampling].
+
+    Args:
+        args: parsed flags; one that it lacks counts as not given. A script's own --nb-samples is
+            applied too.
+        source: how to name `cfg` in an error.
+
+    Raises:
+        UserError: as `parse_config`, naming the flag.
+    """
+    names = {field.name for field in fields(SamplingConfig)} - {"early_stop"}
+    flags: dict[str, Any] = {f"sampling.{name}": getattr(args, name, None) for name in names}
+    flags["sampling.early_stop"] = False if getattr(args, "no_early_stop", False) else None
+    return update_config(cfg, flags, source)
 
 
 def dump_toml(cfg: RunConfig) -> str:

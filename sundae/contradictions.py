@@ -33,6 +33,7 @@ def check_agreement(cfg: RunConfig, origin: Origin) -> None:
     _check_grid(cfg, origin)
     _check_heads(cfg.net, origin)
     _check_classes(cfg.net, origin)
+    _check_guidance(cfg, origin)
     _check_depth(cfg.net, origin)
     _check_shortening(cfg, origin)
 
@@ -176,6 +177,15 @@ def _check_classes(net: NetConfig, origin: Origin) -> None:
             f"{origin.at('net.class_dropout')}: there is no class to hide, net.conditional is "
             "false; set it to true or drop class_dropout"
         )
+
+
+def _check_guidance(cfg: RunConfig, origin: Origin) -> None:
+    for name, value in zip(("guidance", "end_guidance"), cfg.sampling.guidance_ramp, strict=True):
+        if value != 1 and not cfg.net.class_dropout:
+            raise UserError(
+                f"{origin.at(f'sampling.{name}')}: {value:g} needs a network that also learned to "
+                "do without the class; train one with net.class_dropout = 0.1, or leave it at 1"
+            )
 
 
 def _check_depth(net: NetConfig, origin: Origin) -> None:

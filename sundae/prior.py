@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hourglass_transformer import HourglassTransformer
 from sundae.categorical import draw_seeds
 from sundae.codecs import Codec
-from sundae.config import RunConfig, SamplingConfig
+from sundae.config import NetConfig, RunConfig, SamplingConfig
 from sundae.errors import UserError
 from sundae.files import make_folder, writing_to
 from sundae.images import make_grid, save_grid, save_image
@@ -72,10 +73,16 @@ def drop_classes(
     return classes.masked_fill(hidden, null_class)
 
 
+def null_class(net: NetConfig) -> int | None:
+    """Number of the class that means any, of a network that has learned one."""
+    return net.num_classes if net.conditional and net.class_dropout > 0 else None
+
+
 def schedule_of(sampling: SamplingConfig) -> Schedule:
     """The run file's [sampling] section as the sampler takes it."""
     temperature, end_temperature = sampling.temperature_ramp
     proportion, end_proportion = sampling.proportion_ramp
+    guidance, end_guidance = sampling.guidance_ramp
     return Schedule(
         steps=sampling.steps,
         temperature=temperature,
@@ -84,6 +91,15 @@ def schedule_of(sampling: SamplingConfig) -> Schedule:
         end_sample_proportion=end_proportion,
         min_steps=sampling.min_steps,
         early_stop=sampling.early_stop,
+        strategy=sampling.strategy,
+        temperature_curve=sampling.temperature_curve,
+        proportion_curve=sampling.proportion_curve,
+        guidance=guidance,
+        end_guidance=end_guidance,
+        guidance_curve=sampling.guidance_curve,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        choice_temperature=sampling.choice_temperature,
     )
 
 
@@ -110,7 +126,7 @@ class Prior:
         Args:
             seeds: (batch,) int64, any device, as all of the following.
             classes: (batch,) int64 for a conditional network, else None.
-            schedule: how to refine.
+            schedule: how to refine; guidance other than 1 needs a network with a null class.
             tokens: (batch, length) int64 to start from; uniform noise unless given.
             frozen: (batch, length) bool: tokens that keep the value they start with.
         """
@@ -120,15 +136,19 @@ class Prior:
             length=self.cfg.data.sequence_length,
             vocab_size=self.cfg.data.vocab_size,
             schedule=schedule,
+            grid=self.cfg.grid_shape,
+            null_class=null_class(self.cfg.net),
+            denoise_at=self._denoise if isinstance(self.net, HourglassTransformer) else None,
             **{
                 name: None if value is None else value.to(self.device)
                 for name, value in (("classes", classes), ("tokens", tokens), ("frozen", frozen))
             },
         )
 
-    def _denoise(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
+    def _denoise(self, tokens: Tensor, classes: Tensor | None, *positions: Tensor) -> Tensor:
+        """Logits of all positions, or of the given ones (batch, count)."""
         with autocast(self.device, self.use_amp):
-            logits: Tensor = self.net(tokens, classes)
+            logits: Tensor = self.net(tokens, classes, *positions)
         return logits
 
     def grids(self, tokens: Tensor) -> Tensor:

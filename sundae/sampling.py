@@ -1,4 +1,4 @@
-"""Sampling: one refinement step, and the loop around it that yields tokens as they improve."""
+"""Sampling: the loop that yields tokens as they improve, whatever strategy chooses among them."""
 
 from __future__ import annotations
 
@@ -8,50 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sundae.categorical import draw_tokens, seeded_uniforms
+from sundae.categorical import draw_tokens
+from sundae.curves import Schedule
+from sundae.strategies import STRATEGIES, Rows, Strategy, Turn, draw_noise, starting_tokens
+
+__all__ = ["ClassDenoise", "DenoiseAt", "Refinement", "Schedule", "sample", "starting_tokens"]
 
 # (tokens (batch, length), classes (batch,) or None) -> logits (batch, length, vocab)
 ClassDenoise = Callable[[Tensor, Tensor | None], Tensor]
 
-# Streams of noise within one sample: one for the first tokens, then two a step.
-_START, _DRAW, _CHOOSE = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a sample is refined.
-
-    Attributes:
-        steps: refinement steps at most, at least 1.
-        temperature, end_temperature: of the draws in the first and in the last step, at least 0.
-        sample_proportion, end_sample_proportion: share of tokens that take their fresh draw in the
-            first and in the last step, in [0, 1].
-        min_steps: steps before a sample may be called done.
-        early_stop: stop a sample once a step after `min_steps` changes none of its tokens.
-    """
-
-    steps: int
-    temperature: float = 1.0
-    end_temperature: float = 1.0
-    sample_proportion: float = 1.0
-    end_sample_proportion: float = 1.0
-    min_steps: int = 0
-    early_stop: bool = True
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-
-    def temperature_at(self, step: int) -> float:
-        """Temperature of step 0 .. steps-1, a linear ramp that meets both ends."""
-        return self._ramp(self.temperature, self.end_temperature, step)
-
-    def proportion_at(self, step: int) -> float:
-        """Update proportion of step 0 .. steps-1, a linear ramp that meets both ends."""
-        return self._ramp(self.sample_proportion, self.end_sample_proportion, step)
-
-    def _ramp(self, start: float, end: float, step: int) -> float:
-        return start + (end - start) * step / max(1, self.steps - 1)
+# The same for some positions: (tokens, classes, positions (batch, count)) -> (batch, count, vocab)
+DenoiseAt = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,57 +37,40 @@ class Refinement:
     running: int
 
 
-@dataclass
-class _Rows:
-    """Everything that has a row per sample, so that it is indexed together."""
+@dataclass(frozen=True)
+class _Network:
+    """A denoiser with guidance, for all positions or some."""
 
-    index: Tensor  # where the row goes in the batch that was asked for
-    tokens: Tensor
-    seeds: Tensor
-    classes: Tensor | None
-    frozen: Tensor | None
+    denoise: ClassDenoise
+    denoise_at: DenoiseAt | None
+    null_class: int | None
 
-    def keep(self, going: Tensor) -> _Rows:
-        """The rows where `going` (batch,) bool is true."""
-        parts = (self.index, self.tokens, self.seeds, self.classes, self.frozen)
-        return _Rows(*(None if part is None else part[going] for part in parts))  # type: ignore[arg-type]
+    def logits(self, rows: Rows, guidance: float, positions: Tensor | None = None) -> Tensor:
+        """(batch, length, vocab), or (batch, count, vocab) at positions (batch, count).
+
+        With guidance g other than 1 it is null + g * (conditional - null), both from one forward of
+        twice the rows (classifier-free guidance, arXiv 2207.12598, with 1 + w for g).
+        """
+        if guidance == 1:
+            return self._predict(rows.tokens, rows.classes, positions)
+        assert rows.classes is not None and self.null_class is not None
+        classes = torch.cat((rows.classes, torch.full_like(rows.classes, self.null_class)))
+        twice = None if positions is None else positions.repeat(2, 1)
+        both = self._predict(rows.tokens.repeat(2, 1), classes, twice)
+        conditional, null = both.float().chunk(2)
+        return null + guidance * (conditional - null)
+
+    def _predict(self, tokens: Tensor, classes: Tensor | None, positions: Tensor | None) -> Tensor:
+        if positions is None:
+            return self.denoise(tokens, classes)
+        if self.denoise_at is None:
+            return at_positions(self.denoise(tokens, classes), positions)
+        return self.denoise_at(tokens, classes, positions)
 
 
-def starting_tokens(seeds: Tensor, length: int, vocab_size: int) -> Tensor:
-    """Uniform tokens, one row a seed: (batch,) int64 -> (batch, length) int64."""
-    return (seeded_uniforms(seeds, _START, length) * vocab_size).long()
-
-
-def refine(
-    logits: Tensor,
-    tokens: Tensor,
-    *,
-    seeds: Tensor,
-    step: int,
-    temperature: float,
-    proportion: float,
-    frozen: Tensor | None = None,
-) -> Tensor:
-    """One step: a fresh draw for every token, taken by a random `proportion` of them.
-
-    Args:
-        logits: (batch, length, vocab) for `tokens`.
-        tokens: (batch, length) int64.
-        seeds: (batch,) int64, with `step` the source of all randomness.
-        step: number of the step, from 0.
-        temperature: of the draw.
-        proportion: chance of each token to take its draw; 0 changes none, 1 offers all a change.
-        frozen: (batch, length) bool; true never changes.
-
-    Returns:
-        (batch, length) int64, a new tensor.
-    """
-    length = tokens.shape[1]
-    drawn = draw_tokens(logits, seeded_uniforms(seeds, 2 * step + _DRAW, length), temperature)
-    takes = seeded_uniforms(seeds, 2 * step + _CHOOSE, length) < proportion
-    if frozen is not None:
-        takes &= ~frozen
-    return torch.where(takes, drawn, tokens)
+def at_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """(batch, length, n), (batch, count) int64 -> (batch, count, n)"""
+    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def sample(
@@ -133,59 +83,146 @@ def sample(
     classes: Tensor | None = None,
     tokens: Tensor | None = None,
     frozen: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
+    null_class: int | None = None,
+    denoise_at: DenoiseAt | None = None,
 ) -> Iterator[Refinement]:
     """Refine all tokens of a batch in parallel (arXiv 2206.12351), step by step.
 
     Sample i depends on seeds[i] and on row i of the other arguments alone: not on the batch it is
     computed in, nor on samples that are done and have left it.
 
+    In each step the schedule's strategy offers some of the tokens that may change a value drawn
+    from the network's logits. A proportion p of n such tokens are the round(p * n) that come first
+    in the strategy's order, at least one unless p is 0.
+
     Args:
         denoise: tokens (batch, length), classes (batch,) or None -> logits (batch, length, vocab).
         seeds: (batch,) int64; its device is where everything happens.
         length: tokens a sample.
         vocab_size: number of distinct tokens.
-        schedule: steps, temperatures, proportions, stopping.
+        schedule: steps, strategy, temperatures, proportions, guidance, stopping.
         classes: (batch,) int64 for a conditional network.
         tokens: (batch, length) int64 to start from; uniform noise unless given.
         frozen: (batch, length) bool; these positions keep the value they start with.
+        grid: (height, width) of the tokens in raster order, for strategies that look where they
+            are; one row unless given.
+        null_class: the class that means any, for guidance.
+        denoise_at: as `denoise`, but takes positions (batch, count) as well and returns
+            (batch, count, vocab) for them. A strategy that chooses its tokens before it sees logits
+            uses it to compute no others; without it the others are computed and dropped.
 
     Returns:
         an iterator of the Refinement after 0, 1, 2 .. steps, until all steps are done or all
         samples are.
 
     Raises:
-        ValueError: frozen without tokens (frozen noise), or rows that do not match the seeds.
+        ValueError: frozen without tokens (frozen noise), rows that do not match the seeds, a grid
+            of another length, or guidance without classes or without a null class.
     """
     if frozen is not None and tokens is None:
         raise ValueError("frozen positions need tokens to keep")
     for name, value in (("classes", classes), ("tokens", tokens), ("frozen", frozen)):
         if value is not None and len(value) != len(seeds):
             raise ValueError(f"{name} has {len(value)} rows for {len(seeds)} seeds")
+    grid = (1, length) if grid is None else grid
+    if grid[0] * grid[1] != length:
+        raise ValueError(f"a grid of {grid[0]}x{grid[1]} does not hold {length} tokens")
+    guided = (schedule.guidance, schedule.end_guidance) != (1, 1)
+    if guided and (classes is None or null_class is None):
+        raise ValueError("guidance needs classes and the number of the class that means any")
     start = starting_tokens(seeds, length, vocab_size) if tokens is None else tokens.clone()
-    index = torch.arange(len(seeds), device=seeds.device)
-    return _refine_all(denoise, _Rows(index, start, seeds, classes, frozen), schedule)
+    network = _Network(denoise, denoise_at, null_class)
+    return _refine_all(network, _first_rows(start, seeds, classes, frozen), schedule, grid)
+
+
+def _first_rows(
+    start: Tensor, seeds: Tensor, classes: Tensor | None, frozen: Tensor | None
+) -> Rows:
+    nothing = torch.zeros_like(start, dtype=torch.bool)
+    return Rows(
+        index=torch.arange(len(seeds), device=seeds.device),
+        seeds=seeds,
+        classes=classes,
+        start=start,
+        tokens=start,
+        free=~nothing if frozen is None else ~frozen,
+        offered=nothing,
+        settled=nothing,
+        served=torch.zeros_like(seeds),
+    )
 
 
 @torch.no_grad()
-def _refine_all(denoise: ClassDenoise, rows: _Rows, schedule: Schedule) -> Iterator[Refinement]:
+def _refine_all(
+    network: _Network, rows: Rows, schedule: Schedule, grid: tuple[int, int]
+) -> Iterator[Refinement]:
     """The loop of `sample`."""
+    strategy = STRATEGIES[schedule.strategy]
+    # Known here once, so that no step has to ask the device how many tokens it will choose.
+    free_counts = rows.free.sum(1).unique().cpu()
     everything = rows.tokens
     yield Refinement(everything, 0, len(rows.index))
     for step in range(schedule.steps):
-        updated = refine(
-            denoise(rows.tokens, rows.classes),
-            rows.tokens,
-            seeds=rows.seeds,
-            step=step,
-            temperature=schedule.temperature_at(step),
-            proportion=schedule.proportion_at(step),
-            frozen=rows.frozen,
-        )
-        going = (updated != rows.tokens).any(dim=1)
-        rows.tokens = updated
+        turn = Turn(rows, schedule, step, grid)
+        most = _most(strategy, schedule, step, free_counts)
+        updated, offered = _advance(network, strategy, turn, most)
+        changed = (updated != rows.tokens).any(dim=1, keepdim=True)
+        rows.settled = (rows.settled | offered) & ~changed
+        rows.served = rows.served + offered.sum(1)
+        rows.tokens, rows.offered = updated, offered
         everything = everything.index_copy(0, rows.index, updated)
-        if schedule.early_stop and step >= schedule.min_steps and not bool(going.all()):
-            rows = rows.keep(going)
+        if schedule.early_stop and step >= schedule.min_steps:
+            going = ~(rows.settled | ~rows.free).all(dim=1)
+            if not bool(going.all()):
+                rows = rows.keep(going)
         yield Refinement(everything, step + 1, len(rows.index))
         if len(rows.index) == 0:
             return
+
+
+def _most(strategy: Strategy, schedule: Schedule, step: int, free_counts: Tensor) -> int:
+    """How many tokens a step chooses in the sample where it chooses most; all on the host.
+
+    Args:
+        free_counts: (n,) int64, CPU: all numbers of tokens that may change in a sample.
+    """
+    if schedule.proportion_at(step) == 0 or len(free_counts) == 0:
+        return 0
+    return int(strategy.count(schedule, step, free_counts).max())
+
+
+def _advance(network: _Network, strategy: Strategy, turn: Turn, most: int) -> tuple[Tensor, Tensor]:
+    """One step: (the new tokens, which of them were offered a fresh value), each (batch, length).
+
+    Args:
+        most: see `_most`.
+    """
+    rows, schedule, step = turn.rows, turn.schedule, turn.step
+    tokens, length = rows.tokens, rows.tokens.shape[1]
+    if most == 0:
+        return tokens, torch.zeros_like(rows.free)
+    guidance = schedule.guidance_at(step)
+    seen = network.logits(rows, guidance) if strategy.sees_logits(step) else None
+    rank = strategy.rank(turn, seen).float().masked_fill(~rows.free, torch.inf)
+    order = rank.argsort(dim=1, stable=True)  # equal ranks in raster order, on every device
+    count = strategy.count(schedule, step, rows.free.sum(1))
+    chosen = torch.arange(length, device=tokens.device) < count[:, None]
+    offered = torch.zeros_like(rows.free).scatter_(1, order, chosen) & rows.free
+    # All rows look at as many positions, the surplus of some is not offered.
+    positions = order[:, :most] if most < length else None
+    if seen is None:
+        logits = network.logits(rows, guidance, positions)
+    else:
+        logits = seen if positions is None else at_positions(seen, positions)
+    noise = draw_noise(rows.seeds, step, length)
+    drawn = draw_tokens(
+        logits,
+        noise if positions is None else noise.gather(1, positions),
+        0.0 if strategy.greedy else schedule.temperature_at(step),
+        top_k=schedule.top_k,
+        top_p=schedule.top_p,
+    )
+    fresh = drawn if positions is None else tokens.scatter(1, positions, drawn)
+    others = torch.where(rows.free, strategy.others(rows), tokens)
+    return torch.where(offered, fresh, others), offered

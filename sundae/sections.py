@@ -20,6 +20,8 @@ ScheduleName = Literal[
     "polynomial",
     "polynomial_with_warmup",
 ]
+StrategyName = Literal["random", "confidence", "halton", "argmax", "renoise"]
+CurveName = Literal["linear", "cosine", "constant"]
 
 
 def _parse_latent_shape(value: Any) -> tuple[int, int]:
@@ -131,16 +133,29 @@ class VQGANConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """[sampling]: defaults of sample.py and of the pictures made during training."""
+    """[sampling]: defaults of sample.py and of the pictures made during training.
+
+    An `end_` that is not given equals the start. `guidance` other than 1 needs a network that was
+    trained with net.class_dropout above 0.
+    """
 
     steps: int = key(100, at_least=1)
     nb_samples: int = key(16, at_least=1)
     temperature: float = key(1.0, at_least=0)
     end_temperature: float | None = key(None, at_least=0)
+    temperature_curve: CurveName = key("linear")
     sample_proportion: float = key(0.5, at_least=0, at_most=1)
     end_sample_proportion: float | None = key(None, at_least=0, at_most=1)
+    proportion_curve: CurveName = key("linear")
     min_steps: int = key(10, at_least=0)
     early_stop: bool = key(True)
+    strategy: StrategyName = key("random")
+    choice_temperature: float = key(1.0, at_least=0)  # of the strategy 'confidence'
+    guidance: float = key(1.0, at_least=0)  # 1: the network's own prediction
+    end_guidance: float | None = key(None, at_least=0)
+    guidance_curve: CurveName = key("linear")
+    top_k: int = key(0, at_least=0)  # 0: all codes
+    top_p: float = key(1.0, above=0, at_most=1)  # 1: all codes
 
     @property
     def temperature_ramp(self) -> tuple[float, float]:
@@ -153,6 +168,11 @@ class SamplingConfig:
         """Proportion of tokens that take a new value in the first and the last step."""
         end = self.end_sample_proportion
         return self.sample_proportion, self.sample_proportion if end is None else end
+
+    @property
+    def guidance_ramp(self) -> tuple[float, float]:
+        """Guidance of the first and the last step."""
+        return self.guidance, self.guidance if self.end_guidance is None else self.end_guidance
 
 
 @dataclass(frozen=True, kw_only=True)

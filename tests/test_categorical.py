@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sundae.categorical import draw_seeds, draw_tokens, seeded_uniforms
+from sundae.categorical import draw_seeds, draw_tokens, keep_likely, seeded_uniforms
 
 ALMOST_ONE = 1 - 2**-24
 # Quantiles of chi-square at 0.9999 for the degrees of freedom used below.
@@ -33,6 +33,51 @@ def test_a_token_is_drawn_over_a_stretch_of_uniforms_as_long_as_its_probability(
     assert (drawn.diff() >= 0).all()
     error = drawn.bincount(minlength=50) - count * torch.softmax(logits, 0)
     assert error.abs().max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"),
+    [
+        (0, 1.0, [0, 1, 2, 3, 4]),
+        (5, 1.0, [0, 1, 2, 3, 4]),
+        (9, 1.0, [0, 1, 2, 3, 4]),
+        (3, 1.0, [0, 2, 3]),
+        (1, 1.0, [2]),
+        (0, 0.01, [2]),
+        (0, 0.39, [2]),
+        (0, 0.41, [0, 2]),
+        (0, 0.64, [0, 2]),
+        (0, 0.66, [0, 2, 3]),
+        (0, 0.999, [0, 1, 2, 3, 4]),
+        (3, 0.50, [0, 2]),  # of 0.4, 0.25 and 0.2 the two are 0.76
+        (3, 0.77, [0, 2, 3]),  # without top_k the two and 0.12 would do, but it is not among them
+        (2, 0.999, [0, 2]),
+    ],
+)
+def test_top_k_and_top_p_keep_exactly_the_right_codes(
+    top_k: int, top_p: float, kept: list[int]
+) -> None:
+    probabilities = torch.tensor([0.25, 0.03, 0.40, 0.20, 0.12])
+    logits = probabilities.log() + 3
+    left = keep_likely(torch.stack((logits, logits.flip(0))), top_k, top_p)
+    wanted = torch.full((5,), -torch.inf)
+    wanted[kept] = logits[kept]
+    assert torch.equal(left, torch.stack((wanted, wanted.flip(0))))
+    uniforms = torch.linspace(0, ALMOST_ONE, 2000)
+    drawn = draw_tokens(logits.expand(2000, 5), uniforms, top_k=top_k, top_p=top_p)
+    share = drawn.bincount(minlength=5) / 2000
+    expected = torch.zeros(5)
+    expected[kept] = probabilities[kept] / probabilities[kept].sum()
+    assert (share - expected).abs().max() < 0.001
+
+
+def test_top_k_keeps_as_many_as_it_says_among_equals_and_top_p_goes_by_the_temperature() -> None:
+    assert (keep_likely(torch.zeros(7, 9), top_k=4) == 0).sum(1).tolist() == [4] * 7
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(2000, 3)
+    uniforms = torch.linspace(0, ALMOST_ONE, 2000)
+    for temperature, kept in [(1.0, 2), (0.25, 1), (4.0, 3)]:
+        drawn = draw_tokens(logits, uniforms, temperature, top_p=0.72)
+        assert drawn.unique().tolist() == list(range(kept))
 
 
 def test_rows_stay_together_with_their_uniforms_across_chunks() -> None:

@@ -166,6 +166,18 @@ def test_flags_win_and_an_explicit_zero_is_a_value() -> None:
     ("override", "expected"),
     [
         ("net.dmi=3", "--set net.dmi: not a key of [net]; did you mean 'dim'?"),
+        ("sampling.strategy=hal", "expected one of 'random', 'confidence', 'halton', 'argmax'"),
+        (
+            "sampling.guidance_curve=cos",
+            "expected one of 'linear', 'cosine', 'constant', got 'cos'",
+        ),
+        ("sampling.top_p=0", "expected a number above 0 and at most 1, got 0"),
+        ("sampling.top_k=-1", "expected an integer at least 0, got -1"),
+        (
+            "sampling.guidance=2",
+            "--set sampling.guidance: 2 needs a network that also learned",
+        ),
+        ("sampling.end_guidance=0", "train one with net.class_dropout = 0.1, or leave it at 1"),
         ("net.steps=3", "--set net.steps: not a key of [net]; it belongs to [sampling]"),
         ("trianer.x=1", "--set trianer.x: no such section or key; did you mean 'trainer'?"),
         ("net.dim=true", "--set net.dim: expected an integer at least 1, got true"),

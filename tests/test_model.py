@@ -66,6 +66,18 @@ def test_a_new_network_gives_every_token_the_same_chance(changes: dict[str, Any]
 
 
 @EVERY_SHAPE
+def test_logits_at_positions_are_those_of_all(changes: dict[str, Any]) -> None:
+    cfg = config(**changes)
+    net, tokens, classes = network(cfg), tokens_for(cfg), classes_for(cfg)
+    positions = torch.tensor([[3, 0, 5, 5], [15, 2, 1, 7]])  # in any order, also twice
+    every = net(tokens, classes)
+    some = net(tokens, classes, positions)
+    assert every.std() > 0.1
+    for row in range(2):
+        assert torch.allclose(some[row], every[row, positions[row]], atol=1e-5)
+
+
+@EVERY_SHAPE
 def test_every_parameter_learns(changes: dict[str, Any]) -> None:
     cfg = config(**changes)
     net = network(cfg)

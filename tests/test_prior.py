@@ -1,6 +1,7 @@
 """From a network to losses and to pictures on disk."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from conftest import contents
 from torch import Tensor, nn
 
 from sundae.codecs import PixelCodec
-from sundae.config import RunConfig
+from sundae.config import RunConfig, SamplingConfig
 from sundae.errors import UserError
 from sundae.images import load_image, to_tensor
 from sundae.network import build_network
@@ -40,6 +41,17 @@ class ClassNet(nn.Module):
         assert classes is not None
         rows = 50.0 * torch.nn.functional.one_hot(classes, 5).float()
         return rows[:, None].expand(*tokens.shape, 5)
+
+
+class Plain(nn.Module):
+    """Any function of tokens and classes as a network that knows nothing of positions."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
+        return self.function(tokens, classes)
 
 
 def grey(level: int) -> Tensor:
@@ -103,6 +115,79 @@ def test_ramps_end_where_they_begin_unless_told(config: Config) -> None:
     assert (schedule.temperature, schedule.end_temperature) == (1.0, 0.0)
     assert (schedule.sample_proportion, schedule.end_sample_proportion) == (0.5, 0.0)
     assert (schedule.steps, schedule.min_steps, schedule.early_stop) == (3, 1, True)
+    cfg = config({"sampling.guidance": 2, "net.class_dropout": 0.1})
+    schedule = schedule_of(cfg.sampling)
+    assert (schedule.guidance, schedule.end_guidance) == (2.0, 2.0)
+
+
+def test_every_key_of_sampling_reaches_the_schedule_under_its_name(config: Config) -> None:
+    given = {
+        "steps": 7,
+        "temperature": 0.9,
+        "end_temperature": 0.8,
+        "temperature_curve": "cosine",
+        "sample_proportion": 0.7,
+        "end_sample_proportion": 0.6,
+        "proportion_curve": "constant",
+        "min_steps": 5,
+        "early_stop": False,
+        "strategy": "halton",
+        "choice_temperature": 0.3,
+        "guidance": 2.0,
+        "end_guidance": 3.0,
+        "guidance_curve": "cosine",
+        "top_k": 4,
+        "top_p": 0.5,
+    }
+    assert given.keys() | {"nb_samples"} == {field.name for field in fields(SamplingConfig)}
+    changes = {f"sampling.{name}": value for name, value in given.items()}
+    cfg = config(changes | {"net.class_dropout": 0.1})
+    assert schedule_of(cfg.sampling) == Schedule(**given)  # type: ignore[arg-type]
+
+
+def test_a_file_that_knows_no_strategies_keeps_its_meaning(config: Config) -> None:
+    assert schedule_of(config().sampling) == Schedule(3, 1.0, 1.0, 0.5, 0.5, 1, True)
+
+
+def test_guidance_asks_the_network_for_the_class_that_means_any(config: Config) -> None:
+    cfg = config({"net.class_dropout": 0.1})
+    asked: list[list[int]] = []
+
+    def net(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        asked.append(classes.tolist())
+        return torch.zeros(*tokens.shape, 5)
+
+    for guidance in (1.0, 3.0):
+        prior = Prior(Plain(net), cfg, CPU)
+        schedule = Schedule(1, guidance=guidance, end_guidance=guidance)
+        list(prior.refine(sample_seeds(0, 2), torch.tensor([2, 0]), schedule))
+    assert asked == [[2, 0], [2, 0, 3, 3]]
+
+
+def test_the_head_sees_only_tokens_that_may_change_and_draws_the_same(config: Config) -> None:
+    cfg = config()
+    net = build_network(cfg)
+    nn.init.normal_(net.to_logits.weight)
+    sizes: list[tuple[int, ...]] = []
+    net.to_logits.register_forward_hook(lambda m, inputs, out: sizes.append(inputs[0].shape))
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    frozen = torch.arange(16).expand(2, -1) >= torch.tensor([[4], [10]])
+
+    def drawn(network: nn.Module) -> Tensor:
+        *_, last = Prior(network, cfg, CPU, use_amp=False).refine(
+            sample_seeds(0, 2),
+            torch.tensor([0, 1]),
+            Schedule(6, sample_proportion=0.5, end_sample_proportion=0.5, early_stop=False),
+            tokens=tokens,
+            frozen=frozen,
+        )
+        return last.tokens
+
+    some = drawn(net)
+    assert sizes == [(2, 5, 8)] * 6  # half of the ten that may change where most may
+    assert torch.equal(some, drawn(Plain(lambda t, c: net(t, c))))
+    assert sizes[6:] == [(2, 16, 8)] * 6
 
 
 def test_a_long_run_can_be_shared_out() -> None:
@@ -173,7 +258,7 @@ def test_the_current_folder_is_an_out_dir_too(
 def test_pictures_during_training_come_from_the_averaged_network(
     config: Config, tmp_path: Path
 ) -> None:
-    cfg = config()
+    cfg = config({"sampling.sample_proportion": 1.0})
     logged: list[tuple[str, int]] = []
     trainer: Any = SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True),

@@ -3,32 +3,35 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from sundae.categorical import draw_seeds
-from sundae.sampling import ClassDenoise, Refinement, Schedule, refine, sample, starting_tokens
+from sundae.sampling import ClassDenoise, Refinement, Schedule, sample, starting_tokens
+from sundae.strategies import STRATEGIES
 
 VOCAB, LENGTH = 6, 10
 EAGER = Schedule(steps=4)  # every token takes every draw, at temperature 1
+EVERY_STRATEGY = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 def seeds_of(count: int, seed: int = 0) -> Tensor:
     return draw_seeds(count, torch.Generator().manual_seed(seed))
 
 
-def run(denoise: ClassDenoise, schedule: Schedule, seeds: Tensor, **rows: Tensor | None) -> Tensor:
+def run(denoise: ClassDenoise, schedule: Schedule, seeds: Tensor, **rows: Any) -> Tensor:
     """The tokens after the last step."""
     *_, last = states(denoise, schedule, seeds, **rows)
     return last.tokens
 
 
 def states(
-    denoise: ClassDenoise, schedule: Schedule, seeds: Tensor, **rows: Tensor | None
+    denoise: ClassDenoise, schedule: Schedule, seeds: Tensor, length: int = LENGTH, **rows: Any
 ) -> Iterator[Refinement]:
-    return sample(denoise, seeds=seeds, length=LENGTH, vocab_size=VOCAB, schedule=schedule, **rows)
+    return sample(denoise, seeds=seeds, length=length, vocab_size=VOCAB, schedule=schedule, **rows)
 
 
 def only(tokens: Tensor) -> Tensor:
@@ -45,23 +48,6 @@ def undecided(tokens: Tensor, classes: Tensor | None) -> Tensor:
     return torch.logaddexp(only(tokens), only(tokens.roll(1, dims=1)) - 0.7)
 
 
-# -- the schedule ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps", [2, 7, 100])
-def test_the_ramps_are_linear_and_meet_both_ends(steps: int) -> None:
-    schedule = Schedule(steps, 1.2, 0.4, 0.9, 0.1)
-    temperatures = [schedule.temperature_at(step) for step in range(steps)]
-    assert temperatures == pytest.approx(torch.linspace(1.2, 0.4, steps).tolist())
-    proportions = [schedule.proportion_at(step) for step in range(steps)]
-    assert proportions == pytest.approx(torch.linspace(0.9, 0.1, steps).tolist())
-
-
-def test_a_single_step_is_taken_at_the_start_of_the_ramps() -> None:
-    schedule = Schedule(1, 1.2, 0.4, 0.9, 0.1)
-    assert (schedule.temperature_at(0), schedule.proportion_at(0)) == (1.2, 0.9)
-
-
 def test_a_ramp_to_temperature_zero_ends_in_argmax() -> None:
     logits = torch.randn(LENGTH, VOCAB, generator=torch.Generator().manual_seed(0))
     schedule = Schedule(steps=5, temperature=0.9, end_temperature=0.0)
@@ -76,51 +62,165 @@ def test_a_ramp_to_temperature_zero_ends_in_argmax() -> None:
 # -- one step -------------------------------------------------------------------------------------
 
 
-def refined(
-    tokens: Tensor, step: int = 0, proportion: float = 1.0, frozen: Tensor | None = None
-) -> Tensor:
-    """One step of a denoiser that wants every token to be one higher."""
-    return refine(
-        only((tokens + 1) % VOCAB),
-        tokens,
-        seeds=seeds_of(len(tokens)),
-        step=step,
-        temperature=1.0,
-        proportion=proportion,
-        frozen=frozen,
+def flat(strategy: Any, proportion: float, steps: int = 1, **settings: Any) -> Schedule:
+    """All steps alike and all of them done."""
+    return Schedule(
+        steps,
+        sample_proportion=proportion,
+        end_sample_proportion=proportion,
+        early_stop=False,
+        strategy=strategy,
+        **settings,
     )
 
 
-def test_proportion_zero_changes_no_token_and_one_offers_all_a_change() -> None:
-    tokens = torch.randint(VOCAB, (50, 400), generator=torch.Generator().manual_seed(1))
+def one_higher(tokens: Tensor, classes: Tensor | None) -> Tensor:
+    """Every token wants to be one higher: whoever is offered a value can be seen."""
+    return only((tokens + 1) % VOCAB).clamp(min=-30)  # all else is never drawn, but finite
+
+
+@EVERY_STRATEGY
+def test_proportion_zero_changes_no_token_and_one_changes_all(strategy: str) -> None:
+    tokens = torch.randint(VOCAB, (50, LENGTH), generator=torch.Generator().manual_seed(1))
     before = tokens.clone()
-    assert torch.equal(refined(tokens, proportion=0.0), tokens)
-    assert torch.equal(refined(tokens, proportion=1.0), (tokens + 1) % VOCAB)
+    for state in states(one_higher, flat(strategy, 0.0, 4), seeds_of(50), tokens=tokens):
+        assert torch.equal(state.tokens, before)
+    for state in states(one_higher, flat(strategy, 1.0, 4), seeds_of(50), tokens=tokens):
+        assert torch.equal(state.tokens, (before + state.step) % VOCAB)
     assert torch.equal(tokens, before)
 
 
-def test_the_share_of_tokens_that_change_is_the_proportion_and_another_choice_each_step() -> None:
+@EVERY_STRATEGY
+def test_a_step_of_proportion_zero_leaves_what_the_steps_before_have_made(strategy: str) -> None:
+    schedule = replace(flat(strategy, 1.0, 2), end_sample_proportion=0.0)
+    start, first, second = states(one_higher, schedule, seeds_of(5))
+    assert torch.equal(first.tokens, (start.tokens + 1) % VOCAB)
+    assert torch.equal(second.tokens, first.tokens)
+
+
+@pytest.mark.parametrize("strategy", ["random", "confidence", "halton"])
+def test_in_each_sample_exactly_the_proportion_of_its_tokens_changes(strategy: str) -> None:
+    frozen = torch.arange(400) < torch.tensor([[0], [100], [395], [399], [400]])
+    tokens = torch.zeros(5, 400, dtype=torch.long)
+    steps = states(
+        one_higher, flat(strategy, 0.3, 6), seeds_of(5), length=400, tokens=tokens, frozen=frozen
+    )
+    for earlier, later in pairwise(state.tokens for state in steps):
+        changes = (earlier != later).sum(1)
+        assert changes.tolist() == [120, 90, 2, 1, 0]  # of 400, 300, 5, 1, 0: at least one of some
+
+
+def test_the_paper_chooses_at_random_and_anew_in_each_step() -> None:
     tokens = torch.zeros(50, 400, dtype=torch.long)
-    chosen = torch.stack([refined(tokens, step, proportion=0.3) for step in range(6)]).bool()
-    assert (chosen.double().mean((1, 2)) - 0.3).abs().max() < 0.013  # 4 standard deviations
+    steps = states(one_higher, flat("random", 0.3, 6), seeds_of(50), length=400, tokens=tokens)
+    chosen = torch.stack([a != b for a, b in pairwise(state.tokens for state in steps)])
     both = (chosen[1:] & chosen[:-1]).double().mean((1, 2))
-    assert (both - 0.09).abs().max() < 0.0081
+    assert (both - 0.09).abs().max() < 0.0081  # 4 standard deviations
+    often = chosen.double().mean((0, 1))  # no position is favoured
+    assert (often - 0.3).abs().max() < 0.12
 
 
 def test_which_tokens_change_says_nothing_about_what_they_become() -> None:
     """With one noise for both, tokens chosen at a low proportion would all draw low codes."""
     tokens = torch.full((100, 500), VOCAB - 1)
-    logits = torch.zeros(*tokens.shape, VOCAB)
-    logits[..., -1] = -torch.inf  # a change can be seen
-    drawn = refine(logits, tokens, seeds=seeds_of(100), step=0, temperature=1.0, proportion=0.2)
-    counts = drawn.flatten().bincount(minlength=VOCAB)[:-1]
+    probabilities = torch.tensor([1.0] * (VOCAB - 1) + [0.0])  # a change can be seen
+    *_, last = states(
+        constant(probabilities), flat("random", 0.2), seeds_of(100), length=500, tokens=tokens
+    )
+    counts = last.tokens.flatten().bincount(minlength=VOCAB)[:-1]
     assert (counts / counts.sum() - 1 / (VOCAB - 1)).abs().max() < 0.016  # 4 standard deviations
 
 
-def test_frozen_tokens_never_move_in_a_step() -> None:
-    tokens = torch.zeros(20, 30, dtype=torch.long)
-    frozen = torch.rand(20, 30, generator=torch.Generator().manual_seed(2)) < 0.5
-    assert torch.equal(refined(tokens, frozen=frozen).bool(), ~frozen)
+@EVERY_STRATEGY
+def test_frozen_tokens_never_move(strategy: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(VOCAB, (30, LENGTH), generator=generator)
+    frozen = torch.rand(30, LENGTH, generator=generator) < 0.5
+    moved = torch.zeros_like(frozen)
+    for state in states(
+        one_higher, flat(strategy, 0.6, 9), seeds_of(30), tokens=tokens, frozen=frozen
+    ):
+        moved |= state.tokens != tokens
+    assert torch.equal(moved, ~frozen)
+
+
+# -- guidance, and logits for some positions ------------------------------------------------------
+
+
+def test_guidance_draws_from_the_null_class_and_a_multiple_of_the_difference() -> None:
+    class_logits = torch.tensor([[0.0, 1.0, 2.0], [0.5, 0.5, 0.5], [1.0, 1.0, 1.0]])
+
+    def denoise(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        return class_logits[classes][:, None].expand(-1, tokens.shape[1], -1)
+
+    def share(guidance: float) -> Tensor:
+        *_, last = sample(
+            denoise,
+            seeds=seeds_of(400),
+            length=100,
+            vocab_size=3,
+            schedule=Schedule(1, guidance=guidance, end_guidance=guidance),
+            classes=torch.zeros(400, dtype=torch.long),
+            null_class=2,
+        )
+        return last.tokens.flatten().bincount(minlength=3) / last.tokens.numel()
+
+    for guidance, by_hand in [
+        (0.0, [1.0, 1.0, 1.0]),  # the null class alone
+        (0.5, [0.5, 1.0, 1.5]),
+        (1.0, [0.0, 1.0, 2.0]),
+        (3.0, [-2.0, 1.0, 4.0]),  # 1 + 3 * (0 - 1), 1 + 3 * (1 - 1), 1 + 3 * (2 - 1)
+    ]:
+        expected = torch.tensor(by_hand).softmax(0)
+        assert (share(guidance) - expected).abs().max() < 0.01  # 4 standard deviations
+
+
+def test_without_guidance_no_row_is_computed_twice() -> None:
+    batches = []
+
+    def denoise(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        batches.append(classes.tolist())
+        return torch.zeros(*tokens.shape, VOCAB)
+
+    schedule = Schedule(3, guidance=1.0, end_guidance=2.0, early_stop=False)
+    run(denoise, schedule, seeds_of(2), classes=torch.tensor([4, 5]), null_class=9)
+    assert batches == [[4, 5], [4, 5, 9, 9], [4, 5, 9, 9]]
+
+
+@EVERY_STRATEGY
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_logits_at_chosen_positions_are_enough(strategy: str, guidance: float) -> None:
+    """Where a strategy chooses first, no other logits are asked for, and the samples are equal."""
+    asked: list[int] = []
+    calls: list[int] = []
+
+    def denoise(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        calls.append(tokens.shape[1])
+        assert classes is not None
+        wish = only(classes[:, None].expand_as(tokens)).clamp(min=-9)
+        return torch.logaddexp(undecided(tokens, classes).clamp(min=-9), wish - 1)
+
+    def denoise_at(tokens: Tensor, classes: Tensor | None, positions: Tensor) -> Tensor:
+        asked.append(positions.shape[1])
+        logits = denoise(tokens, classes)
+        calls.pop()
+        return torch.stack([row[place] for row, place in zip(logits, positions, strict=True)])
+
+    schedule = flat(strategy, 0.3, 6, guidance=guidance, end_guidance=guidance)
+    rows = {"classes": torch.arange(8) % VOCAB, "null_class": 2}
+    without = run(denoise, schedule, seeds_of(8), **rows)
+    calls.clear()
+    assert torch.equal(run(denoise, schedule, seeds_of(8), denoise_at=denoise_at, **rows), without)
+    expected: dict[str, tuple[list[int], int]] = {  # how many positions, and how many calls for all
+        "random": ([3] * 6, 0),
+        "halton": ([3] * 6, 0),
+        "confidence": ([], 6),
+        "argmax": ([7] * 3, 3),
+        "renoise": ([1, 1, 2, 4, 7], 1),  # the last step takes all
+    }
+    assert (asked, len(calls)) == expected[strategy]
 
 
 # -- the loop -------------------------------------------------------------------------------------
@@ -217,6 +317,38 @@ def test_a_settled_sample_stops_after_min_steps_and_not_before(min_steps: int) -
     assert (last.tokens == 2).all()
 
 
+def test_a_small_hole_is_not_given_up_while_some_of_it_was_not_offered_a_value() -> None:
+    """A step whose few tokens happen to be settled says nothing about the others."""
+    frozen = (torch.arange(LENGTH) >= 6).expand(40, -1)
+    tokens = torch.zeros(40, LENGTH, dtype=torch.long)
+    schedule = Schedule(200, sample_proportion=0.2, end_sample_proportion=0.2)
+    *_, last = states(
+        constant(torch.eye(VOCAB)[2]), schedule, seeds_of(40), tokens=tokens, frozen=frozen
+    )
+    assert torch.equal(last.tokens, torch.where(frozen, 0, 2))
+    assert (last.running, last.step < 150) == (0, True)
+
+
+def test_a_sample_is_done_once_every_token_was_offered_a_value_since_it_last_changed() -> None:
+    frozen = (torch.arange(LENGTH) >= 6).expand(3, -1)
+    tokens = torch.zeros(3, LENGTH, dtype=torch.long)
+    schedule = replace(flat("halton", 0.2, 40), early_stop=True)  # one of six a step, in turns
+    *_, last = states(
+        constant(torch.eye(VOCAB)[2]), schedule, seeds_of(3), tokens=tokens, frozen=frozen
+    )
+    assert last.step == 12  # six steps to change all, six more in which each keeps its value
+
+
+def test_a_sample_without_a_free_token_is_done_at_once() -> None:
+    tokens = torch.zeros(2, LENGTH, dtype=torch.long)
+    frozen = torch.tensor([[True], [False]]).expand(-1, LENGTH)
+    running = [
+        state.running
+        for state in states(one_higher, Schedule(3), seeds_of(2), tokens=tokens, frozen=frozen)
+    ]
+    assert running == [2, 1, 1, 1]
+
+
 def test_without_early_stop_all_steps_are_done() -> None:
     schedule = Schedule(steps=20, early_stop=False)
     counts = [s.running for s in states(constant(torch.eye(VOCAB)[2]), schedule, seeds_of(3))]
@@ -255,19 +387,23 @@ def test_tokens_masks_classes_and_seeds_leave_the_batch_together() -> None:
     assert torch.equal(tokens[frozen], classes)
 
 
+@EVERY_STRATEGY
 @pytest.mark.parametrize("early_stop", [True, False])
-@pytest.mark.parametrize("batch_size", [1, 5, 7])
+@pytest.mark.parametrize("batch_size", [1, 5])
 def test_the_same_seed_gives_the_same_sample_whatever_the_batch_size(
-    batch_size: int, early_stop: bool
+    batch_size: int, early_stop: bool, strategy: Any
 ) -> None:
-    schedule = Schedule(40, 1.0, 0.6, 0.8, 0.4, min_steps=2, early_stop=early_stop)
+    schedule = Schedule(
+        20, 1.0, 0.6, 0.8, 0.4, 2, early_stop, strategy, guidance=2.0, top_k=5, top_p=0.95
+    )
     seeds, classes = seeds_of(12), torch.arange(12) % VOCAB
     frozen = torch.rand(12, LENGTH, generator=torch.Generator().manual_seed(4)) < 0.1
     start = starting_tokens(seeds_of(12, seed=5), LENGTH, VOCAB)
 
     def denoise(tokens: Tensor, kinds: Tensor | None) -> Tensor:
         assert kinds is not None
-        return torch.logaddexp(undecided(tokens, kinds), only(kinds[:, None].expand_as(tokens)) - 3)
+        wish = only(kinds[:, None].expand_as(tokens)).clamp(min=-9)
+        return torch.logaddexp(undecided(tokens, kinds).clamp(min=-9), wish - 3)
 
     def tokens_of(rows: slice) -> Tensor:
         return run(
@@ -277,6 +413,8 @@ def test_the_same_seed_gives_the_same_sample_whatever_the_batch_size(
             classes=classes[rows],
             tokens=start[rows],
             frozen=frozen[rows],
+            grid=(2, 5),
+            null_class=0,
         )
 
     together = tokens_of(slice(None))
@@ -307,10 +445,23 @@ def test_every_step_has_noise_of_its_own() -> None:
         (lambda: {"frozen": torch.ones(3, LENGTH, dtype=torch.bool)}, "tokens to keep"),
         (lambda: {"classes": torch.zeros(2, dtype=torch.long)}, "classes has 2 rows for 3 seeds"),
         (lambda: {"tokens": torch.zeros(1, LENGTH).long()}, "tokens has 1 rows for 3 seeds"),
+        (lambda: {"grid": (3, 4)}, "a grid of 3x4 does not hold 10 tokens"),
     ],
 )
 def test_rows_that_do_not_belong_together_are_refused(
-    rows: Callable[[], dict[str, Tensor]], message: str
+    rows: Callable[[], dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         next(states(constant(torch.ones(VOCAB)), EAGER, seeds_of(3), **rows()))
+
+
+@pytest.mark.parametrize(
+    "rows", [{}, {"classes": torch.zeros(3, dtype=torch.long)}, {"null_class": 2}]
+)
+@pytest.mark.parametrize("ends", [(2.0, 1.0), (1.0, 2.0)])
+def test_guidance_without_a_class_to_leave_out_is_refused(
+    rows: dict[str, Any], ends: tuple[float, float]
+) -> None:
+    schedule = Schedule(2, guidance=ends[0], end_guidance=ends[1])
+    with pytest.raises(ValueError, match="the class that means any"):
+        states(constant(torch.ones(VOCAB)), schedule, seeds_of(3), **rows)

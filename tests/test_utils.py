@@ -5,14 +5,19 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 import utils
+from sundae.config import RunConfig, SamplingConfig, with_sampling_flags
 from sundae.errors import UserError
+from sundae.sections import CurveName, StrategyName
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,3 +100,42 @@ def test_common_flags_can_be_chosen_and_made_required() -> None:
     assert vars(parser.parse_args(["--cfg-path", "x"])) == {"cfg_path": "x"}
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args([])
+
+
+# -- flags of sampling ----------------------------------------------------------------------------
+
+
+def parse_sampling(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    utils.add_sampling_flags(parser)
+    return parser.parse_args(words)
+
+
+def test_the_names_that_flags_offer_are_those_of_the_run_file() -> None:
+    assert get_args(StrategyName) == utils.STRATEGIES
+    assert get_args(CurveName) == utils.CURVES
+
+
+def test_every_key_of_sampling_has_a_flag_of_its_name() -> None:
+    keys = {field.name for field in fields(SamplingConfig)}
+    flags = vars(parse_sampling())
+    assert flags.keys() - {"no_early_stop"} == keys - {"nb_samples", "early_stop"}
+    assert all(not value for value in flags.values())
+
+
+def test_sampling_flags_win_and_what_is_not_given_stays(config: Callable[..., RunConfig]) -> None:
+    cfg = config({"sampling.temperature": 0.5, "net.class_dropout": 0.1})
+    words = "--strategy halton --top-k 0 --guidance 2 --guidance-curve cosine --temperature 0"
+    changed = with_sampling_flags(cfg, parse_sampling(*words.split(), "--no-early-stop"))
+    assert changed.sampling == replace(
+        cfg.sampling,
+        strategy="halton",
+        guidance=2.0,
+        guidance_curve="cosine",
+        temperature=0.0,
+        early_stop=False,
+    )
+    assert with_sampling_flags(cfg, parse_sampling()) == cfg
+    assert with_sampling_flags(cfg, argparse.Namespace(nb_samples=9)).sampling.nb_samples == 9
+    with pytest.raises(UserError, match="--choice-temperature: expected a number at least 0"):
+        with_sampling_flags(cfg, parse_sampling("--choice-temperature", "-1"))
