@@ -18,6 +18,7 @@ from sundae.naming import natural_key
 
 __all__ = [
     "BadImage",
+    "crop_box",
     "list_images",
     "load_image",
     "make_grid",
@@ -80,12 +81,15 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files if not name.startswith("."))
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, background: str = "white") -> Image.Image:
     """Reads the first frame of any picture file as 8-bit RGB, upright.
 
-    EXIF orientation is applied, transparency shows white, CMYK and palettes are converted, and
-    deeper greys are scaled: 16-bit and 32-bit integers by their range, floats by the smallest of 1,
-    255 and 65,535 that holds them.
+    EXIF orientation is applied, transparency shows the background, CMYK and palettes are converted,
+    and deeper greys are scaled: 16-bit and 32-bit integers by their range, floats by the smallest
+    of 1, 255 and 65,535 that holds them.
+
+    Args:
+        background: name of a colour.
 
     Raises:
         BadImage: not a picture, truncated, or with values of no known range.
@@ -93,7 +97,7 @@ def load_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image), background)
     # Decoders fail with OSError, SyntaxError, struct.error, zlib.error and more, depending on the
     # byte that is wrong; whatever it is, this one file is the reason.
     except Exception as error:
@@ -101,13 +105,12 @@ def load_image(path: Path) -> Image.Image:
         raise BadImage(path, reason.replace(str(path), "the file")) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str) -> Image.Image:
     if image.mode[0] in "IF":
         image = _to_8bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 
@@ -132,12 +135,23 @@ def resize_and_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Im
         size: (height, width) in pixels, or one number for a square.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    scale = max(height / image.height, width / image.width)
-    cut_width, cut_height = min(width / scale, image.width), min(height / scale, image.height)
-    # From whole pixels on, so that a picture of the right scale is cut and not resampled.
-    left, top = (image.width - cut_width) // 2, (image.height - cut_height) // 2
-    right, bottom = left + cut_width, top + cut_height
+    left, top, right, bottom = crop_box((image.height, image.width), (height, width))
     return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+
+
+def crop_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
+    """What `resize_and_crop` keeps of a picture: (left, top, right, bottom) in its pixels.
+
+    Args:
+        size: (height, width) of the picture.
+        target: (height, width) that it is brought to.
+    """
+    (height, width), (to_height, to_width) = size, target
+    scale = max(to_height / height, to_width / width)
+    cut_width, cut_height = min(to_width / scale, width), min(to_height / scale, height)
+    # From whole pixels on, so that a picture of the right scale is cut and not resampled.
+    left, top = (width - cut_width) // 2, (height - cut_height) // 2
+    return left, top, left + cut_width, top + cut_height
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hourglass_transformer import HourglassTransformer
+from sundae.canvas import Shape, check_canvas, windowed
 from sundae.categorical import draw_seeds
 from sundae.codecs import Codec
 from sundae.config import NetConfig, RunConfig, SamplingConfig
@@ -107,10 +109,34 @@ class Prior:
     """A trained network, ready to sample: rows of seeds and classes in, token grids out."""
 
     def __init__(
-        self, net: nn.Module, cfg: RunConfig, device: torch.device, *, use_amp: bool = True
+        self,
+        net: nn.Module,
+        cfg: RunConfig,
+        device: torch.device,
+        *,
+        use_amp: bool = True,
+        canvas: Shape | None = None,
     ) -> None:
-        """net: (tokens, classes) -> logits, on `device` already."""
+        """Make a network ready to sample.
+
+        Args:
+            net: (tokens, classes) -> logits, on `device` already.
+            cfg: of the run that trained it.
+            use_amp: bfloat16 where the device has it.
+            canvas: (height, width) in tokens of what is sampled, at least the grid of the run file
+                in both directions; that grid unless given. See `sundae.canvas.windowed`.
+
+        Raises:
+            UserError: the canvas is too small.
+        """
         self.net, self.cfg, self.device, self.use_amp = net.eval(), cfg, device, use_amp
+        self.trained_grid = cfg.grid_shape
+        self.canvas = canvas or cfg.grid_shape
+        check_canvas(self.canvas, self.trained_grid)
+
+    def on_canvas(self, canvas: Shape) -> Prior:
+        """The same network on a canvas of (height, width) tokens; UserError for one too small."""
+        return Prior(self.net, self.cfg, self.device, use_amp=self.use_amp, canvas=canvas)
 
     def refine(
         self,
@@ -130,15 +156,17 @@ class Prior:
             tokens: (batch, length) int64 to start from; uniform noise unless given.
             frozen: (batch, length) bool: tokens that keep the value they start with.
         """
+        # Logits of chosen tokens only; windows that overlap need all to blend them.
+        some = isinstance(self.net, HourglassTransformer) and self.canvas == self.trained_grid
         return sample(
-            self._denoise,
+            windowed(self._denoise, self.trained_grid, self.canvas),
             seeds=seeds.to(self.device),
-            length=self.cfg.data.sequence_length,
+            length=prod(self.canvas),
             vocab_size=self.cfg.data.vocab_size,
             schedule=schedule,
-            grid=self.cfg.grid_shape,
+            grid=self.canvas,
             null_class=null_class(self.cfg.net),
-            denoise_at=self._denoise if isinstance(self.net, HourglassTransformer) else None,
+            denoise_at=self._denoise if some else None,
             **{
                 name: None if value is None else value.to(self.device)
                 for name, value in (("classes", classes), ("tokens", tokens), ("frozen", frozen))
@@ -153,7 +181,7 @@ class Prior:
 
     def grids(self, tokens: Tensor) -> Tensor:
         """(batch, length) -> (batch, height, width), as a codec takes them."""
-        return tokens.unflatten(1, self.cfg.grid_shape)
+        return tokens.unflatten(1, self.canvas)
 
 
 def sample_seeds(seed: int, count: int, offset: int = 0) -> Tensor:
