@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 # Stamps say that an installation finished; they are written last, so an interrupted one starts over.
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+WEB := $(VENV)/.web
+
+# The browser of `make test-web`.
+CHROMIUM ?= chromium
 
 # uv is much faster than pip; pip is always there.
 install = if $(BIN)/uv --version >/dev/null 2>&1; then \
@@ -15,7 +19,7 @@ install = if $(BIN)/uv --version >/dev/null 2>&1; then \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format clean
+.PHONY: help setup demo test test-web format clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -34,6 +38,13 @@ test: $(DEV)  ## lint, check types and run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+
+test-web: export CHROMIUM := $(CHROMIUM)
+test-web: $(WEB)  ## drive the web page in a headless Chromium
+	@command -v $(CHROMIUM) >/dev/null || { \
+		echo "'$(CHROMIUM)' was not found: install Chromium (on Debian: apt install chromium)," \
+			"or name one, as in: make test-web CHROMIUM=google-chrome" >&2; exit 1; }
+	$(BIN)/python -m pytest -q -m web tests/web
 
 format: $(DEV)  ## put the code into its format
 	$(BIN)/ruff check --fix-only .
@@ -57,6 +68,11 @@ $(RUNTIME): requirements.txt
 	@touch $@
 
 $(DEV): requirements-dev.txt requirements-wandb.txt $(RUNTIME)
+	@echo "installing $< into $(VENV)"
+	@$(call install,$<)
+	@touch $@
+
+$(WEB): requirements-web-test.txt requirements-web.txt $(DEV)
 	@echo "installing $< into $(VENV)"
 	@$(call install,$<)
 	@touch $@

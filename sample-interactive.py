@@ -11,14 +11,14 @@ from pathlib import Path
 
 from sundae.checkpoint import Checkpoint
 from sundae.codecs import open_codec
-from sundae.config import RunConfig, load_config, parse_config
+from sundae.config import RunConfig, load_config, parse_config, with_sampling_flags
 from sundae.errors import UserError
 from sundae.interactive.session import Session
 from sundae.interactive.terminal import Terminal
 from sundae.prior import Prior
 from sundae.runs import check_same_codec, check_same_network
 from sundae.shipped import checkpoint_or_shipped
-from utils import add_common_flags, choose_device, run_cli
+from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,6 +29,8 @@ def parse_args() -> argparse.Namespace:
     flag(
         "--resume", type=Path, metavar="PATH", help="run folder (its best checkpoint) or checkpoint"
     )
+    flag("--nb-samples", type=int, metavar="N", help="how many at a time, at first")
+    add_sampling_flags(parser)
     flag("--out-dir", type=Path, metavar="DIR", help="gets a numbered folder for each sampling "
          "(samples/NAME_TIME; with --web a temporary one)")  # fmt: skip
     flag("--raw-weights", action="store_true", help="not their moving average")
@@ -42,13 +44,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_config(args: argparse.Namespace, checkpoint: Checkpoint) -> RunConfig:
-    """The run file, or the one in the checkpoint."""
+    """The run file, or the one in the checkpoint; flags win."""
     if args.cfg_path is not None:
         cfg = load_config(args.cfg_path, args.overrides)
     else:
         cfg = parse_config(checkpoint.info.config, str(checkpoint.folder), args.overrides)
     check_same_network(cfg, checkpoint)
-    return cfg
+    return with_sampling_flags(cfg, args, str(checkpoint.folder))
 
 
 def open_session(args: argparse.Namespace) -> Session:

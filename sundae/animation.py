@@ -51,3 +51,12 @@ def within(image: Image.Image, side: int) -> Image.Image:
         return image
     width, height = (max(1, round(length * scale)) for length in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """The picture, hard pixels staying hard, a whole factor larger where it is smaller than `side`.
+
+    The shorter side then has about that many pixels, and no fewer than two thirds of that.
+    """
+    factor = round(side / min(image.size))
+    return image.resize((image.width * factor, image.height * factor), 0) if factor > 1 else image

@@ -90,15 +90,17 @@ def record(
         book = _Book(partial)
         for progress, ended in _with_ends(_enough_memory(states)):
             keep = history and progress.first == 0
-            images = None
-            if ended or keep or (live and pace.due()):
-                images = pace.timed(progress.images)
-            if images is not None and keep:
+            if not (ended or keep or (live and pace.due())):
+                yield View(progress, None)
+                continue
+            started, images = clock(), progress.images()
+            if keep:
                 book.add_step(progress.step, images)
-            if images is not None and ended:
+            if ended:
                 book.add_samples(progress, images)
             view = View(progress, images)
             yield view
+            pace.charge(clock() - started)  # with what the caller took to show it
         outcome = book.finish(folder, clock() - began)
     yield replace(view, outcome=outcome)
 
@@ -112,7 +114,7 @@ def new_folder(parent: Path) -> Path:
 
 
 class Pace:
-    """Says when to decode, so that at most a third of the time goes into it."""
+    """Says when to show a picture, so that at most a third of the time goes into showing."""
 
     _REST = 2.0  # times as long as the last one took
     _SHORTEST = 0.08  # seconds; more often than that nobody sees
@@ -125,13 +127,9 @@ class Pace:
         """Whether it is time for another one; the first one always is."""
         return self._next is None or self._clock() >= self._next
 
-    def timed(self, decode: Callable[[], Tensor]) -> Tensor:
-        """Decode, and let that count."""
-        began = self._clock()
-        images = decode()
-        now = self._clock()
-        self._next = now + max(self._REST * (now - began), self._SHORTEST)
-        return images
+    def charge(self, seconds: float) -> None:
+        """Rest for as long as a picture is worth that took so many seconds until now."""
+        self._next = self._clock() + max(self._REST * seconds, self._SHORTEST)
 
 
 @dataclass

@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from sundae.codecs import Codec
+from sundae.inpainting import Answers, image_to_image, inpaint
 from sundae.interactive.settings import Settings
 from sundae.prior import Prior, even_classes, sample_seeds, schedule_of
+from sundae.sampling import Schedule
 
 # Samples that are refined together.
 BATCH_SIZE = 64
 
 # Pixels that are decoded together: one picture of a megapixel takes gigabytes on its way.
 _PIXELS_AT_ONCE = 2**20
+
+
+# (steps done, samples not done yet, what decodes them)
+_State = tuple[int, int, Callable[[], Tensor]]
+# (seeds, classes, schedule) of a batch -> its states
+_Refine = Callable[[Tensor, Tensor | None, Schedule], Iterator[_State]]
 
 
 @dataclass(frozen=True)
@@ -69,17 +77,77 @@ class Session:
         Args:
             settings: resolved ones, which have a seed.
         """
+
+        def refine(seeds: Tensor, classes: Tensor | None, schedule: Schedule) -> Iterator[_State]:
+            for state in self.prior.refine(seeds, classes, schedule):
+                yield state.step, state.running, partial(self._decode, state.tokens)
+
+        return self._batches(settings, refine)
+
+    def inpaint(
+        self, settings: Settings, image: Tensor, hidden: Tensor, *, composite: bool = True
+    ) -> Iterator[Progress]:
+        """Answers to what a hole in a picture may hold; see `sundae.inpainting.inpaint`.
+
+        Args:
+            settings: resolved ones.
+            image: (3, H, W) float in [0, 1].
+            hidden: (H, W) bool, true where to repaint.
+            composite: put the known pixels back into the answers.
+
+        Raises:
+            UserError: nothing is hidden, or the picture is too small.
+        """
+
+        def refine(seeds: Tensor, classes: Tensor | None, schedule: Schedule) -> Iterator[_State]:
+            answers = inpaint(
+                self.prior,
+                self.codec,
+                image,
+                hidden,
+                seeds=seeds,
+                classes=classes,
+                schedule=schedule,
+                composite=composite,
+            )
+            return map(_state_of, answers)
+
+        return self._batches(settings, refine)
+
+    def vary(self, settings: Settings, image: Tensor, strength: float) -> Iterator[Progress]:
+        """Variations of a picture; see `sundae.inpainting.image_to_image`.
+
+        Args:
+            settings: resolved ones.
+            image: (3, H, W) float in [0, 1].
+            strength: fraction of its tokens that start from noise, in [0, 1].
+
+        Raises:
+            UserError: the picture is too small, or a strength outside [0, 1].
+        """
+
+        def refine(seeds: Tensor, classes: Tensor | None, schedule: Schedule) -> Iterator[_State]:
+            answers = image_to_image(
+                self.prior,
+                self.codec,
+                image,
+                strength=strength,
+                seeds=seeds,
+                classes=classes,
+                schedule=schedule,
+            )
+            return map(_state_of, answers)
+
+        return self._batches(settings, refine)
+
+    def _batches(self, settings: Settings, refine: _Refine) -> Iterator[Progress]:
         seeds, classes = self._rows(settings)
+        schedule = schedule_of(settings.cfg.sampling)
         for start in range(0, len(seeds), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            states = self.prior.refine(
-                seeds[rows],
-                None if classes is None else classes[rows],
-                schedule_of(settings.cfg.sampling),
-            )
-            for state in states:
-                images = partial(self._decode, state.tokens)
-                yield Progress(start, state.step, state.running, images)
+            states = refine(seeds[rows], None if classes is None else classes[rows], schedule)
+            for step, running, images in states:
+                yield Progress(start, step, running, images)
 
     def _rows(self, settings: Settings) -> tuple[Tensor, Tensor | None]:
         """(N,) seeds, and (N,) classes for a network that knows some."""
@@ -94,6 +162,10 @@ class Session:
 
     def _decode(self, tokens: Tensor) -> Tensor:
         return self.codec.decode(self.prior.grids(tokens)).cpu()
+
+
+def _state_of(answers: Answers) -> _State:
+    return answers.step, answers.running, answers.images
 
 
 class SparingCodec:

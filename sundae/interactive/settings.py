@@ -148,7 +148,7 @@ class Settings:
         try:
             return replace(self, cfg=parse_config(values, _SOURCE))
         except UserError as error:  # what contradicts another setting
-            raise UserError(str(error).removeprefix(f"{_SOURCE}: ")) from None
+            raise UserError(str(error).removeprefix(f"{_SOURCE}: sampling.")) from None
 
     def changed_by_text(self, name: str, text: str) -> Settings:
         """The same with a value as a user types it; raises UserError as `changed`."""
@@ -162,6 +162,13 @@ class Settings:
         if setting.optional and text.lower() in _NOTHING:
             return self.changed(name, None)
         return self.changed(name, _parse(text))
+
+    def class_of(self, number: int) -> str | None:
+        """Name of the class of a sample; None where there are no classes."""
+        if not self.class_names:
+            return None
+        wanted = self.classes or range(len(self.class_names))
+        return self.class_names[wanted[number % len(wanted)]]
 
     def _class_numbers(self, names: Sequence[str]) -> tuple[int, ...]:
         known = list(self.class_names)
