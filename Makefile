@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 TRAINVQ := $(VENV)/.train-vqgan
+WEB := $(VENV)/.web
+
+# The browser of `make test-web`.
+CHROMIUM ?= chromium
 
 # uv is much faster than pip; pip is always there.
 install = if $(BIN)/uv --version >/dev/null 2>&1; then \
@@ -16,7 +20,7 @@ install = if $(BIN)/uv --version >/dev/null 2>&1; then \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo emoji test format clean
+.PHONY: help setup demo emoji test test-web format clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -60,6 +64,13 @@ test: $(DEV)  ## lint, check types and run the tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
+test-web: export CHROMIUM := $(CHROMIUM)
+test-web: $(WEB)  ## drive the web page in a headless Chromium
+	@command -v $(CHROMIUM) >/dev/null || { \
+		echo "'$(CHROMIUM)' was not found: install Chromium (on Debian: apt install chromium)," \
+			"or name one, as in: make test-web CHROMIUM=google-chrome" >&2; exit 1; }
+	$(BIN)/python -m pytest -q -m web tests/web
+
 format: $(DEV)  ## put the code into its format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -87,6 +98,11 @@ $(TRAINVQ): requirements-train-vqgan.txt $(RUNTIME)
 	@touch $@
 
 $(DEV): requirements-dev.txt requirements-wandb.txt $(RUNTIME)
+	@echo "installing $< into $(VENV)"
+	@$(call install,$<)
+	@touch $@
+
+$(WEB): requirements-web-test.txt requirements-web.txt $(DEV)
 	@echo "installing $< into $(VENV)"
 	@$(call install,$<)
 	@touch $@

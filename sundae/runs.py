@@ -192,8 +192,11 @@ def check_same_classes(classes: Sequence[str] | None, checkpoint: Checkpoint) ->
         )
 
 
-def class_number(name: str, names: list[str]) -> int:
+def class_number(name: str, names: list[str], *, named: str = "--class") -> int:
     """The index of a class given by name, or by number where no class has that name.
+
+    Args:
+        named: how an error calls what asked for a class.
 
     Raises:
         UserError: there is no such class.
@@ -202,7 +205,7 @@ def class_number(name: str, names: list[str]) -> int:
         return names.index(name)
     if name.isdecimal() and int(name) < len(names):
         return int(name)
-    raise UserError(f"--class {name}: expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
+    raise UserError(f"{named} {name}: expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
 
 
 def config_to_sample(

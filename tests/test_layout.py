@@ -88,3 +88,18 @@ def test_scripts_are_short_and_import_no_other_script(path: Path) -> None:
 def test_wandb_is_imported_only_when_it_is_used() -> None:
     for path in [*SCRIPTS, ROOT / "utils.py", *(ROOT / "sundae").rglob("*.py")]:
         assert "wandb" not in imports_of(path, top_level_only=True), path.name
+
+
+def test_gradio_is_imported_only_when_the_page_is_used() -> None:
+    page = {
+        "gradio",
+        "fastapi",
+        "uvicorn",
+        "sundae.interactive.page",
+        "sundae.interactive.controls",
+    }
+    for path in [*SCRIPTS, ROOT / "utils.py", *(ROOT / "sundae").rglob("*.py")]:
+        if path.name not in ("page.py", "controls.py"):
+            assert not page & imports_of(path, top_level_only=True), path.name
+    server = imports_of(ROOT / "sample-interactive.py", top_level_only=True)
+    assert "sundae.interactive.server" not in server

@@ -1,0 +1,83 @@
+"""Sample by hand, the model staying loaded: python sample-interactive.py [--resume RUN]
+
+A menu in the terminal, or with --web a page in the browser. Ctrl-C while sampling goes back to the
+menu, at the menu it leaves, as Ctrl-D does.
+"""
+
+import argparse
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+from sundae.codecs import open_codec
+from sundae.config import with_sampling_flags
+from sundae.errors import UserError
+from sundae.interactive.session import Session
+from sundae.interactive.terminal import Terminal
+from sundae.prior import Prior
+from sundae.runs import check_same_codec, config_to_sample
+from sundae.shipped import checkpoint_or_shipped
+from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
+
+
+def parse_args() -> argparse.Namespace:
+    summary, details = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(description=summary, epilog=details)
+    add_common_flags(parser)
+    flag = parser.add_argument
+    flag(
+        "--resume",
+        type=Path,
+        metavar="PATH",
+        help="run folder (its best checkpoint) or checkpoint; the shipped emoji model unless given",
+    )
+    flag("--nb-samples", type=int, metavar="N", help="how many at a time, at first")
+    add_sampling_flags(parser)
+    flag("--out-dir", type=Path, metavar="DIR", help="gets a numbered folder for each sampling "
+         "(samples/NAME_TIME; with --web a temporary one)")  # fmt: skip
+    flag("--raw-weights", action="store_true", help="not their moving average")
+    flag("--no-amp", action="store_true", help="float32 even where bfloat16 is fast")
+    flag("--cuda-vqgan", action="store_true", help="decode on the GPU")
+    flag("--web", action="store_true", help="a page in the browser instead of the menu")
+    flag("--host", default="127.0.0.1", help="where the page listens (this machine only); 0.0.0.0 "
+         "lets everyone in who can reach this machine")  # fmt: skip
+    flag("--port", type=int, default=7860, metavar="N", help="of the page (7860)")
+    return parser.parse_args()
+
+
+def open_session(args: argparse.Namespace) -> Session:
+    checkpoint = checkpoint_or_shipped(args.resume)
+    cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
+    cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
+    codec = open_codec(cfg)
+    check_same_codec(codec.identity, checkpoint)
+    net = checkpoint.load_network(ema=not args.raw_weights)
+    device = choose_device(args.no_cuda, args.quiet)
+    return Session(
+        Prior(net.to(device), cfg, device, use_amp=not args.no_amp),
+        codec.to(device if args.cuda_vqgan else "cpu"),
+        tuple(checkpoint.info.classes or ()) if cfg.net.conditional else (),
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    if args.web:
+        if find_spec("gradio") is None:
+            raise UserError("--web needs Gradio: pip install -r requirements-web.txt")
+        if not 0 <= args.port < 2**16:
+            raise UserError(f"--port {args.port}: expected a number from 0 to {2**16 - 1}")
+    session = open_session(args)
+    settings = session.settings().changed("seed", args.seed)
+    if args.web:
+        from sundae.interactive.server import serve  # Gradio is an extra
+
+        serve(session, settings, host=args.host, port=args.port, out_dir=args.out_dir)
+        return
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    out_dir = args.out_dir or Path("samples") / f"{session.prior.cfg.trainer.exp_name}_{stamp}"
+    Terminal(session, settings, out_dir, bar=not args.quiet).run()
+
+
+if __name__ == "__main__":
+    run_cli(main)

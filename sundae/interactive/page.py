@@ -1,0 +1,348 @@
+"""The page: controls at the left, a tab to sample and one to work on a picture."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from sundae.animation import enlarged, within
+from sundae.errors import UserError
+from sundae.images import to_pil
+from sundae.inpainting import outpaint_canvas
+from sundae.interactive.controls import AT_ONCE, Controls
+from sundae.interactive.painting import fitted, painted_mask, read_picture
+from sundae.interactive.recording import Outcome, View, new_folder, record
+from sundae.interactive.session import Progress, Session
+from sundae.interactive.settings import Settings
+
+Given = dict[gr.components.Component, Any]
+Updates = dict[gr.components.Component, Any]
+
+# Fonts that every system has: the page asks no other host for anything.
+THEME = gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], radius_size="sm"
+)
+CSS = """
+footer { display: none !important; }
+.pictures .grid-wrap { min-height: 200px; max-height: 70vh; }
+.film .grid-wrap { overflow-y: hidden; }
+.film .grid-container { grid-template: 150px / none; grid-auto-flow: column;
+    grid-auto-columns: 150px; overflow-x: auto; }
+"""
+
+_FILM = 24  # pictures of a film strip
+_SMALLEST_SIDE = 192  # pixels of a picture on the page
+_LIVE_SIDE = 384  # the same while it is refined, when it has to be sent quickly
+_EDITOR_SIDE = 640  # pixels of a picture that is painted on
+_TASKS = ("Inpaint", "Outpaint", "Image to image")
+_SIDES = ("left", "right", "top", "bottom")
+
+
+def build_page(session: Session, defaults: Settings, folder: Path, zips: Path) -> gr.Blocks:
+    """Lay the page out.
+
+    Args:
+        session: the model.
+        defaults: what the controls show at first.
+        folder: gets a numbered folder for each sampling.
+        zips: gets an archive of each, to be downloaded.
+    """
+    page = gr.Blocks(
+        title="SUNDAE", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
+    )
+    with page, gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            controls = Controls(defaults)
+        with gr.Column(scale=4), gr.Tabs():
+            with gr.Tab("Sample"):
+                _SampleTab(session, controls, folder, zips)
+            with gr.Tab("Work on a picture"):
+                _PictureTab(session, controls, folder, zips)
+    return page
+
+
+def _message(error: UserError) -> gr.Error:
+    """A user's mistake as a message in the page, without a trace in the log."""
+    return gr.Error(str(error), print_exception=False)
+
+
+class _Results:
+    """Where pictures appear, with a film strip, and buttons to take them home."""
+
+    def __init__(self, controls: Controls, folder: Path, zips: Path, name: str) -> None:
+        self.controls, self.folder, self.zips = controls, folder, zips
+        with gr.Row():
+            self.start = gr.Button("Start", variant="primary", scale=3, elem_id=f"{name}-start")
+            self.stop = gr.Button("Stop", min_width=80, elem_id=f"{name}-stop")
+        self.status = gr.Markdown("Nothing yet.", elem_id=f"{name}-status")
+        self.pictures = gr.Gallery(
+            label="pictures",
+            format="png",
+            columns=6,
+            object_fit="contain",
+            height="auto",
+            buttons=["fullscreen"],
+            elem_id=f"{name}-pictures",
+            elem_classes="pictures",
+        )
+        with gr.Row():
+            self.grid, self.all, self.animation = (
+                gr.DownloadButton(
+                    label, interactive=False, size="sm", elem_id=f"{name}-download-{what}"
+                )
+                for label, what in (
+                    ("Side by side (PNG)", "grid"),
+                    ("All of them (ZIP)", "all"),
+                    ("Animation (WebP)", "animation"),
+                )
+            )
+        self.film = gr.Gallery(
+            label="history",
+            visible=False,
+            height=190,
+            columns=_FILM,
+            rows=1,
+            object_fit="contain",
+            buttons=["fullscreen"],
+            elem_id=f"{name}-film",
+            elem_classes="film",
+        )
+        self.played = gr.Image(
+            label="played", visible=False, height=260, buttons=[], elem_id=f"{name}-played"
+        )
+
+    @property
+    def outputs(self) -> list[gr.components.Component]:
+        return [
+            self.status,
+            self.pictures,
+            self.grid,
+            self.all,
+            self.animation,
+            self.film,
+            self.played,
+            self.controls.last_seed,
+        ]
+
+    def connect(
+        self,
+        inputs: set[gr.components.Component],
+        states_of: Callable[[Settings, Given], Iterator[Progress]],
+    ) -> None:
+        """Let the buttons start and stop a sampling.
+
+        Args:
+            inputs: components that `states_of` reads, beside the controls.
+            states_of: (resolved settings, values of the inputs) -> the sampling.
+        """
+
+        def follow(given: Given) -> Iterator[Updates]:
+            try:
+                settings = self.controls.settings(given).resolved()
+                yield self._cleared(settings)
+                yield from self._followed(states_of(settings, given), settings)
+            except UserError as error:
+                yield {self.status: f"That did not work: {error}."}
+                raise _message(error) from None
+
+        running = self.start.click(
+            follow,
+            self.controls.inputs | inputs,
+            self.outputs,
+            concurrency_limit=1,
+            concurrency_id="model",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        self.stop.click(
+            lambda: "Stopped.", None, self.status, cancels=[running], api_visibility="private"
+        )
+
+    def _followed(self, states: Iterator[Progress], settings: Settings) -> Iterator[Updates]:
+        history = settings.extras.history
+        for view in record(states, new_folder(self.folder), history=history, live=True):
+            if view.outcome is not None:
+                yield self._finished(view.outcome, settings)
+            elif view.images is not None:
+                yield self._shown(view, settings)
+
+    def _cleared(self, settings: Settings) -> Updates:
+        return {
+            self.status: f"Starting, seed {settings.extras.seed}.",
+            self.controls.last_seed: settings.extras.seed,
+            self.film: gr.update(value=[], visible=False),
+            self.played: gr.update(value=None, visible=False),
+            **{
+                button: gr.update(interactive=False)
+                for button in (self.grid, self.all, self.animation)
+            },
+        }
+
+    def _shown(self, view: View, settings: Settings) -> Updates:
+        assert view.images is not None
+        progress = view.progress
+        return {
+            self.status: f"Step {progress.step} of {settings.cfg.sampling.steps}, "
+            f"{progress.running} not done yet, seed {settings.extras.seed}.",
+            self.pictures: [
+                (within(_visible(to_pil(image)), _LIVE_SIDE), settings.class_of(number))
+                for number, image in enumerate(view.images, progress.first)
+            ],
+        }
+
+    def _finished(self, outcome: Outcome, settings: Settings) -> Updates:
+        archive = shutil.make_archive(str(self.zips / outcome.folder.name), "zip", outcome.folder)
+        steps = settings.cfg.sampling.steps
+        count = len(outcome.samples)
+        updates: Updates = {
+            self.status: f"{count} picture{'s' * (count != 1)} in {outcome.seconds:.2f} s, "
+            f"{outcome.steps} of {steps} steps, seed {settings.extras.seed}.",
+            self.pictures: [
+                (_shown_file(path), settings.class_of(number))
+                for number, path in enumerate(outcome.samples)
+            ],
+            self.grid: gr.update(value=outcome.grid, interactive=True),
+            self.all: gr.update(value=archive, interactive=True),
+        }
+        if outcome.animation is not None:
+            film = [(path, f"step {step}") for step, path in _picked(outcome.history, _FILM)]
+            updates |= {
+                self.film: gr.update(value=film, visible=True),
+                self.played: gr.update(value=outcome.animation, visible=True),
+                self.animation: gr.update(value=outcome.animation, interactive=True),
+            }
+        return updates
+
+
+class _SampleTab:
+    def __init__(self, session: Session, controls: Controls, folder: Path, zips: Path) -> None:
+        results = _Results(controls, folder, zips, "sample")
+        results.connect(set(), lambda settings, given: session.sample(settings))
+
+
+class _PictureTab:
+    def __init__(self, session: Session, controls: Controls, folder: Path, zips: Path) -> None:
+        self.session = session
+        factor = session.codec.factor
+        rows, columns = session.prior.trained_grid
+        self.trained = rows * factor, columns * factor
+        self.picture = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=3):
+                self.upload = gr.UploadButton(
+                    "Choose a picture", file_types=["image"], elem_id="upload"
+                )
+                self.editor = gr.ImageEditor(
+                    label="paint over what is to be repainted",
+                    type="numpy",
+                    format="png",
+                    sources=(),
+                    transforms=(),
+                    layers=False,
+                    brush=gr.Brush(colors=["#ff2d55"], color_mode="fixed", default_size=40),
+                    canvas_size=(_EDITOR_SIDE, _EDITOR_SIDE),
+                    placeholder="First choose a picture.",
+                    buttons=[],
+                    elem_id="editor",
+                )
+            with gr.Column(scale=2, min_width=240):
+                self._draw_task()
+        self.upload.upload(
+            self._open,
+            self.upload,
+            [self.picture, self.editor],
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        results = _Results(controls, folder, zips, "picture")
+        inputs = {self.picture, self.editor, self.task, self.keep_size, self.composite}
+        results.connect(inputs | {self.strength, *self.sides}, self._states)
+
+    def _draw_task(self) -> None:
+        height, width = self.trained
+        self.task = gr.Radio(list(_TASKS), value=_TASKS[0], label="what to do", elem_id="task")
+        with gr.Group() as inpainting:
+            self.composite = gr.Checkbox(
+                True, label="keep the known pixels", info="else everything is as the codec draws it"
+            )
+        with gr.Group(visible=False) as outpainting:
+            self.sides = [
+                gr.Slider(
+                    0,
+                    (width if side in ("left", "right") else height) * 2,
+                    width // 2 if side == "right" else 0,
+                    step=1,
+                    precision=0,
+                    label=f"pixels to add, {side}",
+                    elem_id=f"add-{side}",
+                )
+                for side in _SIDES
+            ]
+        with gr.Group(visible=False) as varying:
+            self.strength = gr.Slider(
+                0, 1, 0.5, step=0.01, label="strength", info="share of tokens drawn anew"
+            )
+        self.keep_size = gr.Checkbox(
+            False,
+            label="keep the picture's size",
+            info=f"else its centre is brought to {width}x{height}; large ones take longer",
+        )
+        groups = [inpainting, outpainting, varying]
+        self.task.change(
+            lambda task: [gr.update(visible=task == name) for name in _TASKS],
+            self.task,
+            groups,
+            **AT_ONCE,
+        )
+
+    def _open(self, path: str) -> tuple[Image.Image, dict[str, Any]]:
+        try:
+            picture = read_picture(Path(path))
+        except UserError as error:
+            raise _message(error) from None
+        shown = within(enlarged(picture, _EDITOR_SIDE), _EDITOR_SIDE)
+        return picture, {"background": np.asarray(shown), "layers": [], "composite": None}
+
+    def _states(self, settings: Settings, given: Given) -> Iterator[Progress]:
+        """The sampling that the chosen task asks for."""
+        picture, task = given[self.picture], given[self.task]
+        if picture is None:
+            raise UserError("choose a picture first")
+        size = picture.height, picture.width
+        layers = (given[self.editor] or {}).get("layers") if task == "Inpaint" else []
+        image, hidden = fitted(
+            picture,
+            painted_mask(layers or [], size),
+            self.trained,
+            keep_size=given[self.keep_size],
+        )
+        if task == "Inpaint":
+            return self.session.inpaint(settings, image, hidden, composite=given[self.composite])
+        if task == "Outpaint":
+            pixels = {side: int(given[slider]) for side, slider in zip(_SIDES, self.sides)}
+            return self.session.inpaint(settings, *outpaint_canvas(image, **pixels))
+        return self.session.vary(settings, image, given[self.strength])
+
+
+def _visible(image: Image.Image) -> Image.Image:
+    return enlarged(image, _SMALLEST_SIDE)
+
+
+def _shown_file(path: Path) -> Path | Image.Image:
+    """A picture for the page: the file itself, unless it is too small to see."""
+    with Image.open(path) as image:
+        larger = _visible(image)
+        return path if larger is image else larger
+
+
+def _picked(history: list[tuple[int, Path]], count: int) -> list[tuple[int, Path]]:
+    """Evenly spread ones, with the first and the last."""
+    last = len(history) - 1
+    places = {round(last * place / (count - 1)) for place in range(count)}
+    return [history[place] for place in sorted(places)]

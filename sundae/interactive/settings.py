@@ -1,0 +1,194 @@
+"""What can be set between two samplings: all of [sampling], checked as a run file is, and more.
+
+A setting goes by its name: the keys of [sampling] by theirs, and 'class', 'seed' and 'history'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from sundae.config import RunConfig, SamplingConfig, parse_config
+from sundae.errors import UserError
+from sundae.runs import class_number
+from sundae.schema import Rule, check, describe, key
+
+SEEDS = 2**32  # what --seed accepts, so that a seed found here can be given to every script
+
+# How an error names the settings; cut off again, since whoever asked knows what it was about.
+_SOURCE = "settings"
+
+# Class names in a line that explains what may be typed.
+_SOME = 20
+
+# Words for what is not set: no value, a new seed, all classes.
+_NOTHING = ("none", "new", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """Settings that no run file has."""
+
+    seed: int | None = key(
+        None,
+        at_least=0,
+        below=SEEDS,
+        expected=f"an integer from 0 to {SEEDS - 1}, or 'new' for another one each time",
+    )
+    history: bool = key(False)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as a terminal asks for it and a page makes a slider of it.
+
+    Attributes:
+        name: of the setting.
+        hint: its type.
+        rule: its limits.
+    """
+
+    name: str
+    hint: Any
+    rule: Rule
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be unset."""
+        return NoneType in get_args(self.hint)
+
+    @property
+    def expected(self) -> str:
+        """What it accepts, in words that fit after 'expected'."""
+        words = describe(self.hint, self.rule)
+        return f"{words}, or 'none'" if self.optional and not self.rule.expected else words
+
+
+def _settings_of(cls: type) -> dict[str, Setting]:
+    hints = get_type_hints(cls)
+    return {
+        field.name: Setting(field.name, hints[field.name], field.metadata["rule"])
+        for field in dataclasses.fields(cls)
+    }
+
+
+SAMPLING, EXTRAS = _settings_of(SamplingConfig), _settings_of(Extras)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample next; a change makes new settings.
+
+    Attributes:
+        cfg: the run, whose [sampling] holds most settings.
+        class_names: of a network that knows classes, else empty.
+        classes: numbers of the classes to sample in turn; empty for all of them.
+        extras: the others.
+    """
+
+    cfg: RunConfig
+    class_names: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
+    extras: Extras = Extras()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all settings that this network has, the most wanted first."""
+        return [*SAMPLING, *(["class"] if self.class_names else []), *EXTRAS]
+
+    def value(self, name: str) -> Any:
+        """The value of a setting; that of 'class' is a list of names, empty for all."""
+        if name == "class":
+            return [self.class_names[number] for number in self.classes]
+        return getattr(self.cfg.sampling if name in SAMPLING else self.extras, name)
+
+    def shown(self, name: str) -> str:
+        """The value of a setting as a user would type it."""
+        value = self.value(name)
+        if name == "class":
+            return ", ".join(value) or "all"
+        if value is None:
+            return "new" if name == "seed" else "none"
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+    def expected(self, name: str) -> str:
+        """What a setting accepts, in words that fit after 'expected'."""
+        if name == "class":
+            names = ", ".join(self.class_names[:_SOME])
+            more = f" and {len(self.class_names) - _SOME} more" * (len(self.class_names) > _SOME)
+            return f"'all', or some of {names}{more}, or their numbers from 0, with commas between"
+        return (SAMPLING | EXTRAS)[name].expected.replace("true or false", "yes or no")
+
+    def changed(self, name: str, value: Any) -> Settings:
+        """The settings with one new value.
+
+        Args:
+            name: one of `names`.
+            value: as `value` gives it; None unsets what is optional.
+
+        Raises:
+            UserError: a value that is not accepted, or contradicts another setting; the message
+                begins with the name.
+        """
+        if name == "class":
+            return replace(self, classes=self._class_numbers(value))
+        setting = (SAMPLING | EXTRAS)[name]
+        if value is not None or not setting.optional:
+            value = check(value, setting.hint, setting.rule, name)
+        if name in EXTRAS:
+            return replace(self, extras=replace(self.extras, **{name: value}))
+        values = self.cfg.to_dict()
+        values["sampling"].pop(name, None)
+        if value is not None:
+            values["sampling"][name] = value
+        try:
+            return replace(self, cfg=parse_config(values, _SOURCE))
+        except UserError as error:  # what contradicts another setting
+            raise UserError(str(error).removeprefix(f"{_SOURCE}: sampling.")) from None
+
+    def changed_by_text(self, name: str, text: str) -> Settings:
+        """The same with a value as a user types it; raises UserError as `changed`."""
+        text = text.strip()
+        if name == "class":
+            if text in self.class_names:  # a name may have a comma in it
+                return self.changed(name, [text])
+            words = [] if text.lower() in _NOTHING else [word.strip() for word in text.split(",")]
+            return self.changed(name, words)
+        setting = (SAMPLING | EXTRAS)[name]
+        if setting.optional and text.lower() in _NOTHING:
+            return self.changed(name, None)
+        return self.changed(name, _parse(text))
+
+    def class_of(self, number: int) -> str | None:
+        """Name of the class of a sample; None where there are no classes."""
+        if not self.class_names:
+            return None
+        wanted = self.classes or range(len(self.class_names))
+        return self.class_names[wanted[number % len(wanted)]]
+
+    def _class_numbers(self, names: Sequence[str]) -> tuple[int, ...]:
+        known = list(self.class_names)
+        return tuple(class_number(name, known, named="class") for name in names)
+
+    def resolved(self) -> Settings:
+        """The settings with a seed: its own, or a fresh one."""
+        if self.extras.seed is not None:
+            return self
+        return self.changed("seed", secrets.randbelow(SEEDS))
+
+
+def _parse(text: str) -> Any:
+    """A number, yes or no, or else the text itself."""
+    words = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

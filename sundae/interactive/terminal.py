@@ -1,0 +1,161 @@
+"""The menu in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sundae.errors import UserError
+from sundae.interactive.recording import Outcome, View, new_folder, record
+from sundae.interactive.session import Session
+from sundae.interactive.settings import Settings
+from sundae.schema import suggestion
+
+with contextlib.suppress(ImportError):  # arrow keys and earlier lines, where the system has it
+    import readline  # noqa: F401
+
+_MENU = (
+    ("sample", "sample"),
+    ("repeat", "repeat the last: same settings, same seed"),
+    ("change", "change a setting"),
+    ("show", "show all settings"),
+    ("exit", "exit"),
+)
+
+
+class _Leave(Exception):  # noqa: N818 - no error
+    """The user wants to go."""
+
+
+@dataclass
+class Terminal:
+    """Asks what to do until the user leaves or the input ends.
+
+    Ctrl-C at a question leaves (KeyboardInterrupt); while sampling it drops that sampling and comes
+    back to the menu, unless the input is a pipe, which nobody could answer then. Ctrl-D leaves at
+    any question.
+
+    Attributes:
+        session: the model.
+        settings: of the next sampling.
+        out_dir: gets a numbered folder for each sampling.
+        bar: show progress, if this is a terminal.
+        last: settings of the last sampling, with its seed.
+    """
+
+    session: Session
+    settings: Settings
+    out_dir: Path
+    bar: bool = True
+    last: Settings | None = None
+
+    def run(self) -> None:
+        """The loop."""
+        actions: dict[str, Callable[[], None]] = {
+            "sample": self.sample,
+            "repeat": self.repeat,
+            "change": self.change,
+            "show": self.show,
+        }
+        menu = [f"  {number}  {words}" for number, (_, words) in enumerate(_MENU, 1)]
+        with contextlib.suppress(_Leave):
+            print("\n".join(menu))
+            while (choice := self._choose("> ", [name for name, _ in _MENU])) != "exit":
+                try:
+                    if choice:
+                        actions[choice]()
+                except UserError as error:
+                    print(error)
+
+    def sample(self) -> None:
+        """Sample with the current settings."""
+        self._sample(self.settings.resolved())
+
+    def repeat(self) -> None:
+        """Sample as the last time, with or without a history as it is set now."""
+        if self.last is None:
+            raise UserError("there is nothing to repeat yet; sample first")
+        self._sample(self.last.changed("history", self.settings.value("history")))
+
+    def change(self) -> None:
+        """Ask which setting, and for its value until there is a good one."""
+        self.show()
+        name = self._choose("which one? (Enter for none) ", self.settings.names)
+        if not name:
+            return
+        print(f"{name}: {self.settings.expected(name)}; Enter keeps {self.settings.shown(name)}")
+        while text := self._ask(f"{name} = "):
+            try:
+                self.settings = self.settings.changed_by_text(name, text)
+                break
+            except UserError as error:
+                print(error)
+        print(f"{name} is {self.settings.shown(name)}")
+
+    def show(self) -> None:
+        """Print all settings."""
+        for number, name in enumerate(self.settings.names, 1):
+            print(f"  {number:2}  {name:<22} {self.settings.shown(name)}")
+
+    def _sample(self, settings: Settings) -> None:
+        try:
+            outcome = self._record(settings)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print("stopped; nothing of it was kept")
+            return
+        self.last = settings
+        print(report(outcome, settings))
+
+    def _record(self, settings: Settings) -> Outcome:
+        states = self.session.sample(settings)
+        views = record(states, new_folder(self.out_dir), history=settings.extras.history)
+        sampling = settings.cfg.sampling
+        view: View | None = None
+        with tqdm(total=sampling.steps, unit="step", disable=None if self.bar else True) as bar:
+            for view in views:
+                bar.n = view.progress.step
+                bar.set_postfix(samples=view.progress.first, running=view.progress.running)
+        assert view is not None and view.outcome is not None
+        return view.outcome
+
+    def _choose(self, prompt: str, names: list[str]) -> str:
+        """One of some names, by number or by its first letters; "" when nothing was typed."""
+        while text := self._ask(prompt).lower():
+            if text.isdecimal() and 1 <= int(text) <= len(names):
+                return names[int(text) - 1]
+            near = [text] if text in names else [name for name in names if name.startswith(text)]
+            if len(near) == 1:
+                return near[0]
+            hint = suggestion(text, near or names)
+            print(f"expected a number from 1 to {len(names)} or a name, got '{text}'{hint}")
+        return ""
+
+    def _ask(self, prompt: str) -> str:
+        try:
+            text = input(prompt)
+        except EOFError:
+            print()
+            raise _Leave from None
+        if not sys.stdin.isatty():  # so that what was piped in can be read like a conversation
+            print(text)
+        return text.strip()
+
+
+def report(outcome: Outcome, settings: Settings) -> str:
+    """What a sampling took and where its files are."""
+    steps = settings.cfg.sampling.steps
+    lines = [
+        f"{len(outcome.samples)} samples in {outcome.seconds:.2f} s, {outcome.steps} of {steps} "
+        f"steps, seed {settings.extras.seed}: {outcome.folder}, side by side in {outcome.grid.name}"
+    ]
+    if outcome.animation is not None:
+        steps_folder = outcome.history[0][1].parent.name
+        lines.append(f"each step in {steps_folder}/, played by {outcome.animation.name}")
+    return "\n".join(lines)
