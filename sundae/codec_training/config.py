@@ -49,7 +49,7 @@ class TrainingConfig(TrainerConfig):
     codebook_weight: float = key(1.0, at_least=0)
     commitment: float = key(0.25, at_least=0)
     quantise_start: int = key(0, at_least=0)  # until then an autoencoder; the codebook begins there
-    recolour: float = key(0.0, at_least=0, at_most=1)  # share of pictures, before quantise_start
+    recolour: float = key(0.0, at_least=0, at_most=1)  # share of pictures with shuffled channels
     codebook_init: Literal["kmeans", "data", "uniform"] = key("kmeans")
     restart_every: int = key(100, at_least=0)  # a code unused for so many steps is moved; 0: never
     restart_until: float = key(0.8, at_least=0, at_most=1)  # share of max_steps

@@ -83,7 +83,7 @@ class CodecTask:
         images = augment(
             batch["images"], size, mirror=mirror, generator=generator if codec.training else None
         )
-        if self.settings.recolour and codec.training and not codec.quantises():
+        if self.settings.recolour and codec.training:
             images = recolour(images, self.settings.recolour, generator)
         images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         adversarial = codec.batches_seen() >= self.disc_start
