@@ -1,0 +1,308 @@
+"""The page, driven in a headless Chromium: `make test-web`. Screenshots go to $SCREENSHOTS, if set.
+
+Neither the server nor the page may ask another host for anything.
+"""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_run_file
+from PIL import Image
+
+pytestmark = pytest.mark.web
+
+ROOT = Path(__file__).parents[2]
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run"
+).split()
+LONG = 3000  # steps, so many that they can be watched
+PATIENCE = 120_000  # milliseconds; the machine may be busy
+
+
+class Server:
+    """A running page over a tiny run."""
+
+    def __init__(self, process: "subprocess.Popen[str]", folder: Path, calls: Path) -> None:
+        self.process, self.folder, self.calls = process, folder, calls
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("open http://127.0.0.1:"), (line, process.stderr)
+        self.url = line.split()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("page")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    path = write_run_file(root, tiny_data, {})
+    training = [sys.executable, "train.py", "--cfg-path", path, "--run-dir", root / "run"]
+    words = [*map(str, training), "--seed", "0", "--no-cuda", "--quiet"]
+    subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
+    calls = root / "calls.txt"
+    command = [sys.executable, Path(__file__).with_name("guarded.py"), calls,
+               "sample-interactive.py", "--resume", root / "run", "--web", "--port", 0, "--no-cuda",
+               "--quiet", "--out-dir", root / "out", "--steps", LONG,
+               "--no-early-stop"]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Server(process, root / "out", calls)
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert complaints == "interrupted\n"  # no trace of any mistake made here
+        assert not calls.exists(), calls.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which(os.environ.get("CHROMIUM", "chromium"))
+    assert path, "install Chromium, or name one with CHROMIUM="
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server: Server, browser: Any) -> Iterator[Any]:
+    """The page, freshly opened."""
+    page = browser.new_page(viewport={"width": 1360, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(server.url)
+    page.wait_for_selector("#sample-start")
+    yield page
+    page.close()
+    others = [url for url in asked if not url.startswith((server.url, "data:", "blob:"))]
+    assert others == []
+    assert [text for text in complaints if "Content Security Policy" in text] == []
+
+
+@pytest.fixture
+def screenshot(page: Any, tmp_path: Path) -> Callable[[str], None]:
+    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    return lambda name: page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+
+def set_number(page: Any, label: str, value: int) -> None:
+    """Type into the box beside a slider."""
+    box = page.get_by_label(f"number input for {label}", exact=True).first
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def use_seed(page: Any, seed: int) -> None:
+    page.locator("#seed textarea, #seed input").first.fill(str(seed))
+
+
+def finished(page: Any, tab: str, seed: int) -> str:
+    """Wait for the end of the sampling with this seed, and return what is said about it."""
+    page.wait_for_function(
+        "([id, seed]) => { const said = document.querySelector(id).innerText;"
+        " return said.includes(' s, ') && said.includes('seed ' + seed); }",
+        arg=[f"#{tab}-status", seed],
+    )
+    return str(page.locator(f"#{tab}-status").inner_text())
+
+
+def sources_of(page: Any, tab: str) -> list[str]:
+    """Addresses of the pictures of a gallery."""
+    sources: list[str] = page.eval_on_selector_all(
+        f"#{tab}-pictures .thumbnail-item img", "images => images.map(image => image.src)"
+    )
+    return sources
+
+
+def pictures_of(page: Any, tab: str) -> list[np.ndarray]:
+    """What a gallery shows, as the browser fetched it: (height, width) uint8 each."""
+    bodies = [page.request.get(source).body() for source in sources_of(page, tab)]
+    return [np.asarray(Image.open(io.BytesIO(body)).convert("L")) for body in bodies]
+
+
+def downloaded(page: Any, button: str) -> tuple[str, bytes]:
+    with page.expect_download() as started:
+        page.click(button)
+    return started.value.suggested_filename, Path(started.value.path()).read_bytes()
+
+
+def open_picture_tab(page: Any, picture: Path) -> None:
+    page.get_by_role("tab", name="Work on a picture").click()
+    page.wait_for_selector("#editor canvas")
+    page.locator("#upload").locator("xpath=..").locator("input[type=file]").first.set_input_files(
+        picture
+    )
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """4x4 pixels, white at the left and black at the right."""
+    image = Image.new("L", (4, 4), 255)
+    image.paste(0, (2, 0, 4, 4))
+    image.save(tmp_path / "halves.png")
+    return tmp_path / "halves.png"
+
+
+def test_samples_appear_while_they_refine(page: Any, server: Server, screenshot: Any) -> None:
+    set_number(page, "steps", 600)
+    use_seed(page, 5)
+    page.click("#sample-start")
+    seen = set()
+    for _ in range(2000):
+        status = page.locator("#sample-status").inner_text()
+        if " s, " in status:
+            break
+        seen |= set(sources_of(page, "sample")[:1])
+        if len(seen) == 2:
+            screenshot("refining")
+    assert len(seen) >= 3  # the first picture changed, and changed again
+    assert finished(page, "sample", 5).startswith("5 pictures in ")
+    shown = pictures_of(page, "sample")
+    stored = sorted(server.folder.glob("*/0*.png"))[-5:]
+    for picture, path in zip(shown, stored, strict=True):
+        with Image.open(path) as image:  # enlarged, hard pixels staying hard
+            assert np.array_equal(picture[24::48, 24::48], np.asarray(image.convert("L")))
+    screenshot("samples")
+
+
+def test_a_seed_is_shown_and_can_be_used_again(page: Any) -> None:
+    set_number(page, "steps", 4)
+    page.click("#sample-start")
+    said = page.locator("#sample-status")
+    said.filter(has_text="5 pictures in").wait_for()
+    seed = said.inner_text().rsplit("seed ", 1)[1].strip(" .\n")
+    first = pictures_of(page, "sample")
+    page.click("#reuse")
+    box = "document.querySelector('#seed textarea, #seed input').value"
+    page.wait_for_function(f"seed => {box} === seed", arg=seed)
+    set_number(page, "samples", 3)
+    page.click("#sample-start")
+    said.filter(has_text="3 pictures in").wait_for()
+    assert said.inner_text().endswith(f"seed {seed}.")
+    again = pictures_of(page, "sample")
+    assert len(again) == 3
+    assert all(np.array_equal(one, other) for one, other in zip(first, again))
+    page.click("#renew")
+    page.wait_for_function(f"{box} === ''")
+
+
+def test_a_history_is_a_film_strip_to_take_home(page: Any, screenshot: Any) -> None:
+    set_number(page, "steps", 4)
+    page.get_by_label("history").check()
+    use_seed(page, 6)
+    page.click("#sample-start")
+    finished(page, "sample", 6)
+    page.wait_for_selector("#sample-film .thumbnail-item img")
+    steps = page.locator("#sample-film .thumbnail-item").all_inner_texts()
+    assert steps[0].strip() == "step 0" and len(steps) == 5
+    page.wait_for_selector("#sample-played img")
+    name, body = downloaded(page, "#sample-download-animation")
+    with Image.open(io.BytesIO(body)) as played:
+        assert (name, played.n_frames) == ("history.webp", len(steps))
+    name, body = downloaded(page, "#sample-download-all")
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert {"00000.png", "00004.png", "grid.png"} <= set(archive.namelist())
+    name, body = downloaded(page, "#sample-download-grid")
+    with Image.open(io.BytesIO(body)) as grid:
+        assert name == "grid.png" and grid.width > grid.height
+    screenshot("history")
+
+
+def test_a_painted_hole_is_repainted(
+    page: Any, picture: Path, screenshot: Callable[[str], None]
+) -> None:
+    set_number(page, "steps", 4)
+    open_picture_tab(page, picture)
+    page.wait_for_timeout(3000)  # until the editor has laid the picture out
+    box = page.locator("#editor canvas").first.bounding_box()
+    middle, centre = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    # The picture is in the middle of the canvas: paint a part of its left half.
+    page.mouse.move(middle - 60, centre - 60)
+    page.mouse.down()
+    page.mouse.move(middle - 60, centre + 60, steps=10)
+    page.mouse.up()
+    page.wait_for_timeout(1500)
+    screenshot("painted")
+    use_seed(page, 7)
+    page.click("#picture-start")
+    finished(page, "picture", 7)
+    answers = np.stack(pictures_of(page, "picture"))[:, 24::48, 24::48]
+    assert answers.shape == (5, 4, 4)
+    assert (answers[..., 3] == 0).all() and (answers[..., 2] == 0).all()  # known, and kept
+    changed = (answers[..., :2] != 255).any(axis=0)
+    assert changed.any() and not changed.all()
+    name, _ = downloaded(page, "#picture-download-grid")
+    assert name == "grid.png"
+    screenshot("inpainted")
+
+
+def test_outpainting_and_variations(page: Any, picture: Path, screenshot: Any) -> None:
+    set_number(page, "steps", 4)
+    open_picture_tab(page, picture)
+    page.wait_for_timeout(2000)
+    page.get_by_label("Outpaint").check()
+    page.wait_for_selector("#add-right")
+    use_seed(page, 8)
+    page.click("#picture-start")
+    finished(page, "picture", 8)
+    answers = pictures_of(page, "picture")
+    assert {answer.shape for answer in answers} == {(192, 288)}  # 4x4 pixels and two at the right
+    left = np.stack(answers)[:, 24::48, 24::48]
+    assert (left[..., :2] == 255).all() and (left[..., 2:4] == 0).all()
+    screenshot("outpainted")
+    page.get_by_label("Image to image").check()
+    use_seed(page, 9)
+    page.click("#picture-start")
+    finished(page, "picture", 9)
+    assert {answer.shape for answer in pictures_of(page, "picture")} == {(192, 192)}
+
+
+def test_mistakes_are_told_in_the_page(page: Any, tmp_path: Path, screenshot: Any) -> None:
+    page.get_by_role("tab", name="Work on a picture").click()
+    page.click("#picture-start")
+    page.get_by_text("choose a picture first").first.wait_for()
+    bad = tmp_path / "notes.png"
+    bad.write_text("not a picture")
+    open_picture_tab(page, bad)
+    page.get_by_text("notes.png cannot be read as a picture").first.wait_for()
+    use_seed(page, -1)
+    page.click("#picture-start")
+    page.get_by_text("seed: expected an integer from 0").first.wait_for()
+    screenshot("mistakes")
+    assert "Traceback" not in page.content()
+
+
+def test_stopping_leaves_nothing_behind(page: Any, server: Server) -> None:
+    before = sorted(server.folder.iterdir())
+    page.click("#sample-start")
+    page.wait_for_selector("#sample-pictures .thumbnail-item img")
+    page.click("#sample-stop")
+    page.get_by_text("Stopped.").wait_for()
+    page.wait_for_timeout(3000)
+    assert sorted(server.folder.iterdir()) == before
