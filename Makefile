@@ -33,7 +33,7 @@ demo: $(RUNTIME)  ## learn handwritten digits, sample some and let a classifier 
 	@$(BIN)/python demo.py
 
 # The recipe of the weights in pretrained/emoji. Each step goes on where it was stopped.
-SIZE ?= 128
+SIZE ?= 64
 CODEC := checkpoints/vqgan/emoji$(SIZE).safetensors
 emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is for a GPU
 	@$(BIN)/python get-emoji.py data/emoji --no-skin-tones --skip-existing

@@ -35,7 +35,7 @@ def test_a_config_survives_being_written_and_read(tmp_path: Path) -> None:
     assert (cfg.training.load_size, cfg.training.last_restart) == (20, 8)
 
 
-@pytest.mark.parametrize("name", ["emoji128", "emoji256", "ffhq256", "ffhq1024"])
+@pytest.mark.parametrize("name", ["emoji64", "emoji256", "ffhq256", "ffhq1024"])
 def test_shipped_files_are_read_and_are_configs_of_their_networks(name: str) -> None:
     from sundae.vqgan import new_vqgan
 

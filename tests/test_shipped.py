@@ -38,7 +38,7 @@ def test_sample_draws_from_it_without_being_told_to(
     ended = script("sample", "--nb-samples", 2, "--steps", 1, "--seed", 0, "--out-dir", "out")
     assert ended.code == 0, ended
     with Image.open(tmp_path / "out" / "00001.png") as picture:
-        assert picture.size == (128, 128)
+        assert picture.size == (64, 64)
 
 
 def test_what_resume_names_comes_first_and_missing_weights_are_one_line(

@@ -50,6 +50,7 @@ class TrainingConfig(TrainerConfig):
     commitment: float = key(0.25, at_least=0)
     quantise_start: int = key(0, at_least=0)  # until then an autoencoder; the codebook begins there
     recolour: float = key(0.0, at_least=0, at_most=1)  # share of pictures with shuffled channels
+    recolour_until: float = key(0.5, at_least=0, at_most=1)  # share of max_steps
     codebook_init: Literal["kmeans", "data", "uniform"] = key("kmeans")
     restart_every: int = key(100, at_least=0)  # a code unused for so many steps is moved; 0: never
     restart_until: float = key(0.8, at_least=0, at_most=1)  # share of max_steps
@@ -63,6 +64,11 @@ class TrainingConfig(TrainerConfig):
     def load_size(self) -> int:
         """Side in pixels to which training pictures are scaled before a window is cut."""
         return round(self.size * self.random_crop)
+
+    @property
+    def last_recolouring(self) -> float:
+        """Step from which on pictures keep their colours."""
+        return self.recolour_until * self.max_steps if self.max_steps else math.inf
 
     @property
     def last_restart(self) -> float:

@@ -69,6 +69,7 @@ class CodecTask:
         """perceptual: on the device of the training. accumulate: see `build_training`."""
         self.settings, self.perceptual = cfg.training, perceptual
         self.disc_start = cfg.training.disc_start * accumulate
+        self.last_recolouring = cfg.training.last_recolouring * accumulate
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
         """Yield (loss, metrics) of the VQ-GAN, then of the discriminator.
@@ -83,7 +84,8 @@ class CodecTask:
         images = augment(
             batch["images"], size, mirror=mirror, generator=generator if codec.training else None
         )
-        if self.settings.recolour and codec.training:
+        colours_vary = codec.training and codec.batches_seen() < self.last_recolouring
+        if self.settings.recolour and colours_vary:
             images = recolour(images, self.settings.recolour, generator)
         images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         adversarial = codec.batches_seen() >= self.disc_start
