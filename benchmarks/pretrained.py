@@ -148,7 +148,7 @@ def main() -> None:
     originals = images_of(held_out, list(range(count)))
     chosen = spread(count, args.shown)
     rows = [torch.stack(pair) for pair in zip(originals[chosen], reconstructions[chosen])]
-    save_grid(torch.cat(rows), args.out / "reconstructions.png", columns=8, scale=1)
+    save_grid(torch.cat(rows), args.out / "reconstructions.png", columns=8, scale=2)
 
     everything = images_of(train, list(range(len(train))))
     samples = draw(checkpoint, codec, classes, count, args.seed, args.quiet)
@@ -174,7 +174,7 @@ def main() -> None:
     )  # fmt: skip
     nearest = (features.layout(first) @ known.T).argmax(1)
     rows = [torch.stack(pair) for pair in zip(first, everything[nearest])]
-    save_grid(torch.cat(rows), args.out / "nearest.png", columns=8, scale=1)
+    save_grid(torch.cat(rows), args.out / "nearest.png", columns=8, scale=2)
     results = {
         "codec, held-out pictures": scores,
         "Fréchet distance to held-out pictures": distances,
