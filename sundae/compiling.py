@@ -6,6 +6,7 @@ import functools
 import sys
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 
@@ -23,6 +24,8 @@ def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:
                 f"torch.compile does not work here ({problem}); going on without", file=sys.stderr
             )
         return False
+    # The GAN's weight is balanced by going back twice through one forward pass.
+    torch._functorch.config.donated_buffer = False
     for module in modules:
         module.compile()
     return True
