@@ -20,8 +20,6 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sundae.frechet import frechet_distance
-
 import utils
 from sundae.checkpoint import Checkpoint
 from sundae.codec_training.dataset import ImageDataset, open_pictures
@@ -29,6 +27,7 @@ from sundae.codec_training.perceptual import EfficientNetDistance, load_perceptu
 from sundae.codecs import Codec, open_codec
 from sundae.errors import UserError
 from sundae.files import make_folder, write_text
+from sundae.frechet import frechet_distance
 from sundae.images import save_grid
 from sundae.prior import Prior, even_classes, sample_seeds, schedule_of
 from sundae.runs import class_number
