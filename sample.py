@@ -4,26 +4,23 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
-from sundae.checkpoint import Checkpoint, open_checkpoint
+from sundae.canvas import check_canvas, parse_canvas
 from sundae.codecs import open_codec
-from sundae.config import RunConfig, load_config, parse_config, with_sampling_flags
+from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.prior import (
     Prior,
-    even_classes,
     prepare_out_dir,
     sample_seeds,
     schedule_of,
     write_samples,
 )
-from sundae.runs import check_same_codec, check_same_network, class_number
+from sundae.runs import check_same_codec, chosen_classes, config_to_sample
+from sundae.shipped import checkpoint_or_shipped
 from utils import (
     add_common_flags,
     add_sampling_flags,
     choose_device,
-    explicit,
     run_cli,
     seed_everything,
 )
@@ -41,6 +38,8 @@ def parse_args() -> argparse.Namespace:
     add_sampling_flags(parser)
     flag("--class", dest="classes", action="append", metavar="NAME", help="a class by name or "
          "number, repeatable; all classes evenly unless given")  # fmt: skip
+    flag("--canvas", metavar="HxW", help="sample a larger grid than the network was trained on, by "
+         "overlapping windows: in tokens (32x64) or pixels (1024x2048px)")  # fmt: skip
     flag("--out-dir", type=Path, metavar="DIR", help="folder of the PNGs (samples/NAME_TIME)")
     flag("--count-offset", type=int, default=0, metavar="N", help="number of the first sample: "
          "with the same seed, several calls share out one long run")  # fmt: skip
@@ -52,35 +51,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(args: argparse.Namespace, checkpoint: Checkpoint) -> RunConfig:
-    """The run file, or the one in the checkpoint; flags win."""
-    if args.cfg_path is not None:
-        cfg = load_config(args.cfg_path, args.overrides)
-    else:
-        cfg = parse_config(checkpoint.info.config, str(checkpoint.folder), args.overrides)
-    check_same_network(cfg, checkpoint)
-    return with_sampling_flags(cfg, args, str(checkpoint.folder))
-
-
 def main() -> None:
     args = parse_args()
-    if args.resume is None:
-        raise UserError("nothing to sample from: give --resume RUN, the folder that train.py wrote")
     if args.batch_size < 1 or args.count_offset < 0:
         raise UserError("--batch-size must be at least 1 and --count-offset at least 0")
-    checkpoint = open_checkpoint(args.resume)
-    cfg = read_config(args, checkpoint)
+    checkpoint = checkpoint_or_shipped(args.resume)
+    cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
+    cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
     count, offset = cfg.sampling.nb_samples, args.count_offset
-    if cfg.net.conditional:
-        names = checkpoint.info.classes or []
-        wanted = torch.tensor([class_number(name, names) for name in explicit(args.classes, names)])
-        classes = wanted[even_classes(len(wanted), count, offset)]
-    elif args.classes:
-        raise UserError(f"--class: {checkpoint.folder} was trained without classes; leave it out")
-    else:
-        classes = None
+    classes = chosen_classes(args.classes, checkpoint, count, offset)
     codec = open_codec(cfg)
     check_same_codec(codec.identity, checkpoint)
+    canvas = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
+    check_canvas(canvas, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     out_dir = args.out_dir or Path("samples") / f"{cfg.trainer.exp_name}_{stamp}"
@@ -89,7 +72,7 @@ def main() -> None:
     seed = seed_everything(args.seed)
     device = choose_device(args.no_cuda, args.quiet)
     grid = write_samples(
-        Prior(net.to(device), cfg, device, use_amp=not args.no_amp),
+        Prior(net.to(device), cfg, device, use_amp=not args.no_amp, canvas=canvas),
         codec.to(device if args.cuda_vqgan else "cpu"),
         out_dir,
         seeds=sample_seeds(seed, count, offset),

@@ -137,7 +137,8 @@ def inpaint(
     Args:
         prior: the network; its own canvas has no influence.
         codec: that the network was trained with, on any device.
-        image: (3, H, W) float in [0, 1]; at least the trained grid's pixels in both directions.
+        image: (3, H, W) float in [0, 1], on the CPU as the mask and the answers are; at least the
+            trained grid's pixels in both directions.
         hidden: (H, W) bool, true where to repaint.
         seeds: (N,) int64.
         classes: (N,) int64 for a conditional network, else None.
@@ -180,7 +181,8 @@ def image_to_image(
     Args:
         prior: the network; its own canvas has no influence.
         codec: that the network was trained with, on any device.
-        image: (3, H, W) float in [0, 1]; at least the trained grid's pixels in both directions.
+        image: (3, H, W) float in [0, 1], on the CPU as the mask and the answers are; at least the
+            trained grid's pixels in both directions.
         strength: fraction of tokens that start from noise, in [0, 1]. With 0 the answers are what
             the codec makes of the picture, without a step; with 1 they are fresh samples.
         seeds: (N,) int64.

@@ -7,7 +7,7 @@ say their sizes as shares of the picture's sides, so that they mean the same for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -118,6 +118,70 @@ def classic(size: Size, *, share: float = 0.5) -> Tensor:
         share: of each side, in (0, 1].
     """
     return grid(size, count=1, share=share)
+
+
+# Of each kind: its sizes, their type and what they are. `make_mask` takes the names.
+_SHARE = "share of the picture's"
+MASK_SIZES: dict[str, dict[str, tuple[type, str]]] = {
+    "block": {
+        "height": (float, f"{_SHARE} height (0.5)"),
+        "width": (float, f"{_SHARE} width (0.5)"),
+        "top": (float, f"{_SHARE} height above it (drawn for each picture)"),
+        "left": (float, f"{_SHARE} width left of it (drawn for each picture)"),
+    },
+    "random": {
+        "count": (int, "how many blocks (6)"),
+        "smallest": (float, f"{_SHARE} sides that a block has at least (0.1)"),
+        "largest": (float, "and at most (0.3)"),
+    },
+    "grid": {
+        "count": (int, "squares along each side (4)"),
+        "share": (float, "hidden share of each square's cell, by side (0.5)"),
+    },
+    "classic": {"share": (float, f"{_SHARE} sides (0.5)")},
+}
+
+
+def make_mask(
+    strategy: str, size: Size, generator: torch.Generator, sizes: Mapping[str, float]
+) -> Tensor:
+    """A mask of one of the kinds in MASK_SIZES.
+
+    Args:
+        strategy: block, random, grid or classic.
+        size: (height, width) of the picture in pixels.
+        generator: on the CPU; for what is drawn.
+        sizes: those that are not to be the usual ones.
+
+    Returns:
+        (height, width) bool.
+
+    Raises:
+        UserError: no such kind, or a size out of its range; "--block-height" stands for the height
+            of a block.
+    """
+    if strategy not in MASK_SIZES:
+        raise UserError(f"--inpaint-strategy {strategy}: expected one of {', '.join(MASK_SIZES)}")
+    for name, value in sizes.items():
+        _check_size(f"--{strategy}-{name}", name, value)
+    if strategy == "random":
+        if sizes.get("smallest", 0.1) > sizes.get("largest", 0.3):
+            raise UserError("--random-smallest is above --random-largest; exchange them")
+        return random_blocks(size, generator, **sizes)  # type: ignore[arg-type]
+    if strategy == "block":
+        return block(size, generator, **sizes)
+    return {"grid": grid, "classic": classic}[strategy](size, **sizes)
+
+
+def _check_size(flag: str, name: str, value: float) -> None:
+    if name == "count":
+        if value < 1:
+            raise UserError(f"{flag} is {value}, expected an integer at least 1")
+    elif name in ("top", "left"):
+        if not 0 <= value < 1:
+            raise UserError(f"{flag} is {value:g}, expected a share from 0 up to, not including, 1")
+    elif not 0 < value <= 1:
+        raise UserError(f"{flag} is {value:g}, expected a share above 0 and at most 1")
 
 
 def read_mask(path: Path, size: Size) -> Tensor:

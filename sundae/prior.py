@@ -156,8 +156,10 @@ class Prior:
             tokens: (batch, length) int64 to start from; uniform noise unless given.
             frozen: (batch, length) bool: tokens that keep the value they start with.
         """
-        # Logits of chosen tokens only; windows that overlap need all to blend them.
-        some = isinstance(self.net, HourglassTransformer) and self.canvas == self.trained_grid
+        # Windows overlap, so on a larger canvas a token's logits come from several of them.
+        at_positions = (
+            isinstance(self.net, HourglassTransformer) and self.canvas == self.trained_grid
+        )
         return sample(
             windowed(self._denoise, self.trained_grid, self.canvas),
             seeds=seeds.to(self.device),
@@ -166,7 +168,7 @@ class Prior:
             schedule=schedule,
             grid=self.canvas,
             null_class=null_class(self.cfg.net),
-            denoise_at=self._denoise if some else None,
+            denoise_at=self._denoise if at_positions else None,
             **{
                 name: None if value is None else value.to(self.device)
                 for name, value in (("classes", classes), ("tokens", tokens), ("frozen", frozen))

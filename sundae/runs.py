@@ -8,13 +8,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from sundae.checkpoint import Checkpoint, list_checkpoints
-from sundae.config import RunConfig, dump_toml
+from sundae.config import RunConfig, dump_toml, load_config, parse_config
 from sundae.errors import UserError
 from sundae.files import make_folder, write_text
 from sundae.latents import Latents, TokenDataset, check_agreement, open_latents
+from sundae.prior import null_class
 from sundae.splits import split_rows
 from sundae.trainer import RunSettings
 
@@ -203,3 +206,57 @@ def class_number(name: str, names: list[str], *, named: str = "--class") -> int:
     if name.isdecimal() and int(name) < len(names):
         return int(name)
     raise UserError(f"{named} {name}: expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
+
+
+def config_to_sample(
+    checkpoint: Checkpoint, run_file: Path | None, overrides: Sequence[str]
+) -> RunConfig:
+    """What a checkpoint is sampled with: a run file, or without one what it was trained with.
+
+    Args:
+        overrides: "section.key=value", applied last.
+
+    Raises:
+        UserError: nonsense in it, or it describes another network than the checkpoint's.
+    """
+    if run_file is not None:
+        cfg = load_config(run_file, overrides)
+    else:
+        cfg = parse_config(checkpoint.info.config, str(checkpoint.folder), overrides)
+    check_same_network(cfg, checkpoint)
+    return cfg
+
+
+def chosen_classes(
+    names: Sequence[str] | None,
+    checkpoint: Checkpoint,
+    count: int,
+    offset: int = 0,
+    *,
+    any_unless_named: bool = False,
+) -> Tensor | None:
+    """(count,) int64: the classes of samples offset .. offset+count-1, in turn.
+
+    Args:
+        names: of classes, or their numbers; all classes unless given.
+        any_unless_named: without names take the class that means any, if the network has learned
+            one, instead of all classes.
+
+    Returns:
+        None for an unconditional network.
+
+    Raises:
+        UserError: there is no such class, or there are none at all.
+    """
+    if not checkpoint.config.net.conditional:
+        if names:
+            raise UserError(
+                f"--class: {checkpoint.folder} was trained without classes; leave it out"
+            )
+        return None
+    null = null_class(checkpoint.config.net)
+    if any_unless_named and not names and null is not None:
+        return torch.full((count,), null)
+    known = checkpoint.info.classes or []
+    wanted = torch.tensor([class_number(name, known) for name in names or known])
+    return wanted[torch.arange(offset, offset + count) % len(wanted)]

@@ -16,6 +16,7 @@ from sundae.runs import (
     check_same_codec,
     check_same_network,
     choose_run_folder,
+    chosen_classes,
     class_number,
     keep_run_file,
     open_datasets,
@@ -197,3 +198,22 @@ def test_a_class_is_given_by_name_or_else_by_number() -> None:
     for wrong in ("3", "-1", "Cat", "", "²"):
         with pytest.raises(UserError, match="expected one of 2, 10, cat, or 0 to 2"):
             class_number(wrong, names)
+
+
+def test_classes_are_taken_in_turn_or_any_where_the_network_knows_any(
+    config: Config, tmp_path: Path
+) -> None:
+    plain = checkpoint_of(config(), tmp_path / "plain")
+    with_any = checkpoint_of(config({"net.class_dropout": 0.1}), tmp_path / "any")
+    for checkpoint in (plain, with_any):
+        classes = chosen_classes(["two", "0"], checkpoint, 3, 1, any_unless_named=True)
+        assert classes is not None and classes.tolist() == [0, 2, 0]
+        classes = chosen_classes(None, checkpoint, 4)
+        assert classes is not None and classes.tolist() == [0, 1, 2, 0]
+    classes = chosen_classes(None, plain, 2, any_unless_named=True)
+    assert classes is not None and classes.tolist() == [0, 1]
+    classes = chosen_classes(None, with_any, 2, any_unless_named=True)
+    assert classes is not None and classes.tolist() == [3, 3]
+    cfg = config({"net.conditional": False, "net.num_classes": 0})
+    without = checkpoint_of(cfg, tmp_path / "without")
+    assert chosen_classes(None, without, 2) is None
