@@ -208,6 +208,7 @@ def _advance(network: _Network, strategy: Strategy, turn: Turn, most: int) -> tu
     order = rank.argsort(dim=1, stable=True)  # equal ranks in raster order, on every device
     count = strategy.count(schedule, step, rows.free.sum(1))
     chosen = torch.arange(length, device=tokens.device) < count[:, None]
+    # Ranks that are not numbers come last, even behind the tokens that may not change.
     offered = torch.zeros_like(rows.free).scatter_(1, order, chosen) & rows.free
     # All rows look at as many positions, the surplus of some is not offered.
     positions = order[:, :most] if most < length else None
@@ -224,5 +225,4 @@ def _advance(network: _Network, strategy: Strategy, turn: Turn, most: int) -> tu
         top_p=schedule.top_p,
     )
     fresh = drawn if positions is None else tokens.scatter(1, positions, drawn)
-    others = torch.where(rows.free, strategy.others(rows), tokens)
-    return torch.where(offered, fresh, others), offered
+    return torch.where(offered, fresh, strategy.others(rows)), offered

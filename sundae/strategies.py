@@ -132,7 +132,10 @@ class Strategy:
         return turn.noise()
 
     def others(self, rows: Rows) -> Tensor:
-        """(batch, length) int64: the values of tokens that take no fresh draw."""
+        """(batch, length) int64: the values of tokens that take no fresh draw.
+
+        Tokens that may not change must be as they are; they are so from the start.
+        """
         return rows.tokens
 
 

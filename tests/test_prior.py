@@ -165,6 +165,15 @@ def test_guidance_asks_the_network_for_the_class_that_means_any(config: Config) 
     assert asked == [[2, 0], [2, 0, 3, 3]]
 
 
+def test_strategies_know_the_grid_of_the_run(config: Config) -> None:
+    schedule = Schedule(1, sample_proportion=0.01, strategy="halton")
+    tokens = torch.full((1, 16), 4)
+    prior = Prior(ClassNet(), config(), CPU)
+    *_, last = prior.refine(sample_seeds(0, 1), torch.tensor([1]), schedule, tokens=tokens)
+    # Of 4 x 4 cells the first is in the middle row and a third across; of 1 x 16 it were the sixth.
+    assert (last.tokens[0] != 4).nonzero().tolist() == [[9]]
+
+
 def test_the_head_sees_only_tokens_that_may_change_and_draws_the_same(config: Config) -> None:
     cfg = config()
     net = build_network(cfg)

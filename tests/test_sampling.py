@@ -144,6 +144,18 @@ def test_frozen_tokens_never_move(strategy: str) -> None:
     assert torch.equal(moved, ~frozen)
 
 
+@EVERY_STRATEGY
+def test_not_even_a_diverged_network_moves_frozen_tokens(strategy: str) -> None:
+    frozen = (torch.arange(LENGTH) < 5).expand(3, -1)
+    tokens = torch.full((3, LENGTH), VOCAB - 1)
+    nowhere = torch.full((VOCAB,), torch.nan)
+    *_, last = states(
+        constant(nowhere), flat(strategy, 0.6, 4), seeds_of(3), tokens=tokens, frozen=frozen
+    )
+    assert (last.tokens[frozen] == VOCAB - 1).all()
+    assert last.tokens.min() >= 0 and last.tokens.max() < VOCAB
+
+
 # -- guidance, and logits for some positions ------------------------------------------------------
 
 
