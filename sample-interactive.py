@@ -9,14 +9,13 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from sundae.checkpoint import Checkpoint
 from sundae.codecs import open_codec
-from sundae.config import RunConfig, load_config, parse_config, with_sampling_flags
+from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.interactive.session import Session
 from sundae.interactive.terminal import Terminal
 from sundae.prior import Prior
-from sundae.runs import check_same_codec, check_same_network
+from sundae.runs import check_same_codec, config_to_sample
 from sundae.shipped import checkpoint_or_shipped
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
 
@@ -43,19 +42,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(args: argparse.Namespace, checkpoint: Checkpoint) -> RunConfig:
-    """The run file, or the one in the checkpoint; flags win."""
-    if args.cfg_path is not None:
-        cfg = load_config(args.cfg_path, args.overrides)
-    else:
-        cfg = parse_config(checkpoint.info.config, str(checkpoint.folder), args.overrides)
-    check_same_network(cfg, checkpoint)
-    return with_sampling_flags(cfg, args, str(checkpoint.folder))
-
-
 def open_session(args: argparse.Namespace) -> Session:
     checkpoint = checkpoint_or_shipped(args.resume)
-    cfg = read_config(args, checkpoint)
+    cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
+    cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
     codec = open_codec(cfg)
     check_same_codec(codec.identity, checkpoint)
     net = checkpoint.load_network(ema=not args.raw_weights)
