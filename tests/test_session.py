@@ -147,6 +147,17 @@ def test_a_network_without_classes_has_no_class_to_set(config: Config) -> None:
     assert Settings(cfg).class_of(0) is None
 
 
+def test_what_continues_a_picture_has_any_class_unless_one_is_chosen(config: Config) -> None:
+    settings = Settings(config({"net.class_dropout": 0.1}), NAMES)
+    assert (settings.wanted(), settings.class_of(1)) == ([0, 1, 2], "one")
+    assert settings.wanted(any_unless_chosen=True) == [3]  # the number of "any"
+    assert settings.class_of(1, any_unless_chosen=True) is None
+    chosen = changed(settings, **{"class": ["two"]})
+    assert chosen.wanted(any_unless_chosen=True) == [2]
+    assert chosen.class_of(1, any_unless_chosen=True) == "two"
+    assert Settings(config(), NAMES).wanted(any_unless_chosen=True) == [0, 1, 2]
+
+
 # -- samplings ------------------------------------------------------------------------------------
 
 

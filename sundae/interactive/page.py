@@ -75,8 +75,12 @@ def _message(error: UserError) -> gr.Error:
 class _Results:
     """Where pictures appear, with a film strip, and buttons to take them home."""
 
-    def __init__(self, controls: Controls, folder: Path, zips: Path, name: str) -> None:
+    def __init__(
+        self, controls: Controls, folder: Path, zips: Path, name: str, *, any_class: bool = False
+    ) -> None:
+        """any_class: what is made here has no class unless one was chosen, if that can be."""
         self.controls, self.folder, self.zips = controls, folder, zips
+        self.any_class = any_class
         with gr.Row():
             self.start = gr.Button("Start", variant="primary", scale=3, elem_id=f"{name}-start")
             self.stop = gr.Button("Stop", min_width=80, elem_id=f"{name}-stop")
@@ -172,6 +176,9 @@ class _Results:
             elif view.images is not None:
                 yield self._shown(view, settings)
 
+    def _caption(self, settings: Settings, number: int) -> str | None:
+        return settings.class_of(number, any_unless_chosen=self.any_class)
+
     def _cleared(self, settings: Settings) -> Updates:
         return {
             self.status: f"Starting, seed {settings.extras.seed}.",
@@ -191,7 +198,7 @@ class _Results:
             self.status: f"Step {progress.step} of {settings.cfg.sampling.steps}, "
             f"{progress.running} not done yet, seed {settings.extras.seed}.",
             self.pictures: [
-                (within(_visible(to_pil(image)), _LIVE_SIDE), settings.class_of(number))
+                (within(_visible(to_pil(image)), _LIVE_SIDE), self._caption(settings, number))
                 for number, image in enumerate(view.images, progress.first)
             ],
         }
@@ -204,7 +211,7 @@ class _Results:
             self.status: f"{count} picture{'s' * (count != 1)} in {outcome.seconds:.2f} s, "
             f"{outcome.steps} of {steps} steps, seed {settings.extras.seed}.",
             self.pictures: [
-                (_shown_file(path), settings.class_of(number))
+                (_shown_file(path), self._caption(settings, number))
                 for number, path in enumerate(outcome.samples)
             ],
             self.grid: gr.update(value=outcome.grid, interactive=True),
@@ -260,7 +267,7 @@ class _PictureTab:
             show_progress="hidden",
             api_visibility="private",
         )
-        results = _Results(controls, folder, zips, "picture")
+        results = _Results(controls, folder, zips, "picture", any_class=True)
         inputs = {self.picture, self.editor, self.task, self.keep_size, self.composite}
         results.connect(inputs | {self.strength, *self.sides}, self._states)
 

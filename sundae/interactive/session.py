@@ -112,7 +112,7 @@ class Session:
             )
             return map(_state_of, answers)
 
-        return self._batches(settings, refine)
+        return self._batches(settings, refine, any_unless_chosen=True)
 
     def vary(self, settings: Settings, image: Tensor, strength: float) -> Iterator[Progress]:
         """Variations of a picture; see `sundae.inpainting.image_to_image`.
@@ -138,10 +138,12 @@ class Session:
             )
             return map(_state_of, answers)
 
-        return self._batches(settings, refine)
+        return self._batches(settings, refine, any_unless_chosen=True)
 
-    def _batches(self, settings: Settings, refine: _Refine) -> Iterator[Progress]:
-        seeds, classes = self._rows(settings)
+    def _batches(
+        self, settings: Settings, refine: _Refine, *, any_unless_chosen: bool = False
+    ) -> Iterator[Progress]:
+        seeds, classes = self._rows(settings, any_unless_chosen)
         schedule = schedule_of(settings.cfg.sampling)
         for start in range(0, len(seeds), self.batch_size):
             rows = slice(start, start + self.batch_size)
@@ -149,16 +151,14 @@ class Session:
             for step, running, images in states:
                 yield Progress(start, step, running, images)
 
-    def _rows(self, settings: Settings) -> tuple[Tensor, Tensor | None]:
+    def _rows(self, settings: Settings, any_unless_chosen: bool) -> tuple[Tensor, Tensor | None]:
         """(N,) seeds, and (N,) classes for a network that knows some."""
         seed, count = settings.extras.seed, settings.cfg.sampling.nb_samples
         if seed is None:
             raise ValueError("settings without a seed: resolve them first")
-        seeds = sample_seeds(seed, count)
-        if not self.class_names:
-            return seeds, None
-        wanted = torch.tensor(settings.classes or range(len(self.class_names)))
-        return seeds, wanted[even_classes(len(wanted), count)]
+        wanted = torch.tensor(settings.wanted(any_unless_chosen=any_unless_chosen))
+        classes = wanted[even_classes(len(wanted), count)] if self.class_names else None
+        return sample_seeds(seed, count), classes
 
     def _decode(self, tokens: Tensor) -> Tensor:
         return self.codec.decode(self.prior.grids(tokens)).cpu()

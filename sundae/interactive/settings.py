@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from sundae.config import RunConfig, SamplingConfig, parse_config
 from sundae.errors import UserError
+from sundae.prior import null_class
 from sundae.runs import class_number
 from sundae.schema import Rule, check, describe, key
 
@@ -163,12 +164,23 @@ class Settings:
             return self.changed(name, None)
         return self.changed(name, _parse(text))
 
-    def class_of(self, number: int) -> str | None:
-        """Name of the class of a sample; None where there are no classes."""
-        if not self.class_names:
-            return None
-        wanted = self.classes or range(len(self.class_names))
-        return self.class_names[wanted[number % len(wanted)]]
+    def wanted(self, *, any_unless_chosen: bool = False) -> list[int]:
+        """Numbers of the classes that samples take in turn; empty where there are no classes.
+
+        Args:
+            any_unless_chosen: where no class was chosen, take the one that means any, if the
+                network has learned it, instead of all.
+        """
+        null = null_class(self.cfg.net)
+        if any_unless_chosen and not self.classes and null is not None:
+            return [null]
+        return list(self.classes or range(len(self.class_names)))
+
+    def class_of(self, number: int, *, any_unless_chosen: bool = False) -> str | None:
+        """Name of the class of a sample; None where it has none."""
+        wanted = self.wanted(any_unless_chosen=any_unless_chosen)
+        turn = wanted[number % len(wanted)] if wanted else len(self.class_names)
+        return self.class_names[turn] if turn < len(self.class_names) else None
 
     def _class_numbers(self, names: Sequence[str]) -> tuple[int, ...]:
         known = list(self.class_names)
