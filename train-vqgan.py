@@ -106,7 +106,7 @@ def main() -> None:
         quiet=quiet,
     )
     if training.compile:
-        compile_modules(net.vqgan.encoder, net.vqgan.decoder, task.perceptual, quiet=quiet)
+        compile_modules(*net.compilable(), task.perceptual, quiet=quiet)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     if run is not None and accelerator.is_main_process:  # nothing is written before this

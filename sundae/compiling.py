@@ -6,12 +6,14 @@ import functools
 import sys
 
 import torch
-import torch._functorch.config
 from torch import nn
 
 
 def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:
     """Compile modules in place, for the device they are on; their state dicts keep their names.
+
+    A compiled module can be gone back through once only: its backward pass reuses the memory of what
+    it needs.
 
     Returns whether they were. When nothing can be compiled here, that is said once on stderr unless
     quiet, and the modules stay as they are.
@@ -24,8 +26,6 @@ def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:
                 f"torch.compile does not work here ({problem}); going on without", file=sys.stderr
             )
         return False
-    # The GAN's weight is balanced by going back twice through one forward pass.
-    torch._functorch.config.donated_buffer = False
     for module in modules:
         module.compile()
     return True

@@ -43,7 +43,7 @@ def test_shipped_files_are_read_and_are_configs_of_their_networks(name: str) -> 
     codec = new_vqgan(SHIPPED / f"{name}.yaml")
     assert codec.model.arch == cfg.arch
     steps = cfg.training.lr_scheduler_kwargs.get("nb_training_steps", cfg.training.max_steps)
-    assert steps == cfg.training.max_steps
+    assert steps >= cfg.training.max_steps
     millions = sum(p.numel() for p in codec.model.parameters()) / 1e6
     said = (SHIPPED / f"{name}.yaml").read_text()
     assert f"{millions:.1f}M parameters" in said or f"{millions:.0f}M parameters" in said

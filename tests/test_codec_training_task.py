@@ -11,6 +11,7 @@ from sundae.codec_training.export import export
 from sundae.codec_training.module import CodecTraining
 from sundae.codec_training.perceptual import load_perceptual
 from sundae.codec_training.task import CodecTask, _rows_in_turn, build_training
+from sundae.compiling import compile_modules
 from sundae.vqgan import load_vqgan
 
 Metrics = dict[str, Tensor]
@@ -288,3 +289,16 @@ def test_training_pictures_are_recoloured_for_a_while_and_held_out_ones_never() 
         next(task.losses(net.eval(), {"images": images}, torch.Generator().manual_seed(0)))
     recoloured = [not torch.equal(x, images * 2 - 1) for x in seen]
     assert recoloured == [True, True, False, False]
+
+
+def test_compiled_and_with_a_discriminator_the_gradients_are_the_same() -> None:
+    gradients = []
+    for compiles in (False, True):
+        net, task = make(config(disc_start=0, mirror=False))
+        if compiles and not compile_modules(*net.compilable(), quiet=True):
+            pytest.skip("no C++ compiler on this machine")
+        for seed in range(2):  # what a second pass would find overwritten shows in the second batch
+            net.zero_grad()
+            run(net, task, discs(4), seed)
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)

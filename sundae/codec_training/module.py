@@ -75,6 +75,13 @@ class CodecTraining(nn.Module):
         """Whether the decoder gets codes already; asks the device only once after loading."""
         return self.batches_seen() >= self.quantise_start
 
+    def compilable(self) -> list[nn.Module]:
+        """What may be compiled: all of the VQ-GAN that is gone back through once a batch.
+
+        The balance of the losses goes back to the decoder's last layer more often.
+        """
+        return [self.vqgan.encoder, self.vqgan.decoder.mid, *self.vqgan.decoder.up]
+
     @property
     def last_layer(self) -> Tensor:
         """The decoder's last weight, at which losses are balanced."""
