@@ -12,8 +12,7 @@ from torch import nn
 def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:
     """Compile modules in place, for the device they are on; their state dicts keep their names.
 
-    A compiled module can be gone back through once only: its backward pass reuses the memory of what
-    it needs.
+    Go back through a compiled module once a forward pass: doing so overwrites what it needs.
 
     Returns whether they were. When nothing can be compiled here, that is said once on stderr unless
     quiet, and the modules stay as they are.
