@@ -38,7 +38,7 @@ CODEC := checkpoints/vqgan/emoji$(SIZE).safetensors
 emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is for a GPU
 	@$(BIN)/python get-emoji.py data/emoji --no-skin-tones --skip-existing
 	@test -f $(CODEC) || { \
-		if test -d exp/vqgan-emoji$(SIZE)/checkpoints; then \
+		if ls exp/vqgan-emoji$(SIZE)/checkpoints/step-* >/dev/null 2>&1; then \
 			$(BIN)/python train-vqgan.py --resume exp/vqgan-emoji$(SIZE) --dataset-in data/emoji; \
 		else \
 			$(BIN)/python train-vqgan.py --cfg-path config/vqgan/emoji$(SIZE).yaml --seed 0 \
@@ -46,7 +46,7 @@ emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is 
 		fi && $(BIN)/python -m sundae.vqgan convert exp/vqgan-emoji$(SIZE) $(CODEC) --half; }
 	@test -f data/emoji$(SIZE)-latents/latents.json || $(BIN)/python generate-latents.py --use-class \
 		--ckpt-path $(CODEC) --dataset-in data/emoji --latents-out data/emoji$(SIZE)-latents
-	@if test -d exp/emoji$(SIZE)/checkpoints; then \
+	@if ls exp/emoji$(SIZE)/checkpoints/step-* >/dev/null 2>&1; then \
 		$(BIN)/python train.py --resume exp/emoji$(SIZE); \
 	else \
 		$(BIN)/python train.py --cfg-path config/emoji/$(SIZE).toml --seed 0 \

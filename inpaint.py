@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sundae.canvas import check_canvas, parse_canvas
-from sundae.codecs import open_codec
+from sundae.codecs import SparingCodec, open_codec
 from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.masks import MASK_SIZES
@@ -97,8 +97,9 @@ def main() -> None:
     cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
     cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
     count = args.nb_samples
-    classes = chosen_classes(args.classes, checkpoint, count, any_unless_named=True)
-    codec = open_codec(cfg)
+    guided = cfg.sampling.guidance_ramp != (1, 1)
+    classes = chosen_classes(args.classes, checkpoint, count, any_unless_named=True, guided=guided)
+    codec = SparingCodec(open_codec(cfg))
     check_same_codec(codec.identity, checkpoint)
     grid = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(grid, cfg.grid_shape)

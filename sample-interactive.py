@@ -6,6 +6,7 @@ menu, at the menu it leaves, as Ctrl-D does.
 
 import argparse
 from datetime import datetime
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def open_session(args: argparse.Namespace) -> Session:
 def main() -> None:
     args = parse_args()
     if args.web:
-        if find_spec("gradio") is None:
-            raise UserError("--web needs Gradio: pip install -r requirements-web.txt")
+        if find_spec("gradio") is None or int(version("gradio").split(".")[0]) < 6:
+            raise UserError("--web needs Gradio 6: pip install -r requirements-web.txt")
         if not 0 <= args.port < 2**16:
             raise UserError(f"--port {args.port}: expected a number from 0 to {2**16 - 1}")
     session = open_session(args)

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sundae.canvas import check_canvas, parse_canvas
-from sundae.codecs import open_codec
+from sundae.codecs import SparingCodec, open_codec
 from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.prior import (
@@ -63,7 +63,7 @@ def main() -> None:
     cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
     count, offset = cfg.sampling.nb_samples, args.count_offset
     classes = chosen_classes(args.classes, checkpoint, count, offset)
-    codec = open_codec(cfg)
+    codec = SparingCodec(open_codec(cfg))
     check_same_codec(codec.identity, checkpoint)
     canvas = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(canvas, cfg.grid_shape)

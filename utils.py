@@ -20,14 +20,22 @@ Value = TypeVar("Value")
 def run_cli(main: Callable[[], None]) -> None:
     """Run a script's `main` and end as a shell expects.
 
-    A UserError becomes one line on stderr and exit code 2, Ctrl-C one line and 130; a reader that
-    went away (`| head`) ends the script quietly with 141. Other exceptions keep their traceback.
+    A UserError, or too little memory, becomes one line on stderr and exit code 2, Ctrl-C one line
+    and 130; a reader that went away (`| head`) ends the script quietly with 141. Other exceptions
+    keep their traceback.
     """
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        print(
+            f"error: the memory does not suffice ({str(error).splitlines()[0][:80]}); lower "
+            "--batch-size, --nb-samples or trainer.mini_batch_size",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

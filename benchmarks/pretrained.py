@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     flag("--eval-fraction", type=float, default=0.1, help="share held out in training (0.1)")
     flag("--out", type=Path, required=True, metavar="DIR", help="folder for pictures and JSON")
     flag("--shown", type=int, default=24, metavar="N", help="pictures in each grid (24)")
-    utils.add_common_flags(parser, "--no-cuda", "--quiet")
+    utils.add_common_flags(parser, "--quiet")
     utils.add_common_flags(parser, "--seed", default=0)
     return parser.parse_args()
 

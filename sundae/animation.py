@@ -56,7 +56,8 @@ def within(image: Image.Image, side: int) -> Image.Image:
 def enlarged(image: Image.Image, side: int) -> Image.Image:
     """The picture, hard pixels staying hard, a whole factor larger where it is smaller than `side`.
 
-    The shorter side then has about that many pixels, and no fewer than two thirds of that.
+    The shorter side then has about that many pixels, and no fewer than two thirds of that; unless
+    that would make the longer side more than four times as long.
     """
-    factor = round(side / min(image.size))
+    factor = min(round(side / min(image.size)), 4 * side // max(image.size))
     return image.resize((image.width * factor, image.height * factor), 0) if factor > 1 else image

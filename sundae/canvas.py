@@ -16,6 +16,9 @@ Shape = tuple[int, int]  # (height, width) in tokens
 # Windows that go through the network at once; more would gain nothing and take more memory.
 WINDOWS_AT_ONCE = 64
 
+# How many trained grids a canvas may have room for.
+LARGEST_CANVAS = 64
+
 
 def parse_canvas(text: str, factor: int) -> Shape:
     """What --canvas says: HxW in tokens ("32x64"), or in pixels ("1024x2048px").
@@ -46,11 +49,17 @@ def parse_canvas(text: str, factor: int) -> Shape:
 
 
 def check_canvas(canvas: Shape, grid: Shape) -> None:
-    """Make sure that the trained grid fits on a canvas.
+    """Make sure that the trained grid fits on a canvas, and the canvas into a computer.
 
     Raises:
-        UserError: the canvas is smaller in one direction.
+        UserError: the canvas is smaller in one direction, or more than LARGEST_CANVAS grids.
     """
+    if canvas[0] * canvas[1] > LARGEST_CANVAS * grid[0] * grid[1]:
+        raise UserError(
+            f"a canvas of {canvas[0]}x{canvas[1]} tokens is more than {LARGEST_CANVAS} times the "
+            f"{grid[0]}x{grid[1]} that the network was trained on; choose a smaller one (pixels "
+            "are written with px, as in 512x1024px)"
+        )
     if canvas[0] < grid[0] or canvas[1] < grid[1]:
         raise UserError(
             f"a canvas of {canvas[0]}x{canvas[1]} tokens is smaller than the {grid[0]}x{grid[1]} "

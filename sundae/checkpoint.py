@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -271,9 +272,10 @@ def load_into(net: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A folder to fill; it takes the name `target`, replacing what was there, on success."""
-    partial, replaced = _partial(target), _partial(target.with_name(f"{target.name}.replaced"))
+    # A name of its own, so that two writers of one target do not delete each other's files.
+    own = target.with_name(f"{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    partial, replaced = _partial(own), _partial(own.with_name(f"{own.name}.replaced"))
     with writing_to(target):
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial

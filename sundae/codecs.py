@@ -12,6 +12,9 @@ from sundae.errors import UserError
 if TYPE_CHECKING:
     from sundae.config import RunConfig
 
+# Pixels that are decoded together: one picture of a megapixel takes gigabytes on its way.
+_PIXELS_AT_ONCE = 2**20
+
 # ITU-R BT.601 luma weights, as Pillow's convert("L") uses them.
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -71,6 +74,30 @@ class PixelCodec:
 
     def to(self, device: torch.device | str) -> PixelCodec:
         """Has no weights, so there is nothing to move."""
+        return self
+
+
+class SparingCodec:
+    """A codec that decodes no more at once than a small machine's memory holds."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.codebook_size, self.factor = codec.codebook_size, codec.factor
+        self.identity = codec.identity
+
+    def encode(self, images: Tensor) -> Tensor:
+        """As the codec itself."""
+        return self.codec.encode(images)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """As the codec itself, a few pictures after the other."""
+        pixels = tokens.shape[-2] * tokens.shape[-1] * self.factor**2
+        parts = tokens.split(max(1, _PIXELS_AT_ONCE // pixels))
+        return torch.cat([self.codec.decode(part) for part in parts])
+
+    def to(self, device: torch.device | str) -> SparingCodec:
+        """Move to a device; returns the codec itself."""
+        self.codec.to(device)
         return self
 
 

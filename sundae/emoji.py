@@ -30,6 +30,7 @@ PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
 GROUPS = "unicode-emoji-json@0.9.0"
 BACKGROUNDS = {"grey": (236, 236, 236), "white": (255, 255, 255)}
 MANIFEST = "emoji.json"
+_NAMES = 2  # how files are named; 1 was without BASE@
 
 _LARGEST = 4096  # pixels a side
 _TIMEOUT = 300  # seconds for one package
@@ -73,7 +74,7 @@ def write_emoji(
     if not 1 <= size <= _LARGEST:
         raise UserError(f"--size is {size}, expected 1 to {_LARGEST}")
     wanted = {"pictures": PICTURES, "groups": GROUPS, "size": size}
-    wanted |= {"background": background, "skin_tones": skin_tones}
+    wanted |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
     if not overwrite and _taken(out, wanted, skip_existing):
         return None
     make_folder(out.parent)

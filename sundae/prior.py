@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # Pictures of a grid; more cannot be told apart.
 GRID_LIMIT = 100
 
+# Of all rows of a batch together; 2**30 are 4 GB in float32.
+_LOGITS_AT_ONCE = 2**30
+
 
 class PriorTask:
     """The SUNDAE objective as a trainer's task: one loss for every unroll step."""
@@ -138,6 +141,14 @@ class Prior:
         """The same network on a canvas of (height, width) tokens; UserError for one too small."""
         return Prior(self.net, self.cfg, self.device, use_amp=self.use_amp, canvas=canvas)
 
+    def rows_at_once(self, wanted: int, tokens: int | None = None) -> int:
+        """A batch size, at most `wanted`, whose logits stay within a few gigabytes.
+
+        tokens: of a sample, those of the canvas unless given.
+        """
+        logits = (tokens or prod(self.canvas)) * self.cfg.data.vocab_size
+        return max(1, min(wanted, _LOGITS_AT_ONCE // logits))
+
     def refine(
         self,
         seeds: Tensor,
@@ -226,6 +237,7 @@ def write_samples(
         the path of the grid, which shows the first samples, at most 100.
     """
     count, shown = len(seeds), []
+    batch_size = prior.rows_at_once(batch_size)
     with tqdm(total=count, unit="sample", disable=None if progress else True) as bar:
         for start in range(0, count, batch_size):
             rows = slice(start, start + batch_size)

@@ -25,6 +25,7 @@ from sundae.vqgan import VQGANCodec, load_vqgan
 from sundae.vqgan.convert import rounded, save_codec
 
 _CARD = "README.md"
+_FILES = {_CARD, CODEC, "vqgan.json", "model.safetensors", "checkpoint.json"}
 
 
 def release(run: Path, out: Path, *, overwrite: bool = False) -> Path:
@@ -41,6 +42,9 @@ def release(run: Path, out: Path, *, overwrite: bool = False) -> Path:
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; choose another OUT or pass --overwrite")
     checkpoint = open_checkpoint(run)
+    foreign = sorted({p.name for p in out.iterdir()} - _FILES) if out.is_dir() else []
+    if foreign:
+        raise UserError(f"{out} holds {foreign[0]}, no part of a release; choose another OUT")
     codec = _codec_of(checkpoint)
     net = checkpoint.load_network()
     weights = {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()}

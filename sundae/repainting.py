@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sundae.canvas import Shape
+from sundae.canvas import LARGEST_CANVAS, Shape
 from sundae.codecs import Codec
 from sundae.errors import UserError
 from sundae.files import make_folder, writing_to
@@ -31,9 +31,6 @@ from sundae.sampling import Refinement, Schedule
 
 # Pictures in a row of a grid: the original, what is known of it, and some answers.
 _COLUMNS = 8
-
-# How many times the trained grid --whole may make a canvas of by itself.
-_WHOLE_LIMIT = 64
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,9 @@ def read_wish(args: argparse.Namespace) -> Wish:
     for kind, name in given:
         if kind != args.inpaint_strategy:
             raise UserError(f"--{kind}-{name} needs --inpaint-strategy {kind}")
+    if args.image_to_image is not None and (args.no_composite or args.feather is not None):
+        flag = "--no-composite" if args.no_composite else "--feather"
+        raise UserError(f"{flag} is about the edge of a hole, --image-to-image has none; drop one")
     return Wish(
         strategy=args.inpaint_strategy,
         sizes={name: value for (_, name), value in given.items()},
@@ -180,10 +180,10 @@ def _whole_grid(path: Path, size: Shape, grid: Shape) -> Shape:
     """The grid of a picture's proportions that just covers `grid`."""
     scale = max(side / whole for side, whole in zip(grid, size))
     height, width = (max(side, round(whole * scale)) for side, whole in zip(grid, size))
-    if height * width > _WHOLE_LIMIT * grid[0] * grid[1]:
+    if height * width > LARGEST_CANVAS * grid[0] * grid[1]:
         raise UserError(
-            f"{path} would take {height}x{width} tokens as a whole, more than {_WHOLE_LIMIT} times "
-            f"{grid[0]}x{grid[1]}; leave --whole out, or say how much with --canvas"
+            f"{path} would take {height}x{width} tokens as a whole, more than {LARGEST_CANVAS} "
+            f"times {grid[0]}x{grid[1]}; leave --whole out, or say how much with --canvas"
         )
     return height, width
 
@@ -215,6 +215,7 @@ def repaint(
         (N, 3, H, W) float32 in [0, 1], on the CPU.
     """
     images = []
+    batch_size = prior.rows_at_once(batch_size, task.image[0].numel() // codec.factor**2)
     for start in range(0, len(seeds), batch_size):
         rows = slice(start, start + batch_size)
         some = None if classes is None else classes[rows]

@@ -234,6 +234,7 @@ def chosen_classes(
     offset: int = 0,
     *,
     any_unless_named: bool = False,
+    guided: bool = False,
 ) -> Tensor | None:
     """(count,) int64: the classes of samples offset .. offset+count-1, in turn.
 
@@ -241,6 +242,7 @@ def chosen_classes(
         names: of classes, or their numbers; all classes unless given.
         any_unless_named: without names take the class that means any, if the network has learned
             one, instead of all classes.
+        guided: whether guidance is asked for, which any class gives no direction.
 
     Returns:
         None for an unconditional network.
@@ -256,7 +258,13 @@ def chosen_classes(
         return None
     null = null_class(checkpoint.config.net)
     if any_unless_named and not names and null is not None:
+        if guided:
+            raise UserError("--guidance leads towards a class: name one with --class")
         return torch.full((count,), null)
     known = checkpoint.info.classes or []
+    if not known:
+        raise UserError(
+            f"{checkpoint.folder} names no classes; it is damaged, use another checkpoint"
+        )
     wanted = torch.tensor([class_number(name, known) for name in names or known])
     return wanted[torch.arange(offset, offset + count) % len(wanted)]

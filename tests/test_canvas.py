@@ -162,3 +162,17 @@ def test_a_prior_samples_a_canvas_with_classes_and_frozen_tokens(
     assert grids[:, 0, 7].tolist() == [4, 4]
     grids[:, 0, 7] = torch.tensor([0, 2])
     assert (grids[0] == 0).all() and (grids[1] == 2).all()
+
+
+def test_a_canvas_that_no_computer_holds_is_one_line_that_thinks_of_pixels() -> None:
+    check_canvas((64, 64), (8, 8))
+    with pytest.raises(UserError, match=r"64 times the 8x8 .* written with px"):
+        check_canvas((64, 65), (8, 8))
+
+
+def test_batches_shrink_on_large_canvases(config: Callable[..., RunConfig]) -> None:
+    prior = Prior(nn.Identity(), config(), torch.device("cpu"))
+    vocabulary = prior.cfg.data.vocab_size
+    assert prior.rows_at_once(64) == 64
+    assert prior.rows_at_once(64, tokens=2**28 // vocabulary) == 4
+    assert prior.rows_at_once(64, tokens=2**40) == 1

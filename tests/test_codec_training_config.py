@@ -130,3 +130,9 @@ def test_groups_that_are_no_number_are_refused(groups: object) -> None:
     content["model"]["params"]["ddconfig"]["num_groups"] = groups
     with pytest.raises(UserError, match="num_groups"):
         parse_codec_config(content, "x.yaml")
+
+
+def test_a_codebook_that_would_begin_after_the_end_is_refused() -> None:
+    with pytest.raises(UserError, match=r"quantise_start: 10 is not below"):
+        parse_codec_config(values(max_steps=10, quantise_start=10), "x.yaml")
+    parse_codec_config(values(max_steps=0, quantise_start=10), "x.yaml")

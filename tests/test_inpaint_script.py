@@ -226,6 +226,8 @@ def test_samples_on_a_canvas(script: Run, prior: Path, tmp_path: Path) -> None:
         (["--image-to-image", "1.5"], "--image-to-image 1.5: expected a fraction"),
         (["--nb-samples", "0"], "must be at least 1"),
         (["--feather", "-1"], "--feather at least 0"),
+        (["--image-to-image", "0.5", "--no-composite"], "--no-composite is about the edge"),
+        (["--canvas", "400x400"], "pixels are written with px"),
         (["--canvas", "3x8"], "smaller than the 4x4"),
         (["--class", "three"], "--class three: expected one of zero, one, two"),
         (["--strategy", "best"], "--strategy"),
@@ -258,7 +260,6 @@ def test_nothing_to_work_on_is_one_line(inpaint: Run, script: Run, tmp_path: Pat
     assert "nowhere does not exist" in inpaint(tmp_path / "nowhere").refusal()
     assert "give a picture that can be read" in inpaint(tmp_path / "text.png").refusal()
     assert "as a whole" in inpaint(draw(tmp_path / "long.png", 1, 999), "--whole").refusal()
-    assert "give --resume RUN" in script("inpaint", draw(tmp_path / "p.png")).refusal()
     assert not (tmp_path / "out").exists()
 
 

@@ -103,3 +103,13 @@ def test_a_prior_on_pixels_has_no_codec_to_release(
     ended = script("train", "--cfg-path", run_file(), "--run-dir", tmp_path / "run")
     assert ended.code == 0, ended
     assert main([str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+
+
+def test_a_folder_that_holds_anything_else_is_never_replaced(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path, script)
+    before = contents(run)
+    assert main([str(run), str(run), "--overwrite"]) == 2
+    assert "no part of a release" in capsys.readouterr().err
+    assert contents(run) == before

@@ -177,7 +177,7 @@ def test_folders_of_before_are_left_alone(talk: Talk, tmp_path: Path) -> None:
     [
         (["--steps", 0], "--steps: expected an integer at least 1"),
         (["--web", "--port", 99999], "--port 99999: expected a number from 0 to 65535"),
-        (["--web"], "--web needs Gradio: pip install -r requirements-web.txt"),
+        (["--web"], "--web needs Gradio 6: pip install -r requirements-web.txt"),
         (["--resume", "nowhere"], "nowhere does not exist"),
     ],
 )

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sundae.animation import enlarged, save_animation, within
-from sundae.codecs import PixelCodec
+from sundae.codecs import PixelCodec, SparingCodec
 from sundae.config import RunConfig, SamplingConfig
 from sundae.errors import UserError
 from sundae.images import load_image, save_image, to_tensor
 from sundae.interactive.painting import fitted, painted_mask, read_picture
 from sundae.interactive.recording import Outcome, Pace, View, new_folder, record
-from sundae.interactive.session import Progress, Session, SparingCodec
+from sundae.interactive.session import Progress, Session
 from sundae.interactive.settings import Settings
 from sundae.prior import Prior, even_classes, sample_seeds, schedule_of, write_samples
 
@@ -273,7 +273,7 @@ def test_a_history_has_each_step_of_the_first_batch_and_an_animation(tmp_path: P
 
 
 def test_a_sampling_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
-    views = record(steps_of([3]), tmp_path / "0001", history=True)
+    views = record(steps_of([3]), new_folder(tmp_path), history=True)
     next(views), next(views)
     views.close()
     assert list(tmp_path.iterdir()) == []
@@ -281,9 +281,8 @@ def test_a_sampling_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
 
 def test_each_sampling_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert new_folder(tmp_path).name == "0001"
-    (tmp_path / "0001").mkdir()
     (tmp_path / "0003").mkdir()
-    assert new_folder(tmp_path).name == "0002"
+    assert [new_folder(tmp_path).name for _ in range(2)] == ["0002", "0004"]
 
 
 def test_too_little_memory_is_said_in_one_line(tmp_path: Path) -> None:

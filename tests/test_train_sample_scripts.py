@@ -473,7 +473,7 @@ def test_a_mistake_in_sampling_is_one_line_before_anything_is_written(
 
 
 def test_samples_without_a_checkpoint_are_an_error(script: Script, run_file: RunFile) -> None:
-    assert "give --resume RUN" in script("sample", "--cfg-path", run_file()).refusal()
+    assert "the run file says" in script("sample", "--cfg-path", run_file()).refusal()  # of the box
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,11 @@ def _check_agreement(cfg: CodecRunConfig, origin: Origin) -> None:
             f"{origin.at('training.size')}: {training.size} pixels cannot be cut into patches of "
             f"{factor}x{factor}; use a multiple of {factor}"
         )
+    if training.max_steps and training.quantise_start >= training.max_steps:
+        raise UserError(
+            f"{origin.at('training.quantise_start')}: {training.quantise_start} is not below "
+            f"training.max_steps = {training.max_steps}, so the codebook would never be used"
+        )
     try:
         check_batches(training, origin)
         check_schedule(training, origin)

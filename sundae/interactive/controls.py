@@ -36,6 +36,8 @@ class Controls:
         """Draw them where the page is being laid out."""
         self.defaults = defaults
         self.components: dict[str, gr.components.Component] = {}
+        # Where sliders stand for what the run file leaves open: an end that follows its start.
+        self._unset: dict[str, float] = {}
         names = [name for name in defaults.names if self._concerns(name)]
         for name in _COMMON:
             if name in names:
@@ -58,7 +60,7 @@ class Controls:
             value = given[component]
             if name == "seed":
                 settings = settings.changed_by_text(name, value.strip() or "new")
-            else:
+            elif name not in self._unset or value != self._unset[name]:
                 settings = settings.changed(name, self._plain(name, value))
         return settings
 
@@ -77,7 +79,11 @@ class Controls:
         if name == "class":
             names, chosen = list(self.defaults.class_names), self.defaults.value(name)
             return gr.Dropdown(
-                names, value=chosen, multiselect=True, label=label, info="none: all in turn"
+                names,
+                value=chosen,
+                multiselect=True,
+                label=label,
+                info="none: all in turn; in a picture, any",
             )
         kinds, value = _kinds(name), self.defaults.value(name)
         if kinds == [bool]:
@@ -87,7 +93,7 @@ class Controls:
             return gr.Dropdown(list(get_args(kinds[0])), value=value, label=label)
         start = name.removeprefix("end_")
         if value is None:  # what does not change on its way ends as it began
-            value = self.defaults.value(start)
+            value = self._unset[name] = self.defaults.value(start)
         lowest, highest, step = _range(_setting(name), _REACH.get(start), value)
         return gr.Slider(lowest, highest, value, step=step, label=label)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from sundae.animation import save_animation, within
 from sundae.checkpoint import atomic_folder
 from sundae.errors import UserError
+from sundae.files import make_folder
 from sundae.images import make_grid, save_grid, save_image, to_pil
 from sundae.interactive.session import Progress
 from sundae.prior import GRID_LIMIT, sample_path
@@ -75,7 +77,7 @@ def record(
 
     Args:
         states: a sampling.
-        folder: does not exist yet.
+        folder: does not exist yet, or is empty.
         history: keep each step's picture of the first batch, and an animation of them.
         live: decode while refining, as often as it does not hold up the sampling much.
 
@@ -86,7 +88,7 @@ def record(
         UserError: the folder cannot be written to, or the memory does not suffice.
     """
     began, pace = clock(), Pace(clock)
-    with atomic_folder(folder) as partial:
+    with _released(folder), atomic_folder(folder) as partial:
         book = _Book(partial)
         for progress, ended in _with_ends(_enough_memory(states)):
             keep = history and progress.first == 0
@@ -105,12 +107,32 @@ def record(
     yield replace(view, outcome=outcome)
 
 
+@contextmanager
+def _released(folder: Path) -> Iterator[None]:
+    """Take an empty folder away again when what should have filled it was given up."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
 def new_folder(parent: Path) -> Path:
-    """The first of PARENT/0001, PARENT/0002 and so on that does not exist."""
+    """Make the first of PARENT/0001, PARENT/0002 and so on that nobody has made.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    make_folder(parent)
     number = 1
-    while (folder := parent / f"{number:04d}").exists():
-        number += 1
-    return folder
+    while True:
+        folder = parent / f"{number:04d}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 class Pace:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sundae.codecs import Codec
+from sundae.codecs import Codec, SparingCodec
 from sundae.inpainting import Answers, image_to_image, inpaint
 from sundae.interactive.settings import Settings
 from sundae.prior import Prior, even_classes, sample_seeds, schedule_of
@@ -17,10 +17,6 @@ from sundae.sampling import Schedule
 
 # Samples that are refined together.
 BATCH_SIZE = 64
-
-# Pixels that are decoded together: one picture of a megapixel takes gigabytes on its way.
-_PIXELS_AT_ONCE = 2**20
-
 
 # (steps done, samples not done yet, what decodes them)
 _State = tuple[int, int, Callable[[], Tensor]]
@@ -112,7 +108,7 @@ class Session:
             )
             return map(_state_of, answers)
 
-        return self._batches(settings, refine, any_unless_chosen=True)
+        return self._batches(settings, refine, image=image, any_unless_chosen=True)
 
     def vary(self, settings: Settings, image: Tensor, strength: float) -> Iterator[Progress]:
         """Variations of a picture; see `sundae.inpainting.image_to_image`.
@@ -138,15 +134,23 @@ class Session:
             )
             return map(_state_of, answers)
 
-        return self._batches(settings, refine, any_unless_chosen=True)
+        return self._batches(settings, refine, image=image, any_unless_chosen=True)
 
     def _batches(
-        self, settings: Settings, refine: _Refine, *, any_unless_chosen: bool = False
+        self,
+        settings: Settings,
+        refine: _Refine,
+        *,
+        image: Tensor | None = None,
+        any_unless_chosen: bool = False,
     ) -> Iterator[Progress]:
+        """image: (3, H, W), what is worked on, if it is a picture."""
+        tokens = None if image is None else image[0].numel() // self.codec.factor**2
+        batch = self.prior.rows_at_once(self.batch_size, tokens)
         seeds, classes = self._rows(settings, any_unless_chosen)
         schedule = schedule_of(settings.cfg.sampling)
-        for start in range(0, len(seeds), self.batch_size):
-            rows = slice(start, start + self.batch_size)
+        for start in range(0, len(seeds), batch):
+            rows = slice(start, start + batch)
             states = refine(seeds[rows], None if classes is None else classes[rows], schedule)
             for step, running, images in states:
                 yield Progress(start, step, running, images)
@@ -166,27 +170,3 @@ class Session:
 
 def _state_of(answers: Answers) -> _State:
     return answers.step, answers.running, answers.images
-
-
-class SparingCodec:
-    """A codec that decodes no more at once than a small machine's memory holds."""
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-        self.codebook_size, self.factor = codec.codebook_size, codec.factor
-        self.identity = codec.identity
-
-    def encode(self, images: Tensor) -> Tensor:
-        """As the codec itself."""
-        return self.codec.encode(images)
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """As the codec itself, a few pictures after the other."""
-        pixels = tokens.shape[-2] * tokens.shape[-1] * self.factor**2
-        parts = tokens.split(max(1, _PIXELS_AT_ONCE // pixels))
-        return torch.cat([self.codec.decode(part) for part in parts])
-
-    def to(self, device: torch.device | str) -> SparingCodec:
-        """Move to a device; returns the codec itself."""
-        self.codec.to(device)
-        return self
