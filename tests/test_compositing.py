@@ -53,10 +53,9 @@ def test_depth_counts_from_the_known_pixels_not_from_the_border() -> None:
 
 def test_known_pixels_are_the_pictures_and_deep_ones_the_answers() -> None:
     generator = torch.Generator().manual_seed(1)
-    image, answers = (
-        torch.rand(3, 20, 20, generator=generator),
-        torch.rand(2, 3, 20, 20, generator=generator),
-    )
+    # Values of 8 bits: their differences are rounded, so adding them back would not be exact.
+    image, *answers = torch.randint(256, (3, 3, 20, 20), generator=generator) / 255
+    answers = torch.stack(answers)
     hidden = hole((20, 20), 4, 0, 12, 16)
     joined = composited(answers, image, hidden, feather=3)
     assert torch.equal(joined[:, :, ~hidden], image[:, ~hidden].expand(2, 3, -1))
