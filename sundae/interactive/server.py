@@ -6,7 +6,9 @@ Import this only where Gradio is installed.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +42,7 @@ Send = Callable[[Scope], Awaitable[None]]
 def serve(
     session: Session, settings: Settings, *, host: str, port: int, out_dir: Path | None
 ) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C or a kill.
 
     Args:
         session: the model.
@@ -65,6 +67,8 @@ def serve(
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         app = _app(session, settings, samples, zips)
         print(f"open http://{shown}:{address[1]} (Ctrl-C ends it)", flush=True)
+        # After its own farewell the server passes a signal on; a kill shall clear up, too.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -1,6 +1,7 @@
 """Run a script that may open no connection beyond this machine: python guarded.py LOG SCRIPT ..."""
 
 import runpy
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def guard(log: Path) -> None:
 
 if __name__ == "__main__":
     guard(Path(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     sys.argv = sys.argv[2:]
     sys.path.insert(0, str(Path.cwd()))
     runpy.run_path(sys.argv[0], run_name="__main__")
