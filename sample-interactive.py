@@ -6,8 +6,7 @@ menu, at the menu it leaves, as Ctrl-D does.
 
 import argparse
 from datetime import datetime
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sundae.codecs import open_codec
@@ -61,10 +60,18 @@ def open_session(args: argparse.Namespace) -> Session:
     )
 
 
+def gradio_version() -> int:
+    """Major version of the installed Gradio, 0 where there is none."""
+    try:
+        return int(version("gradio").split(".")[0])
+    except PackageNotFoundError:
+        return 0
+
+
 def main() -> None:
     args = parse_args()
     if args.web:
-        if find_spec("gradio") is None or int(version("gradio").split(".")[0]) < 6:
+        if gradio_version() < 6:
             raise UserError("--web needs Gradio 6: pip install -r requirements-web.txt")
         if not 0 <= args.port < 2**16:
             raise UserError(f"--port {args.port}: expected a number from 0 to {2**16 - 1}")

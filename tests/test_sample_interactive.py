@@ -190,7 +190,7 @@ def test_a_mistake_is_told_in_one_line(
 ) -> None:
     module = importlib.import_module("sample-interactive")
     found = "--port" in flags
-    monkeypatch.setattr(module, "find_spec", lambda name: object() if found else None)
+    monkeypatch.setattr(module, "gradio_version", lambda: 6 if found else 5)
     words = flags if "--resume" in flags else ["--resume", trained, *flags]
     assert complaint in script("sample-interactive", *words).refusal()
 
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_menu_goes_on(
 ) -> None:
     (tmp_path / "out").write_text("in the way")
     ended = talk("1", "4", "5")
-    assert f"cannot write to {tmp_path}/out/0001" in ended.out
+    assert f"cannot write to {tmp_path}/out" in ended.out
     assert ended.code == 0
 
 
