@@ -122,7 +122,12 @@ class HourglassTransformer(nn.Module):
         self.stage.reset_tables()
 
     def forward(
-        self, tokens: Tensor, classes: Tensor | None = None, positions: Tensor | None = None
+        self,
+        tokens: Tensor,
+        classes: Tensor | None = None,
+        positions: Tensor | None = None,
+        *,
+        head: bool = True,
     ) -> Tensor:
         """Args:
             tokens: (batch, height*width) int64 in [0, vocab_size), raster order.
@@ -130,9 +135,12 @@ class HourglassTransformer(nn.Module):
                 is a null class; required by a conditional network only.
             positions: (batch, count) int64 in [0, height*width): logits for these only, which saves
                 most of a large vocabulary's cost; all of them unless given.
+            head: apply `to_logits`; without it the result is what that map takes, so that a caller
+                can do so for some rows at a time.
 
         Returns:
-            logits: (batch, height*width, vocab_size), or (batch, count, vocab_size) at positions.
+            logits: (batch, height*width, vocab_size), or (batch, count, vocab_size) at positions;
+            without the head, dim instead of vocab_size.
 
         Raises:
             ValueError: classes are missing, or given to an unconditional network.
@@ -150,4 +158,5 @@ class HourglassTransformer(nn.Module):
         x = self.stage(self.dropout(x))
         if positions is not None:
             x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
-        return self.to_logits(self.norm(x))
+        x = self.norm(x)
+        return self.to_logits(x) if head else x

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sundae.categorical import draw_tokens
+from sundae.linear_cross_entropy import Prediction, linear_cross_entropy
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -65,6 +66,7 @@ def unroll(
     unroll_steps: int,
     vocab_size: int,
     generator: torch.Generator,
+    head: nn.Linear | None = None,
 ) -> Iterator[UnrollStep]:
     """Yield the loss of each unroll step; the objective is their mean.
 
@@ -72,21 +74,36 @@ def unroll(
     goes backward on each as it comes therefore holds the activations of one step at a time.
 
     Args:
-        denoise: (batch, length) int64 -> logits (batch, length, vocab).
+        denoise: (batch, length) int64 -> logits (batch, length, vocab); with a head, the features
+            (batch, length, dim) that the head turns into logits.
         tokens: (batch, length) int64, clean, on the generator's device.
         unroll_steps: at least 1.
         vocab_size: number of distinct tokens.
         generator: source of all randomness.
+        head: the network's last map, dim -> vocab, if `denoise` leaves it out: then the logits
+            never stand in memory as a whole, see `sundae.linear_cross_entropy`.
     """
     rates = corruption_rates(len(tokens), generator)
     current = corrupt(tokens, rates, vocab_size, generator)
     for step in range(unroll_steps):
-        logits = denoise(current)
-        with torch.no_grad():
-            accuracy = (logits.argmax(dim=-1) == tokens).float().mean()
-            if step + 1 < unroll_steps:  # nobody looks at the last sample
-                uniforms = torch.rand(tokens.shape, generator=generator, device=generator.device)
-                current = draw_tokens(logits.detach(), uniforms)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
-        del logits
-        yield UnrollStep(loss, accuracy)
+        outputs = denoise(current)
+        uniforms = None
+        if step + 1 < unroll_steps:  # nobody looks at the last sample
+            uniforms = torch.rand(tokens.shape, generator=generator, device=generator.device)
+        if head is None:
+            predicted = _predict(outputs, tokens, uniforms)
+        else:
+            predicted = linear_cross_entropy(outputs, head, tokens, uniforms)
+        if predicted.drawn is not None:
+            current = predicted.drawn
+        del outputs
+        yield UnrollStep(predicted.loss, predicted.accuracy)
+
+
+def _predict(logits: Tensor, targets: Tensor, uniforms: Tensor | None) -> Prediction:
+    """What `linear_cross_entropy` returns, from logits (batch, length, vocab)."""
+    with torch.no_grad():
+        accuracy = (logits.argmax(dim=-1) == targets).float().mean()
+        drawn = None if uniforms is None else draw_tokens(logits, uniforms)
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    return Prediction(loss, accuracy, drawn)

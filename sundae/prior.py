@@ -47,17 +47,25 @@ class PriorTask:
         classes = batch["classes"] if self.conditional else None
         if classes is not None and net.training and self.class_dropout:
             classes = drop_classes(classes, self.class_dropout, self.num_classes, generator)
+        head = head_of(net)
         steps = unroll(
-            lambda tokens: net(tokens, classes),
+            lambda tokens: net(tokens, classes, **({} if head is None else {"head": False})),
             batch["tokens"],
             unroll_steps=self.parts,
             vocab_size=self.vocab_size,
             generator=generator,
+            head=head,
         )
         for number, (loss, accuracy) in enumerate(steps, start=1):
             metrics = {"loss": loss, "accuracy": accuracy}
             metrics |= {f"{name}_{number}": value for name, value in metrics.items()}
             yield loss, metrics
+
+
+def head_of(net: nn.Module) -> nn.Linear | None:
+    """The last map of a network that can leave it out, also of one spread over several devices."""
+    bare = getattr(net, "module", net)
+    return bare.to_logits if isinstance(bare, HourglassTransformer) else None
 
 
 def drop_classes(

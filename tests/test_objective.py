@@ -158,3 +158,30 @@ def test_half_precision_logits_are_compared_in_full_precision() -> None:
     (step,) = unroll(denoise, tokens, unroll_steps=1, vocab_size=300, generator=generator_of(22))
     exact = -torch.log_softmax(table.double(), -1)[denoise.given[0], tokens].mean()
     assert step.loss.item() == pytest.approx(exact.item(), abs=1e-5)
+
+
+def test_with_the_head_left_out_the_objective_is_the_same() -> None:
+    cfg = HourglassConfig(vocab_size=9, grid=(4, 4), dim=16, nb_heads=2, depth=(1, 1, 1))
+    torch.manual_seed(0)
+    net = HourglassTransformer(cfg)
+    nn.init.normal_(net.to_logits.weight)
+    tokens = torch.randint(9, (3, 16), generator=generator_of(1))
+
+    def run(head: nn.Linear | None) -> list[Tensor]:
+        net.zero_grad()
+        steps = unroll(
+            lambda current: net(current, head=head is None),
+            tokens,
+            unroll_steps=3,
+            vocab_size=9,
+            generator=generator_of(2),
+            head=head,
+        )
+        values = []
+        for step in steps:
+            step.loss.backward()
+            values += [step.loss.detach(), step.accuracy]
+        return values + [parameter.grad.clone() for parameter in net.parameters()]
+
+    for fused, whole in zip(run(net.to_logits), run(None), strict=True):
+        torch.testing.assert_close(fused, whole)
