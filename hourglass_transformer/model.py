@@ -37,8 +37,8 @@ class Stage(nn.Module):
         super().__init__()
         before, after = (depth, 0) if isinstance(depth, int) else (depth[0], depth[2])
         self.cfg, self.level = cfg, level
-        self.before = nn.ModuleList(Layer(cfg) for _ in range(before))
-        self.after = nn.ModuleList(Layer(cfg) for _ in range(after))
+        self.before = nn.ModuleList(Layer(cfg, level) for _ in range(before))
+        self.after = nn.ModuleList(Layer(cfg, level) for _ in range(after))
         self.down: Downsample | None = None
         if not isinstance(depth, int):
             self.down, self.up = Downsample(cfg, level), Upsample(cfg, level)
@@ -80,15 +80,15 @@ class HourglassTransformer(nn.Module):
     def __init__(self, cfg: HourglassConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        length = cfg.grid[0] * cfg.grid[1]
-        self.token_embedding = nn.Embedding(cfg.vocab_size, cfg.dim)
+        length, dim = cfg.grid[0] * cfg.grid[1], cfg.level_dim(0)
+        self.token_embedding = nn.Embedding(cfg.vocab_size, dim)
         classes = cfg.num_classes + cfg.null_class
-        self.class_embedding = nn.Embedding(classes, cfg.dim) if cfg.num_classes else None
-        self.position = None if cfg.use_rotary else nn.Parameter(torch.empty(length, cfg.dim))
+        self.class_embedding = nn.Embedding(classes, dim) if cfg.num_classes else None
+        self.position = None if cfg.use_rotary else nn.Parameter(torch.empty(length, dim))
         self.dropout = nn.Dropout(cfg.emb_dropout)
         self.stage = Stage(cfg, cfg.depth, level=0)
         self.norm = make_norm(cfg)
-        self.to_logits = nn.Linear(cfg.dim, cfg.vocab_size)
+        self.to_logits = nn.Linear(dim, cfg.vocab_size)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -183,6 +183,10 @@ class NetConfig:
     `depth` is (pre, valley, post), where the valley may nest, or (n,) for type 'transformer'.
     `shorten_factor` counts the tokens merged into one, so 4 means blocks of 2x2; a tuple gives one
     factor for each level of nesting, outermost first.
+
+    `dims` gives the residual stream a width of its own on every grid, outermost first; the valley's
+    comes last and is `dim`, which every grid has unless `dims` is given. Heads are as wide on all
+    of them, so there are nb_heads * width / dim of them.
     """
 
     dim: int = key(at_least=1)
@@ -191,6 +195,7 @@ class NetConfig:
         parse=_parse_depth, expected="[pre, valley, post], or one integer for 'transformer'"
     )
     type: Literal["hourglass", "transformer"] = key("hourglass", aliases={"vanilla": "transformer"})
+    dims: tuple[int, ...] | None = key(None, at_least=1)
     dim_head: int | None = key(None, at_least=1)
     shorten_factor: int | tuple[int, ...] = key(
         4,

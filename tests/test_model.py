@@ -16,6 +16,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "rectangular": {"grid": (8, 4)},
     "nested": {"depth": (1, (1, 1, 1), 1), "grid": (4, 8)},
     "two factors": {"depth": (1, (0, 1, 0), 1), "grid": (6, 12), "shorten_factor": (4, 9)},
+    "narrow outside": {"dims": (8, 16)},
+    "three widths": {"depth": (1, (1, 1, 1), 1), "grid": (4, 8), "dims": (8, 24, 16)},
+    "widths and narrow heads": {"dims": (8, 16), "dim_head": 4, "use_rotary": False},
     "average": {"resampling": "average"},
     "without attention across": {"attn_resampling": False},
     "average and nothing else": {"resampling": "average", "attn_resampling": False},
@@ -45,7 +48,7 @@ def network(cfg: HourglassConfig, seed: int = 0) -> HourglassTransformer:
     """As after some training: the map to logits, which starts at zero, is random."""
     torch.manual_seed(seed)
     net = HourglassTransformer(cfg)
-    nn.init.normal_(net.to_logits.weight, std=cfg.dim**-0.5)
+    nn.init.normal_(net.to_logits.weight, std=cfg.level_dim(0) ** -0.5)
     return net.eval()
 
 
@@ -90,7 +93,8 @@ def test_every_parameter_learns(changes: dict[str, Any]) -> None:
         if name.endswith(
             ("to_qkv.weight", "to_kv.weight")
         ):  # queries (within a level only), keys, values
-            for part in parameter.grad.split(cfg.nb_heads * cfg.head_width):
+            parts = 3 if "qkv" in name else 2
+            for part in parameter.grad.chunk(parts):
                 assert part.norm() > 1e-6, name
 
 
@@ -230,6 +234,35 @@ def test_the_residual_stream_starts_at_order_one_whatever_the_depth(
     assert 0.4 < spread < 2.5
 
 
+def test_the_residual_stream_starts_at_order_one_at_every_width() -> None:
+    cfg = config(depth=(2, (2, 6, 2), 2), dims=(32, 64, 128), dim=128, nb_heads=8, grid=(8, 8))
+    torch.manual_seed(0)
+    net, spreads = HourglassTransformer(cfg).eval(), []
+    for module in net.modules():
+        if type(module).__name__ in ("Stage", "Downsample"):
+            module.register_forward_hook(lambda _, __, result: spreads.append(float(result.std())))
+    with torch.no_grad():
+        net(tokens_for(cfg, batch=4))
+    assert len(spreads) == 5
+    assert min(spreads) > 0.4 and max(spreads) < 2.5
+
+
+def test_equal_widths_are_the_network_of_one_width() -> None:
+    one, listed = network(config(dim=16)), network(config(dim=16, dims=(16, 16)))
+    assert one.state_dict().keys() == listed.state_dict().keys()
+    tokens = tokens_for(one.cfg)
+    assert torch.equal(one(tokens), listed(tokens))
+
+
+def test_heads_keep_their_width_on_every_grid() -> None:
+    cfg = config(depth=(1, (1, 1, 1), 1), grid=(4, 8), dims=(8, 24, 16))
+    stage = HourglassTransformer(cfg).stage
+    outer, middle, valley = (s.before[0].attn for s in (stage, stage.valley, stage.valley.valley))
+    assert [attention.heads for attention in (outer, middle, valley)] == [1, 3, 2]
+    for attention in (outer, middle, valley):
+        assert attention.to_out.in_features == 8 * attention.heads
+
+
 def test_embedding_dropout_acts_in_training_only() -> None:
     net = network(config(emb_dropout=0.5))
     tokens = tokens_for(net.cfg)
@@ -257,6 +290,10 @@ def test_the_number_of_layers_counts_the_longest_path() -> None:
         ({"resampling": "bilinear"}, "'linear' or 'average', got 'bilinear'"),
         ({"shorten_factor": (8,)}, "perfect square such as 4, got 8"),
         ({"shorten_factor": (4, 4)}, "2 entries for 1 levels"),
+        ({"dims": (16,)}, "dims has 1 entries; the depth needs 2"),
+        ({"dims": (16, 8)}, "dims must end with dim \\(16\\)"),
+        ({"dims": (12, 16)}, "dims: 12 has no whole number of heads when 16 has 2"),
+        ({"dims": (8, 16), "resampling": "average"}, "'average' keeps the width"),
         ({"grid": (4, 5)}, "a 4x5 grid does not divide into 2x2 cells"),
         ({"grid": (4, 6), "depth": (1, (1, 1, 1), 1)}, "a 2x3 grid does not divide into 2x2"),
     ],
