@@ -90,6 +90,7 @@ class TrainerConfig:
     nb_workers: int = key(0, at_least=0)
     use_cuda: bool = key(True)
     use_amp: bool = key(True)
+    gradient_checkpointing: bool = key(False)  # recompute in the backward pass: less memory, slower
     compile: bool = key(False)  # torch.compile the networks in training; the first step takes long
     save_outputs: bool = key(True)
     checkpoint_frequency: int = key(5000, at_least=0)  # optimiser steps; 0: only the best

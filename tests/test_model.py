@@ -195,6 +195,63 @@ def test_rotary_tables_are_not_saved_and_return_after_the_meta_device() -> None:
     assert torch.equal(again.eval()(tokens), net(tokens))
 
 
+# -- gradient checkpointing -----------------------------------------------------------------------
+
+
+def backward(net: HourglassTransformer, **inputs: Tensor | None) -> dict[str, Tensor]:
+    """Gradients of a loss, by parameter; dropout is the same in every call."""
+    torch.manual_seed(0)
+    net.zero_grad()
+    logits = net(tokens_for(net.cfg), **inputs)
+    nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), tokens_for(net.cfg, seed=1).flatten()
+    ).backward()
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in net.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@EVERY_SHAPE
+def test_recomputing_layers_changes_no_gradient(changes: dict[str, Any], amp: bool) -> None:
+    net = network(config(attn_dropout=0.3, ff_dropout=0.3, emb_dropout=0.3, **changes)).train()
+    classes = classes_for(net.cfg)
+    gradients = []
+    for enabled in (False, True):
+        net.set_gradient_checkpointing(enabled)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            gradients.append(backward(net, classes=classes))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+def saved_bytes(net: HourglassTransformer) -> int:
+    """What autograd keeps of a forward pass, parameters and rotary tables aside."""
+    kept: dict[int, int] = {}
+    ours = {t.data_ptr() for t in (*net.parameters(), *net.buffers())}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in ours:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = net(tokens_for(net.cfg))
+    assert logits.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("depth", [8, (2, 4, 2), (1, (1, 4, 1), 1)], ids=str)
+def test_recomputing_layers_keeps_a_quarter_of_the_activations_or_less(depth: Any) -> None:
+    net = network(config(depth=depth, dim=64, nb_heads=2, grid=(8, 8))).train()
+    everything = saved_bytes(net)
+    net.set_gradient_checkpointing(True)
+    assert saved_bytes(net) < everything / 4
+    with torch.no_grad():
+        net(tokens_for(net.cfg))  # nothing to go back through, nothing to recompute
+
+
 # -- classes --------------------------------------------------------------------------------------
 
 
