@@ -91,6 +91,7 @@ def main() -> None:
     seed, run = agreed(seed, run)  # processes may have drawn different seeds, read different clocks
     seed_everything(seed)
     net = build_network(cfg)
+    net.set_gradient_checkpointing(cfg.trainer.gradient_checkpointing)
     trainer = Trainer(
         cfg,
         PriorTask(cfg),

@@ -18,12 +18,14 @@ class HourglassConfig:
     Attributes:
         vocab_size: number of distinct tokens.
         grid: (height, width) of the token grid; each divisible by the cell side at every level.
-        dim: width of the residual stream, the same at every level.
-        nb_heads: attention heads.
+        dim: width of the residual stream; of the innermost level's where `dims` says more.
+        nb_heads: attention heads at that width.
         depth: (before, valley, after) layers; the valley may itself be such a triple. A bare int
             is a plain transformer without shortening.
         shorten_factor: tokens merged into one, a perfect square (4 merges 2x2 cells), per level;
             a single entry serves every level.
+        dims: width of every level, outermost first, the last one equal to dim; dim everywhere when
+            empty. Heads keep their width, so their number follows the level's.
         dim_head: width of a head; dim // nb_heads unless given.
         num_classes: 0 for an unconditional network.
         null_class: whether there is one more class, number num_classes, that means "any"; for
@@ -43,6 +45,7 @@ class HourglassConfig:
     nb_heads: int
     depth: Depth
     shorten_factor: tuple[int, ...] = (4,)
+    dims: tuple[int, ...] = ()
     dim_head: int | None = None
     num_classes: int = 0
     null_class: bool = False
@@ -69,6 +72,7 @@ class HourglassConfig:
             raise ValueError(
                 f"shorten_factor has {len(self.shorten_factor)} entries for {self.nb_levels} levels"
             )
+        self._check_dims()
         for factor in self.shorten_factor:
             if factor < 4 or math.isqrt(factor) ** 2 != factor:
                 raise ValueError(f"shorten_factor must be a perfect square such as 4, got {factor}")
@@ -79,6 +83,25 @@ class HourglassConfig:
                 raise ValueError(
                     f"a {height}x{width} grid does not divide into {side}x{side} cells"
                 )
+
+    def _check_dims(self) -> None:
+        if not self.dims:
+            return
+        if len(self.dims) != self.nb_levels + 1:
+            raise ValueError(
+                f"dims has {len(self.dims)} entries; the depth needs {self.nb_levels + 1}, one for "
+                "each grid from the outermost to the valley's"
+            )
+        if self.dims[-1] != self.dim:
+            raise ValueError(f"dims must end with dim ({self.dim}), the valley's width")
+        for width in self.dims:
+            if width < 1 or self.nb_heads * width % self.dim:
+                raise ValueError(
+                    f"dims: {width} has no whole number of heads when {self.dim} has "
+                    f"{self.nb_heads}"
+                )
+        if self.resampling == "average" and len(set(self.dims)) > 1:
+            raise ValueError("resampling 'average' keeps the width; dims needs 'linear'")
 
     @property
     def head_width(self) -> int:
@@ -100,6 +123,14 @@ class HourglassConfig:
         while not isinstance(depth, int):
             layers, depth = layers + depth[0] + depth[2] + 2, depth[1]
         return layers + depth
+
+    def level_dim(self, level: int) -> int:
+        """Width of the residual stream after `level` shortenings."""
+        return self.dims[level] if self.dims else self.dim
+
+    def level_heads(self, level: int) -> int:
+        """Attention heads of the layers after `level` shortenings."""
+        return self.nb_heads * self.level_dim(level) // self.dim
 
     def cell_side(self, level: int) -> int:
         """Side of the square cells that `level` merges into single tokens."""

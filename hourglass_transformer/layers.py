@@ -26,9 +26,10 @@ class ScaleNorm(nn.Module):
         return F.normalize(x.float(), dim=-1, eps=1e-6).to(x.dtype) * self.scale
 
 
-def make_norm(cfg: HourglassConfig) -> nn.Module:
-    """The normalisation that the config asks for, over the last dimension."""
-    return ScaleNorm(cfg.dim) if cfg.use_scalenorm else nn.LayerNorm(cfg.dim)
+def make_norm(cfg: HourglassConfig, level: int = 0) -> nn.Module:
+    """The normalisation that the config asks for, over the last dimension, a level's width."""
+    dim = cfg.level_dim(level)
+    return ScaleNorm(dim) if cfg.use_scalenorm else nn.LayerNorm(dim)
 
 
 def axial_rotation(rows: Tensor, columns: Tensor, extent: tuple[int, int], width: int) -> Rotation:
@@ -81,18 +82,22 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention, within a sequence or across two, through torch's fused kernels."""
 
-    def __init__(self, cfg: HourglassConfig, *, crosses: bool = False) -> None:
-        """crosses: keys and values come from another sequence, so queries have their own map."""
+    def __init__(
+        self, cfg: HourglassConfig, level: int = 0, *, context_level: int | None = None
+    ) -> None:
+        """context_level: the level of another sequence, if keys and values come from there; queries
+        then have a map of their own.
+        """
         super().__init__()
-        self.heads, self.dropout = cfg.nb_heads, cfg.attn_dropout
-        inner = cfg.nb_heads * cfg.head_width
-        self.crosses = crosses
-        if crosses:
-            self.to_q = nn.Linear(cfg.dim, inner, bias=False)
-            self.to_kv = nn.Linear(cfg.dim, 2 * inner, bias=False)
+        self.heads, self.dropout = cfg.level_heads(level), cfg.attn_dropout
+        dim, inner = cfg.level_dim(level), self.heads * cfg.head_width
+        self.crosses = context_level is not None
+        if context_level is not None:
+            self.to_q = nn.Linear(dim, inner, bias=False)
+            self.to_kv = nn.Linear(cfg.level_dim(context_level), 2 * inner, bias=False)
         else:
-            self.to_qkv = nn.Linear(cfg.dim, 3 * inner, bias=False)
-        self.to_out = nn.Linear(inner, cfg.dim, bias=False)
+            self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """(batch, n, k * inner) -> k tensors (batch, heads, n, head_width)"""
@@ -108,7 +113,7 @@ class Attention(nn.Module):
         q_rotation: Rotation | None = None,
         k_rotation: Rotation | None = None,
     ) -> Tensor:
-        """x: (batch, queries, dim), context: (batch, keys, dim) if it crosses -> shape of x."""
+        """x: (batch, queries, dim), context: (batch, keys, its dim) if it crosses -> shape of x."""
         if self.crosses:
             (q,) = self._heads(self.to_q(x))
             k, v = self._heads(self.to_kv(context))
@@ -123,14 +128,15 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear maps around a GELU, or around a SiLU gate when the config asks for a GLU."""
 
-    def __init__(self, cfg: HourglassConfig) -> None:
+    def __init__(self, cfg: HourglassConfig, level: int = 0) -> None:
         super().__init__()
+        dim = cfg.level_dim(level)
         self.gated = cfg.use_glu
         # Two thirds of the width keep the parameters equal when a third matrix comes in.
-        hidden = int(cfg.dim * cfg.ff_mult * (2 / 3 if self.gated else 1))
+        hidden = int(dim * cfg.ff_mult * (2 / 3 if self.gated else 1))
         hidden = max(8, hidden // 8 * 8)
-        self.up = nn.Linear(cfg.dim, hidden * (2 if self.gated else 1))
-        self.down = nn.Linear(hidden, cfg.dim)
+        self.up = nn.Linear(dim, hidden * (2 if self.gated else 1))
+        self.down = nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(cfg.ff_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,12 +150,17 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, cfg: HourglassConfig, *, crosses: bool = False) -> None:
-        """crosses: keys and values come from another sequence, normalised on its own."""
+    def __init__(
+        self, cfg: HourglassConfig, level: int = 0, *, context_level: int | None = None
+    ) -> None:
+        """context_level: the level of another sequence, normalised on its own, if keys and values
+        come from there.
+        """
         super().__init__()
-        self.attn_norm, self.attn = make_norm(cfg), Attention(cfg, crosses=crosses)
-        self.context_norm = make_norm(cfg) if crosses else None
-        self.ff_norm, self.ff = make_norm(cfg), FeedForward(cfg)
+        self.attn_norm = make_norm(cfg, level)
+        self.attn = Attention(cfg, level, context_level=context_level)
+        self.context_norm = None if context_level is None else make_norm(cfg, context_level)
+        self.ff_norm, self.ff = make_norm(cfg, level), FeedForward(cfg, level)
 
     def forward(
         self,
@@ -158,7 +169,7 @@ class Layer(nn.Module):
         q_rotation: Rotation | None = None,
         k_rotation: Rotation | None = None,
     ) -> Tensor:
-        """x: (batch, queries, dim), context: (batch, keys, dim) -> shape of x."""
+        """x: (batch, queries, dim), context: (batch, keys, its dim) -> shape of x."""
         if self.context_norm is not None:
             context = self.context_norm(context)
         x = x + self.attn(self.attn_norm(x), context, q_rotation, k_rotation)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import Depth, HourglassConfig
 from .layers import Layer, Rotation, axial_rotation, grid_positions, make_norm
@@ -33,12 +35,14 @@ class RotaryTables(nn.Module):
 class Stage(nn.Module):
     """A stack of layers on one grid, or an hourglass whose valley is again a stage."""
 
+    gradient_checkpointing = False
+
     def __init__(self, cfg: HourglassConfig, depth: Depth, level: int) -> None:
         super().__init__()
         before, after = (depth, 0) if isinstance(depth, int) else (depth[0], depth[2])
         self.cfg, self.level = cfg, level
-        self.before = nn.ModuleList(Layer(cfg) for _ in range(before))
-        self.after = nn.ModuleList(Layer(cfg) for _ in range(after))
+        self.before = nn.ModuleList(Layer(cfg, level) for _ in range(before))
+        self.after = nn.ModuleList(Layer(cfg, level) for _ in range(after))
         self.down: Downsample | None = None
         if not isinstance(depth, int):
             self.down, self.up = Downsample(cfg, level), Upsample(cfg, level)
@@ -58,16 +62,23 @@ class Stage(nn.Module):
         if self.down is not None:
             self.valley.reset_tables()
 
+    def _run(self, part: nn.Module, *inputs: Any) -> Tensor:
+        """A layer; one that keeps only its inputs for the backward pass where that is asked for."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
+
     def forward(self, x: Tensor) -> Tensor:
         """(batch, h*w, dim) -> (batch, h*w, dim)"""
         own = self.tables[0] if self.tables is not None else None
         for layer in self.before:
-            x = layer(x, None, own, own)
+            x = self._run(layer, x, None, own, own)
         if self.down is not None:
             across = (self.tables[1], self.tables[2]) if self.tables is not None else None
-            x = self.up(self.valley(self.down(x, across)), x, across)
+            coarse = self.valley(self._run(self.down, x, across))
+            x = self._run(self.up, coarse, x, across)
         for layer in self.after:
-            x = layer(x, None, own, own)
+            x = self._run(layer, x, None, own, own)
         return x
 
 
@@ -80,15 +91,15 @@ class HourglassTransformer(nn.Module):
     def __init__(self, cfg: HourglassConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        length = cfg.grid[0] * cfg.grid[1]
-        self.token_embedding = nn.Embedding(cfg.vocab_size, cfg.dim)
+        length, dim = cfg.grid[0] * cfg.grid[1], cfg.level_dim(0)
+        self.token_embedding = nn.Embedding(cfg.vocab_size, dim)
         classes = cfg.num_classes + cfg.null_class
-        self.class_embedding = nn.Embedding(classes, cfg.dim) if cfg.num_classes else None
-        self.position = None if cfg.use_rotary else nn.Parameter(torch.empty(length, cfg.dim))
+        self.class_embedding = nn.Embedding(classes, dim) if cfg.num_classes else None
+        self.position = None if cfg.use_rotary else nn.Parameter(torch.empty(length, dim))
         self.dropout = nn.Dropout(cfg.emb_dropout)
         self.stage = Stage(cfg, cfg.depth, level=0)
         self.norm = make_norm(cfg)
-        self.to_logits = nn.Linear(cfg.dim, cfg.vocab_size)
+        self.to_logits = nn.Linear(dim, cfg.vocab_size)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -116,6 +127,12 @@ class HourglassTransformer(nn.Module):
                 yield from (module.attn.to_out, module.ff.down)
             elif isinstance(module, Upsample) and module.project is not None:
                 yield module.project
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.gradient_checkpointing = enabled
 
     def reset_tables(self) -> None:
         """Compute what is neither saved nor learned, after building on the meta device."""

@@ -35,7 +35,8 @@ class _Resample(nn.Module):
     true distances.
     """
 
-    def __init__(self, cfg: HourglassConfig, level: int) -> None:
+    def __init__(self, cfg: HourglassConfig, level: int, *, onto: int) -> None:
+        """level: the fine one's; onto: that of the result, which looks at the other."""
         super().__init__()
         self.grid, self.side, self.use_rotary = (
             cfg.level_grid(level),
@@ -43,7 +44,8 @@ class _Resample(nn.Module):
             cfg.use_rotary,
         )
         self.width = cfg.head_width
-        self.layer = Layer(cfg, crosses=True) if cfg.attn_resampling else None
+        other = 2 * level + 1 - onto
+        self.layer = Layer(cfg, onto, context_level=other) if cfg.attn_resampling else None
 
     def rotations(self) -> tuple[Rotation, Rotation]:
         """Tables of the (fine, coarse) tokens, raster order."""
@@ -57,12 +59,12 @@ class Downsample(_Resample):
     """Shorten: one token a cell; then, by attention, that token looks at the tokens of its cell."""
 
     def __init__(self, cfg: HourglassConfig, level: int) -> None:
-        super().__init__(cfg, level)
-        merged = self.side**2 * cfg.dim
-        self.project = nn.Linear(merged, cfg.dim) if cfg.resampling == "linear" else None
+        super().__init__(cfg, level, onto=level + 1)
+        merged, dim = self.side**2 * cfg.level_dim(level), cfg.level_dim(level + 1)
+        self.project = nn.Linear(merged, dim) if cfg.resampling == "linear" else None
 
     def forward(self, fine: Tensor, rotations: tuple[Rotation, Rotation] | None) -> Tensor:
-        """(batch, h*w, dim) -> (batch, h*w/side^2, dim)"""
+        """(batch, h*w, dim) -> (batch, h*w/side^2, dim of the next level)"""
         cells = to_cells(fine, self.grid, self.side)
         if self.project is not None:
             coarse = self.project(rearrange(cells, "b n c d -> b n (c d)"))
@@ -97,14 +99,16 @@ class Upsample(_Resample):
     """
 
     def __init__(self, cfg: HourglassConfig, level: int) -> None:
-        super().__init__(cfg, level)
-        merged = self.side**2 * cfg.dim
-        self.project = nn.Linear(cfg.dim, merged) if cfg.resampling == "linear" else None
+        super().__init__(cfg, level, onto=level)
+        merged, dim = self.side**2 * cfg.level_dim(level), cfg.level_dim(level + 1)
+        self.project = nn.Linear(dim, merged) if cfg.resampling == "linear" else None
 
     def forward(
         self, coarse: Tensor, residual: Tensor, rotations: tuple[Rotation, Rotation] | None
     ) -> Tensor:
-        """coarse: (batch, h*w/side^2, dim), residual: (batch, h*w, dim) -> (batch, h*w, dim)"""
+        """coarse: (batch, h*w/side^2, dim of the next level), residual: (batch, h*w, dim) -> shape
+        of residual.
+        """
         count = self.side**2
         if self.project is not None:
             cells = rearrange(self.project(coarse), "b n (c d) -> b n c d", c=count)

@@ -36,6 +36,7 @@ def check_agreement(cfg: RunConfig, origin: Origin) -> None:
     _check_guidance(cfg, origin)
     _check_depth(cfg.net, origin)
     _check_shortening(cfg, origin)
+    _check_dims(cfg.net, origin)
 
 
 def schedule_keys(name: str) -> tuple[set[str], set[str]]:
@@ -219,3 +220,30 @@ def _check_shortening(cfg: RunConfig, origin: Origin) -> None:
                 f"{origin.at('net.shorten_factor')}: blocks of {side}x{side} tokens do not divide "
                 f"the {height}x{width} grid; choose a smaller factor or fewer levels"
             )
+
+
+def _check_dims(net: NetConfig, origin: Origin) -> None:
+    if net.dims is None:
+        return
+    where, grids = origin.at("net.dims"), net.nb_levels + 1
+    if len(net.dims) != grids:
+        raise UserError(
+            f"{where}: {len(net.dims)} widths for the {grids} grids of net.depth; give one for "
+            "each, outermost first"
+        )
+    if net.dims[-1] != net.dim:
+        raise UserError(
+            f"{where}: the valley is {net.dims[-1]} wide but net.dim is {net.dim}; make them equal"
+        )
+    for width in net.dims:
+        if net.nb_heads * width % net.dim:
+            raise UserError(
+                f"{where}: a width of {width} has no whole number of heads when net.dim = "
+                f"{net.dim} has net.nb_heads = {net.nb_heads}; choose a multiple of "
+                f"{net.dim // math.gcd(net.dim, net.nb_heads)}"
+            )
+    if net.resampling == "average" and len(set(net.dims)) > 1:
+        raise UserError(
+            f"{where}: net.resampling = 'average' cannot change the width; use 'linear', or one "
+            "width for all grids"
+        )

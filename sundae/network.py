@@ -24,6 +24,7 @@ def build_network(cfg: RunConfig) -> HourglassTransformer:
             nb_heads=net.nb_heads,
             depth=_depth(net.depth),
             shorten_factor=net.shorten_factors or (4,),
+            dims=net.dims or (),
             dim_head=net.dim_head,
             num_classes=net.num_classes if net.conditional else 0,
             null_class=net.conditional and net.class_dropout > 0,

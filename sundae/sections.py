@@ -90,6 +90,7 @@ class TrainerConfig:
     nb_workers: int = key(0, at_least=0)
     use_cuda: bool = key(True)
     use_amp: bool = key(True)
+    gradient_checkpointing: bool = key(False)  # recompute in the backward pass: less memory, slower
     # torch.compile the networks in training, where the first step then takes long; None: on CUDA
     compile: bool | None = key(None)
     save_outputs: bool = key(True)
@@ -184,6 +185,10 @@ class NetConfig:
     `depth` is (pre, valley, post), where the valley may nest, or (n,) for type 'transformer'.
     `shorten_factor` counts the tokens merged into one, so 4 means blocks of 2x2; a tuple gives one
     factor for each level of nesting, outermost first.
+
+    `dims` gives the residual stream a width of its own on every grid, outermost first; the valley's
+    comes last and is `dim`, which every grid has unless `dims` is given. Heads are as wide on all
+    of them, so there are nb_heads * width / dim of them.
     """
 
     dim: int = key(at_least=1)
@@ -192,6 +197,7 @@ class NetConfig:
         parse=_parse_depth, expected="[pre, valley, post], or one integer for 'transformer'"
     )
     type: Literal["hourglass", "transformer"] = key("hourglass", aliases={"vanilla": "transformer"})
+    dims: tuple[int, ...] | None = key(None, at_least=1)
     dim_head: int | None = key(None, at_least=1)
     shorten_factor: int | tuple[int, ...] = key(
         4,

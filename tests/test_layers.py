@@ -161,7 +161,7 @@ def written_out(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
 @pytest.mark.parametrize("crosses", [False, True])
 def test_attention_is_softmax_attention_of_every_head(crosses: bool, dim_head: int | None) -> None:
     torch.manual_seed(0)
-    attention = Attention(config(dim_head=dim_head), crosses=crosses)
+    attention = Attention(config(dim_head=dim_head), context_level=0 if crosses else None)
     x, other = noise(3, 5, 16, seed=1), noise(3, 9, 16, seed=2)
     result = attention(x, other) if crosses else attention(x)
     expected = written_out(attention, x.double(), (other if crosses else x).double())
@@ -204,7 +204,7 @@ def test_scalenorm_gives_every_token_the_same_length(factor: float) -> None:
 
 def test_a_layer_normalises_what_it_looks_at_and_adds_to_what_it_was_given() -> None:
     torch.manual_seed(0)
-    layer, x, context = Layer(config(), crosses=True), noise(2, 5, 16), noise(2, 7, 16, seed=1)
+    layer, x, context = Layer(config(), context_level=0), noise(2, 5, 16), noise(2, 7, 16, seed=1)
     change = layer(x, context) - x
     assert torch.allclose(layer(x, 100 * context) - x, change, atol=1e-4)
     assert torch.allclose(layer(100 * x, context) - 100 * x, change, atol=0.5)

@@ -16,6 +16,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "rectangular": {"grid": (8, 4)},
     "nested": {"depth": (1, (1, 1, 1), 1), "grid": (4, 8)},
     "two factors": {"depth": (1, (0, 1, 0), 1), "grid": (6, 12), "shorten_factor": (4, 9)},
+    "narrow outside": {"dims": (8, 16)},
+    "three widths": {"depth": (1, (1, 1, 1), 1), "grid": (4, 8), "dims": (8, 24, 16)},
+    "widths and narrow heads": {"dims": (8, 16), "dim_head": 4, "use_rotary": False},
     "average": {"resampling": "average"},
     "without attention across": {"attn_resampling": False},
     "average and nothing else": {"resampling": "average", "attn_resampling": False},
@@ -45,7 +48,7 @@ def network(cfg: HourglassConfig, seed: int = 0) -> HourglassTransformer:
     """As after some training: the map to logits, which starts at zero, is random."""
     torch.manual_seed(seed)
     net = HourglassTransformer(cfg)
-    nn.init.normal_(net.to_logits.weight, std=cfg.dim**-0.5)
+    nn.init.normal_(net.to_logits.weight, std=cfg.level_dim(0) ** -0.5)
     return net.eval()
 
 
@@ -90,7 +93,8 @@ def test_every_parameter_learns(changes: dict[str, Any]) -> None:
         if name.endswith(
             ("to_qkv.weight", "to_kv.weight")
         ):  # queries (within a level only), keys, values
-            for part in parameter.grad.split(cfg.nb_heads * cfg.head_width):
+            parts = 3 if "qkv" in name else 2
+            for part in parameter.grad.chunk(parts):
                 assert part.norm() > 1e-6, name
 
 
@@ -191,6 +195,63 @@ def test_rotary_tables_are_not_saved_and_return_after_the_meta_device() -> None:
     assert torch.equal(again.eval()(tokens), net(tokens))
 
 
+# -- gradient checkpointing -----------------------------------------------------------------------
+
+
+def backward(net: HourglassTransformer, **inputs: Tensor | None) -> dict[str, Tensor]:
+    """Gradients of a loss, by parameter; dropout is the same in every call."""
+    torch.manual_seed(0)
+    net.zero_grad()
+    logits = net(tokens_for(net.cfg), **inputs)
+    nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), tokens_for(net.cfg, seed=1).flatten()
+    ).backward()
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in net.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@EVERY_SHAPE
+def test_recomputing_layers_changes_no_gradient(changes: dict[str, Any], amp: bool) -> None:
+    net = network(config(attn_dropout=0.3, ff_dropout=0.3, emb_dropout=0.3, **changes)).train()
+    classes = classes_for(net.cfg)
+    gradients = []
+    for enabled in (False, True):
+        net.set_gradient_checkpointing(enabled)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            gradients.append(backward(net, classes=classes))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+def saved_bytes(net: HourglassTransformer) -> int:
+    """What autograd keeps of a forward pass, parameters and rotary tables aside."""
+    kept: dict[int, int] = {}
+    ours = {t.data_ptr() for t in (*net.parameters(), *net.buffers())}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in ours:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = net(tokens_for(net.cfg))
+    assert logits.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("depth", [8, (2, 4, 2), (1, (1, 4, 1), 1)], ids=str)
+def test_recomputing_layers_keeps_a_quarter_of_the_activations_or_less(depth: Any) -> None:
+    net = network(config(depth=depth, dim=64, nb_heads=2, grid=(8, 8))).train()
+    everything = saved_bytes(net)
+    net.set_gradient_checkpointing(True)
+    assert saved_bytes(net) < everything / 4
+    with torch.no_grad():
+        net(tokens_for(net.cfg))  # nothing to go back through, nothing to recompute
+
+
 # -- classes --------------------------------------------------------------------------------------
 
 
@@ -230,6 +291,35 @@ def test_the_residual_stream_starts_at_order_one_whatever_the_depth(
     assert 0.4 < spread < 2.5
 
 
+def test_the_residual_stream_starts_at_order_one_at_every_width() -> None:
+    cfg = config(depth=(2, (2, 6, 2), 2), dims=(32, 64, 128), dim=128, nb_heads=8, grid=(8, 8))
+    torch.manual_seed(0)
+    net, spreads = HourglassTransformer(cfg).eval(), []
+    for module in net.modules():
+        if type(module).__name__ in ("Stage", "Downsample"):
+            module.register_forward_hook(lambda _, __, result: spreads.append(float(result.std())))
+    with torch.no_grad():
+        net(tokens_for(cfg, batch=4))
+    assert len(spreads) == 5
+    assert min(spreads) > 0.4 and max(spreads) < 2.5
+
+
+def test_equal_widths_are_the_network_of_one_width() -> None:
+    one, listed = network(config(dim=16)), network(config(dim=16, dims=(16, 16)))
+    assert one.state_dict().keys() == listed.state_dict().keys()
+    tokens = tokens_for(one.cfg)
+    assert torch.equal(one(tokens), listed(tokens))
+
+
+def test_heads_keep_their_width_on_every_grid() -> None:
+    cfg = config(depth=(1, (1, 1, 1), 1), grid=(4, 8), dims=(8, 24, 16))
+    stage = HourglassTransformer(cfg).stage
+    outer, middle, valley = (s.before[0].attn for s in (stage, stage.valley, stage.valley.valley))
+    assert [attention.heads for attention in (outer, middle, valley)] == [1, 3, 2]
+    for attention in (outer, middle, valley):
+        assert attention.to_out.in_features == 8 * attention.heads
+
+
 def test_embedding_dropout_acts_in_training_only() -> None:
     net = network(config(emb_dropout=0.5))
     tokens = tokens_for(net.cfg)
@@ -257,6 +347,10 @@ def test_the_number_of_layers_counts_the_longest_path() -> None:
         ({"resampling": "bilinear"}, "'linear' or 'average', got 'bilinear'"),
         ({"shorten_factor": (8,)}, "perfect square such as 4, got 8"),
         ({"shorten_factor": (4, 4)}, "2 entries for 1 levels"),
+        ({"dims": (16,)}, "dims has 1 entries; the depth needs 2"),
+        ({"dims": (16, 8)}, "dims must end with dim \\(16\\)"),
+        ({"dims": (12, 16)}, "dims: 12 has no whole number of heads when 16 has 2"),
+        ({"dims": (8, 16), "resampling": "average"}, "'average' keeps the width"),
         ({"grid": (4, 5)}, "a 4x5 grid does not divide into 2x2 cells"),
         ({"grid": (4, 6), "depth": (1, (1, 1, 1), 1)}, "a 2x3 grid does not divide into 2x2"),
     ],

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import utils
+from hourglass_transformer import model
 from sundae.checkpoint import list_checkpoints, open_checkpoint
 from sundae.config import load_config
 
@@ -621,3 +622,21 @@ def test_two_processes_share_a_batch_and_save_one_checkpoint(
     # The averages began from the same weights in both processes: after two steps they are close.
     gaps = [(value - averaged[name]).abs().max().item() for name, value in weights.items()]
     assert max(gaps) < 3 * 1e-2
+
+
+def test_gradient_checkpointing_recomputes_and_trains_the_same_network(
+    script: Script, run_file: RunFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    recompute = model.checkpoint
+    monkeypatch.setattr(
+        model, "checkpoint", lambda *args, **rest: (calls.append(args), recompute(*args, **rest))[1]
+    )
+    weights = []
+    for enabled in (False, True):
+        path = run_file({"trainer.gradient_checkpointing": enabled})
+        run = tmp_path / str(enabled)
+        assert script("train", "--cfg-path", path, "--seed", 0, "--run-dir", run).code == 0
+        assert bool(calls) is enabled
+        weights.append(open_checkpoint(run).load_network().state_dict())
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)

@@ -58,7 +58,6 @@ class TrainingConfig(TrainerConfig):
     disc_weight: float = key(0.8, at_least=0)
     disc_width: int = key(64, at_least=1)
     disc_layers: int = key(3, at_least=1)
-    gradient_checkpointing: bool = key(False)
 
     @property
     def load_size(self) -> int:
