@@ -151,6 +151,9 @@ def windowed(
 def _window_weight(grid: Shape, device: torch.device) -> Tensor:
     """(height, width) float32 above 0: falls linearly from the middle to each border."""
     height, width = (
-        torch.minimum(torch.arange(1, side + 1), torch.arange(side, 0, -1)).float() for side in grid
+        torch.minimum(
+            torch.arange(1, side + 1, device=device), torch.arange(side, 0, -1, device=device)
+        ).float()
+        for side in grid
     )
-    return (height[:, None] * width).to(device)
+    return height[:, None] * width

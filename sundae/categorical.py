@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 # Logits handled at once: their probabilities then stay in the processor's cache (CPU), or in a few
-# hundred megabytes (GPU).
-_CHUNK_CPU, _CHUNK_GPU = 2**19, 2**26
+# hundred megabytes (GPU). Compiled, only sums of probabilities get into memory, and each chunk is
+# compiled on its own.
+_CHUNK_CPU, _CHUNK_GPU, _CHUNK_COMPILED = 2**19, 2**26, 2**28
 
 # Splitmix-style multipliers, odd and below 2**31 so that products of 31-bit words fit an int64.
 _MIX = (0x45D9F3B, 0x119DE1F3)
@@ -20,7 +21,7 @@ _SHARE_BITS, _UNIFORM_BITS = 30, 24
 def draw_tokens(
     logits: Tensor,
     uniforms: Tensor,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     *,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -34,23 +35,29 @@ def draw_tokens(
     Args:
         logits: (..., vocab) float; -inf marks an impossible token.
         uniforms: (...) float in [0, 1).
-        temperature: at least 0; 0 takes the most likely token.
+        temperature: at least 0; 0 takes the most likely token. A () float32 tensor must be above
+            0, which nobody asks it.
         top_k, top_p: see `keep_likely`; probabilities are those at the temperature.
 
     Returns:
         tokens: (...) int64 in [0, vocab), also where the logits are not numbers.
     """
-    if temperature == 0:
+    if not isinstance(temperature, Tensor) and temperature == 0:
         return logits.argmax(dim=-1)
     rows = logits.reshape(-1, logits.shape[-1])
     points = uniforms.flatten()[:, None]
-    chunk = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
-    size = max(1, chunk // logits.shape[-1])
+    size = max(1, _chunk(logits.device) // logits.shape[-1])
     drawn = [
         _invert(keep_likely(part.float() / temperature, top_k, top_p), point)
         for part, point in zip(rows.split(size), points.split(size), strict=True)
     ]
     return torch.cat(drawn).view(logits.shape[:-1])
+
+
+def _chunk(device: torch.device) -> int:
+    if torch.compiler.is_compiling():
+        return _CHUNK_COMPILED
+    return _CHUNK_CPU if device.type == "cpu" else _CHUNK_GPU
 
 
 def keep_likely(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -95,7 +102,7 @@ def _mix(word: Tensor) -> Tensor:
     return word ^ (word >> 15)
 
 
-def seeded_uniforms(seeds: Tensor, stream: int, length: int) -> Tensor:
+def seeded_uniforms(seeds: Tensor, stream: int | Tensor, length: int) -> Tensor:
     """Noise by counting instead of by state: a hash of (seed, stream, position).
 
     A row depends on its own seed alone, so a sample is the same whatever batch it is part of, on
@@ -103,7 +110,8 @@ def seeded_uniforms(seeds: Tensor, stream: int, length: int) -> Tensor:
 
     Args:
         seeds: (batch,) int64 in [0, 2**62).
-        stream: which draw this is; every use within one sample takes another number.
+        stream: which draw this is, in [0, 2**31), as a number or a () int64 tensor; every use
+            within one sample takes another one.
         length: numbers per row.
 
     Returns:

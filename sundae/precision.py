@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -22,3 +23,14 @@ def autocast(device: torch.device, use_amp: bool) -> AbstractContextManager[obje
     if use_amp and has_bf16(device):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def halve_linears(net: nn.Module) -> None:
+    """Turn the linear maps of a network to bfloat16 in place, for use under autocast alone.
+
+    Autocast would do so with their weights in each forward anew; what it computes stays the same to
+    the last bit. Norms, embeddings and tables stay as they are.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)

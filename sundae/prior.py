@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import copy
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +17,13 @@ from hourglass_transformer import HourglassTransformer
 from sundae.canvas import Shape, check_canvas, windowed
 from sundae.categorical import draw_seeds
 from sundae.codecs import Codec
+from sundae.compiling import Compiled
 from sundae.config import NetConfig, RunConfig, SamplingConfig
 from sundae.errors import UserError
 from sundae.files import make_folder, writing_to
 from sundae.images import make_grid, save_grid, save_image
 from sundae.objective import unroll
-from sundae.precision import autocast
+from sundae.precision import halve_linears, has_bf16
 from sundae.sampling import Refinement, Schedule, sample
 
 if TYPE_CHECKING:
@@ -127,6 +130,9 @@ class Prior:
         *,
         use_amp: bool = True,
         canvas: Shape | None = None,
+        owns_net: bool = False,
+        compiled: bool = False,
+        quiet: bool = False,
     ) -> None:
         """Make a network ready to sample.
 
@@ -136,18 +142,29 @@ class Prior:
             use_amp: bfloat16 where the device has it.
             canvas: (height, width) in tokens of what is sampled, at least the grid of the run file
                 in both directions; that grid unless given. See `sundae.canvas.windowed`.
+            owns_net: nobody else needs the network, so that its linear maps may become bfloat16
+                where they are used as such.
+            compiled: compile the steps, as soon as there is one; see `sundae.compiling.Compiled`.
+            quiet: do not say why they cannot be compiled.
 
         Raises:
             UserError: the canvas is too small.
         """
-        self.net, self.cfg, self.device, self.use_amp = net.eval(), cfg, device, use_amp
+        self.net, self.cfg, self.device = net.eval(), cfg, device
+        self.bf16 = use_amp and has_bf16(device)
         self.trained_grid = cfg.grid_shape
         self.canvas = canvas or cfg.grid_shape
         check_canvas(self.canvas, self.trained_grid)
+        if owns_net and self.bf16:
+            halve_linears(net)
+        self.compiled = Compiled(device, quiet=quiet) if compiled else None
 
     def on_canvas(self, canvas: Shape) -> Prior:
         """The same network on a canvas of (height, width) tokens; UserError for one too small."""
-        return Prior(self.net, self.cfg, self.device, use_amp=self.use_amp, canvas=canvas)
+        check_canvas(canvas, self.trained_grid)
+        other = copy(self)
+        other.canvas = canvas
+        return other
 
     def rows_at_once(self, wanted: int, tokens: int | None = None) -> int:
         """A batch size, at most `wanted`, whose logits stay within a few gigabytes.
@@ -188,15 +205,18 @@ class Prior:
             grid=self.canvas,
             null_class=null_class(self.cfg.net),
             denoise_at=self._denoise if at_positions else None,
-            **{
-                name: None if value is None else value.to(self.device)
-                for name, value in (("classes", classes), ("tokens", tokens), ("frozen", frozen))
-            },
+            classes=self._moved(classes),
+            tokens=self._moved(tokens),
+            frozen=self._moved(frozen),
+            compiled=self.compiled,
         )
+
+    def _moved(self, value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(self.device)
 
     def _denoise(self, tokens: Tensor, classes: Tensor | None, *positions: Tensor) -> Tensor:
         """Logits of all positions, or of the given ones (batch, count)."""
-        with autocast(self.device, self.use_amp):
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             logits: Tensor = self.net(tokens, classes, *positions)
         return logits
 
@@ -248,13 +268,15 @@ def write_samples(
     batch_size = prior.rows_at_once(batch_size)
     with tqdm(total=count, unit="sample", disable=None if progress else True) as bar:
         for start in range(0, count, batch_size):
-            rows = slice(start, start + batch_size)
+            # Compiled for batches of one size: the last one is filled up with what is done already.
+            begin = max(0, min(start, count - batch_size)) if prior.compiled else start
+            rows = slice(begin, start + batch_size)
             running = prior.refine(
                 seeds[rows], None if classes is None else classes[rows], schedule
             )
             for state in running:
                 bar.set_postfix(step=f"{state.step}/{schedule.steps}", running=state.running)
-            images = codec.decode(prior.grids(state.tokens)).cpu()
+            images = codec.decode(prior.grids(state.tokens[start - begin :])).cpu()
             for place, image in enumerate(images, offset + start):
                 save_image(image, sample_path(out_dir, place))
             shown.append(images[: max(0, GRID_LIMIT - start)])

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sundae.categorical import draw_tokens
+from sundae.compiling import Compiled
 from sundae.curves import Schedule
+from sundae.pace import Pace, Watch, pace_of
 from sundae.strategies import STRATEGIES, Rows, Strategy, Turn, draw_noise, starting_tokens
 
 __all__ = ["ClassDenoise", "DenoiseAt", "Refinement", "Schedule", "sample", "starting_tokens"]
+
+# A compiled step handles one of this many numbers of tokens, so that few are compiled.
+_SIZES = 8
+
+# Of all steps; what fewer steps share is not worth compiling.
+_SHARE_TO_COMPILE = 1 / 8
 
 # (tokens (batch, length), classes (batch,) or None) -> logits (batch, length, vocab)
 ClassDenoise = Callable[[Tensor, Tensor | None], Tensor]
@@ -29,7 +40,8 @@ class Refinement:
         tokens: (batch, length) int64, all samples in the order they were asked for. A tensor of its
             own: later steps do not write to it.
         step: how many steps have been done; 0 is the starting noise.
-        running: how many samples are not done yet.
+        running: how many samples are not done yet, or were not when the device was last asked: a
+            GPU is asked rarely.
     """
 
     tokens: Tensor
@@ -45,13 +57,15 @@ class _Network:
     denoise_at: DenoiseAt | None
     null_class: int | None
 
-    def logits(self, rows: Rows, guidance: float, positions: Tensor | None = None) -> Tensor:
+    def logits(
+        self, rows: Rows, guidance: Tensor | None, positions: Tensor | None = None
+    ) -> Tensor:
         """(batch, length, vocab), or (batch, count, vocab) at positions (batch, count).
 
-        With guidance g other than 1 it is null + g * (conditional - null), both from one forward of
-        twice the rows (classifier-free guidance, arXiv 2207.12598, with 1 + w for g).
+        With guidance g it is null + g * (conditional - null), both from one forward of twice the
+        rows (classifier-free guidance, arXiv 2207.12598, with 1 + w for g).
         """
-        if guidance == 1:
+        if guidance is None:
             return self._predict(rows.tokens, rows.classes, positions)
         assert rows.classes is not None and self.null_class is not None
         classes = torch.cat((rows.classes, torch.full_like(rows.classes, self.null_class)))
@@ -86,11 +100,13 @@ def sample(
     grid: tuple[int, int] | None = None,
     null_class: int | None = None,
     denoise_at: DenoiseAt | None = None,
+    pace: Pace | None = None,
+    compiled: Compiled | None = None,
 ) -> Iterator[Refinement]:
     """Refine all tokens of a batch in parallel (arXiv 2206.12351), step by step.
 
     Sample i depends on seeds[i] and on row i of the other arguments alone: not on the batch it is
-    computed in, nor on samples that are done and have left it.
+    computed in, nor on samples that are done and have left it, nor on when that was noticed.
 
     In each step the schedule's strategy offers some of the tokens that may change a value drawn
     from the network's logits. A proportion p of n such tokens are the round(p * n) that come first
@@ -111,10 +127,14 @@ def sample(
         denoise_at: as `denoise`, but takes positions (batch, count) as well and returns
             (batch, count, vocab) for them. A strategy that chooses its tokens before it sees logits
             uses it to compute no others; without it the others are computed and dropped.
+        pace: when to ask the device which samples are done, and what batches they leave behind; as
+            suits the device unless given.
+        compiled: runs the steps, compiled, network and all; the denoisers must be functions of
+            tensors then. Few shapes occur: the numbers of tokens are rounded up to eighths.
 
     Returns:
         an iterator of the Refinement after 0, 1, 2 .. steps, until all steps are done or all
-        samples are.
+        samples are known to be.
 
     Raises:
         ValueError: frozen without tokens (frozen noise), rows that do not match the seeds, a grid
@@ -132,8 +152,13 @@ def sample(
     if guided and (classes is None or null_class is None):
         raise ValueError("guidance needs classes and the number of the class that means any")
     start = starting_tokens(seeds, length, vocab_size) if tokens is None else tokens.clone()
+    rows = _first_rows(start, seeds, classes, frozen)
+    # Asked once: how many tokens may change in each sample. No step has to ask for more.
+    free = torch.full((len(seeds),), length) if frozen is None else rows.free.sum(1).cpu()
+    plan = _Plan.of(schedule, grid, free, seeds.device, rounded=compiled is not None)
     network = _Network(denoise, denoise_at, null_class)
-    return _refine_all(network, _first_rows(start, seeds, classes, frozen), schedule, grid)
+    pace = pace or pace_of(seeds.device, compiled=compiled is not None)
+    return _refine_all(network, rows, plan, pace, compiled)
 
 
 def _first_rows(
@@ -141,7 +166,7 @@ def _first_rows(
 ) -> Rows:
     nothing = torch.zeros_like(start, dtype=torch.bool)
     return Rows(
-        index=torch.arange(len(seeds), device=seeds.device),
+        home=torch.arange(len(seeds), device=seeds.device),
         seeds=seeds,
         classes=classes,
         start=start,
@@ -150,79 +175,189 @@ def _first_rows(
         offered=nothing,
         settled=nothing,
         served=torch.zeros_like(seeds),
+        done=torch.zeros_like(seeds, dtype=torch.bool),
     )
+
+
+class _Kind(NamedTuple):
+    """What decides the shapes and operations of a step; steps of a kind are compiled once.
+
+    Attributes:
+        most: how many tokens are looked at in each sample, at least as many as take a draw.
+        sees_logits: whether the strategy chooses by the logits.
+        guided: whether the network is asked twice.
+        greedy: whether draws are the most likely values.
+        top_k, top_p: see `sundae.categorical.keep_likely`.
+    """
+
+    most: int
+    sees_logits: bool
+    guided: bool
+    greedy: bool
+    top_k: int
+    top_p: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A schedule worked out before the first step, so that none waits for the device or for Python.
+
+    Attributes:
+        strategy: of the schedule.
+        layout: what it knows of the grid.
+        kinds: of each step; None where no token takes a draw.
+        counts: (steps, batch) int64, on the device as all that follows: tokens that take a draw.
+        steps: (steps,) int64, their numbers.
+        values: (3, steps) float32: temperature, guidance and choice temperature.
+        may_stop: (steps,) bool, whether a sample may be called done after the step.
+        asks: the same for the host.
+    """
+
+    strategy: Strategy
+    layout: Tensor | None
+    kinds: list[_Kind | None]
+    counts: Tensor
+    steps: Tensor
+    values: Tensor
+    may_stop: Tensor
+    asks: list[bool]
+
+    @classmethod
+    def of(
+        cls,
+        schedule: Schedule,
+        grid: tuple[int, int],
+        free: Tensor,
+        device: torch.device,
+        *,
+        rounded: bool,
+    ) -> _Plan:
+        """Args:
+        free: (batch,) int64, CPU: how many tokens may change in each sample.
+        rounded: look at a few more tokens than take a draw, so that kinds stay few.
+        """
+        strategy = STRATEGIES[schedule.strategy]
+        steps, length = range(schedule.steps), grid[0] * grid[1]
+        counts = torch.stack(
+            [
+                strategy.count(schedule, step, free)
+                if schedule.proportion_at(step)
+                else torch.zeros_like(free)
+                for step in steps
+            ]
+        )
+        unit = math.ceil(length / _SIZES) if rounded else 1
+        most = [
+            min(length, math.ceil(max(row, default=0) / unit) * unit) for row in counts.tolist()
+        ]
+        curves = (schedule.temperature_at, schedule.guidance_at, schedule.choice_temperature_at)
+        asks = [schedule.early_stop and step >= schedule.min_steps for step in steps]
+        return cls(
+            strategy,
+            strategy.layout(grid, device),
+            [
+                _Kind(
+                    most[step],
+                    strategy.sees_logits(step),
+                    schedule.guidance_at(step) != 1,
+                    strategy.greedy or schedule.temperature_at(step) == 0,
+                    schedule.top_k,
+                    schedule.top_p,
+                )
+                if most[step]
+                else None
+                for step in steps
+            ],
+            counts.to(device),
+            torch.arange(schedule.steps, device=device),
+            torch.tensor([[curve(step) for step in steps] for curve in curves], device=device),
+            torch.tensor(asks, device=device),
+            asks,
+        )
+
+    def turn(self, rows: Rows, step: int) -> Turn:
+        """A step for what is left of the batch."""
+        temperature, guidance, choice_temperature = self.values[:, step].unbind()
+        return Turn(
+            rows,
+            self.counts[step].index_select(0, rows.home),
+            self.steps[step],
+            temperature,
+            guidance,
+            choice_temperature,
+            self.may_stop[step],
+            self.layout,
+        )
 
 
 @torch.no_grad()
 def _refine_all(
-    network: _Network, rows: Rows, schedule: Schedule, grid: tuple[int, int]
+    network: _Network, rows: Rows, plan: _Plan, pace: Pace, compiled: Compiled | None
 ) -> Iterator[Refinement]:
     """The loop of `sample`."""
-    strategy = STRATEGIES[schedule.strategy]
-    # Known here once, so that no step has to ask the device how many tokens it will choose.
-    free_counts = rows.free.sum(1).unique().cpu()
-    everything = rows.tokens
-    yield Refinement(everything, 0, len(rows.index))
-    for step in range(schedule.steps):
-        turn = Turn(rows, schedule, step, grid)
-        most = _most(strategy, schedule, step, free_counts)
-        updated, offered = _advance(network, strategy, turn, most)
-        changed = (updated != rows.tokens).any(dim=1, keepdim=True)
-        rows.settled = (rows.settled | offered) & ~changed
-        rows.served = rows.served + offered.sum(1)
-        rows.tokens, rows.offered = updated, offered
-        everything = everything.index_copy(0, rows.index, updated)
-        if schedule.early_stop and step >= schedule.min_steps:
-            going = ~(rows.settled | ~rows.free).all(dim=1)
-            if not bool(going.all()):
-                rows = rows.keep(going)
-        yield Refinement(everything, step + 1, len(rows.index))
-        if len(rows.index) == 0:
+    everything, size = rows.tokens, len(rows.home)
+    sizes, watch = pace.sizes(size), Watch(pace, size)
+    uses = Counter(plan.kinds)
+    yield Refinement(everything, 0, size)
+    for step, kind in enumerate(plan.kinds):
+        turn = plan.turn(rows, step)
+        if kind is None:
+            moved = _settle(turn, rows.tokens, torch.zeros_like(rows.free))
+        elif compiled is not None and uses[kind] >= _SHARE_TO_COMPILE * len(plan.kinds):
+            moved = compiled(_advance, network, plan.strategy, kind, turn)
+        else:
+            moved = _advance(network, plan.strategy, kind, turn)
+        rows = rows.moved(*moved)
+        everything = everything.index_copy(0, rows.home, rows.tokens)
+        if plan.asks[step]:
+            running = watch.look(rows.done)
+            left = min((n for n in sizes if n >= running), default=0)
+            if left < len(rows.home):
+                # Those that are done fill the batch up, and stay as they are.
+                rows = rows.taken(rows.done.to(torch.uint8).argsort(stable=True)[:left])
+        yield Refinement(everything, step + 1, watch.running)
+        if watch.running == 0:
             return
 
 
-def _most(strategy: Strategy, schedule: Schedule, step: int, free_counts: Tensor) -> int:
-    """How many tokens a step chooses in the sample where it chooses most; all on the host.
-
-    Args:
-        free_counts: (n,) int64, CPU: all numbers of tokens that may change in a sample.
-    """
-    if schedule.proportion_at(step) == 0 or len(free_counts) == 0:
-        return 0
-    return int(strategy.count(schedule, step, free_counts).max())
-
-
-def _advance(network: _Network, strategy: Strategy, turn: Turn, most: int) -> tuple[Tensor, Tensor]:
-    """One step: (the new tokens, which of them were offered a fresh value), each (batch, length).
-
-    Args:
-        most: see `_most`.
-    """
-    rows, schedule, step = turn.rows, turn.schedule, turn.step
-    tokens, length = rows.tokens, rows.tokens.shape[1]
-    if most == 0:
-        return tokens, torch.zeros_like(rows.free)
-    guidance = schedule.guidance_at(step)
-    seen = network.logits(rows, guidance) if strategy.sees_logits(step) else None
+def _advance(network: _Network, strategy: Strategy, kind: _Kind, turn: Turn) -> tuple[Tensor, ...]:
+    """One step: what `Rows.moved` takes. A function of tensors, made to be compiled."""
+    rows, length = turn.rows, turn.rows.tokens.shape[1]
+    guidance = turn.guidance if kind.guided else None
+    seen = network.logits(rows, guidance) if kind.sees_logits else None
     rank = strategy.rank(turn, seen).float().masked_fill(~rows.free, torch.inf)
     order = rank.argsort(dim=1, stable=True)  # equal ranks in raster order, on every device
-    count = strategy.count(schedule, step, rows.free.sum(1))
-    chosen = torch.arange(length, device=tokens.device) < count[:, None]
+    chosen = torch.arange(length, device=order.device) < turn.counts[:, None]
     # Ranks that are not numbers come last, even behind the tokens that may not change.
     offered = torch.zeros_like(rows.free).scatter_(1, order, chosen) & rows.free
     # All rows look at as many positions, the surplus of some is not offered.
-    positions = order[:, :most] if most < length else None
+    positions = order[:, : kind.most] if kind.most < length else None
     if seen is None:
         logits = network.logits(rows, guidance, positions)
     else:
         logits = seen if positions is None else at_positions(seen, positions)
-    noise = draw_noise(rows.seeds, step, length)
+    noise = draw_noise(rows.seeds, turn.step, length)
     drawn = draw_tokens(
         logits,
         noise if positions is None else noise.gather(1, positions),
-        0.0 if strategy.greedy else schedule.temperature_at(step),
-        top_k=schedule.top_k,
-        top_p=schedule.top_p,
+        0.0 if kind.greedy else turn.temperature,
+        top_k=kind.top_k,
+        top_p=kind.top_p,
     )
-    fresh = drawn if positions is None else tokens.scatter(1, positions, drawn)
-    return torch.where(offered, fresh, strategy.others(rows)), offered
+    fresh = drawn if positions is None else rows.tokens.scatter(1, positions, drawn)
+    return _settle(turn, torch.where(offered, fresh, strategy.others(rows)), offered)
+
+
+def _settle(turn: Turn, updated: Tensor, offered: Tensor) -> tuple[Tensor, ...]:
+    """What `Rows.moved` takes: samples that were done stay as they are, others may be done now.
+
+    Args:
+        updated: (batch, length) int64, the new tokens.
+        offered: (batch, length) bool, which of them were offered a fresh value.
+    """
+    rows = turn.rows
+    tokens = torch.where(rows.done[:, None], rows.tokens, updated)
+    changed = (tokens != rows.tokens).any(dim=1, keepdim=True)
+    settled = (rows.settled | offered) & ~changed
+    done = rows.done | turn.may_stop & (settled | ~rows.free).all(dim=1)
+    return tokens, offered, settled, rows.served + offered.sum(1), done

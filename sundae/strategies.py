@@ -7,8 +7,7 @@ does is a function of the sample's seed, the step and what the network says, nev
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,17 +25,16 @@ def starting_tokens(seeds: Tensor, length: int, vocab_size: int) -> Tensor:
     return (seeded_uniforms(seeds, _START, length) * vocab_size).long()
 
 
-def draw_noise(seeds: Tensor, step: int, length: int) -> Tensor:
+def draw_noise(seeds: Tensor, step: int | Tensor, length: int) -> Tensor:
     """(batch, length) float32 in [0, 1): what the fresh values of a step are drawn with."""
     return seeded_uniforms(seeds, 2 * step + _DRAW, length)
 
 
-@dataclass
-class Rows:
+class Rows(NamedTuple):
     """Everything that has a row per sample, so that it is indexed together.
 
     Attributes:
-        index: (batch,) int64, where the row goes in the batch that was asked for.
+        home: (batch,) int64, where the row goes in the batch that was asked for.
         seeds: (batch,) int64.
         classes: (batch,) int64 or None.
         start: (batch, length) int64, the tokens before the first step.
@@ -45,9 +43,10 @@ class Rows:
         offered: (batch, length) bool, the tokens that were offered a value in the last step.
         settled: (batch, length) bool, those that were since the sample last changed.
         served: (batch,) int64, how many offers there were in all steps so far.
+        done: (batch,) bool, the samples that change no more although they are still here.
     """
 
-    index: Tensor
+    home: Tensor
     seeds: Tensor
     classes: Tensor | None
     start: Tensor
@@ -56,28 +55,43 @@ class Rows:
     offered: Tensor
     settled: Tensor
     served: Tensor
+    done: Tensor
 
-    def keep(self, going: Tensor) -> Rows:
-        """The rows where `going` (batch,) bool is true."""
-        parts = (getattr(self, field.name) for field in fields(self))
-        return Rows(*(None if part is None else part[going] for part in parts))  # type: ignore[arg-type]
+    def taken(self, places: Tensor) -> Rows:
+        """The rows at `places` (count,) int64, in that order."""
+        parts = (None if part is None else part.index_select(0, places) for part in self)
+        return Rows(*parts)  # type: ignore[arg-type]
+
+    def moved(
+        self, tokens: Tensor, offered: Tensor, settled: Tensor, served: Tensor, done: Tensor
+    ) -> Rows:
+        """The same samples after a step."""
+        return self._replace(
+            tokens=tokens, offered=offered, settled=settled, served=served, done=done
+        )
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A step, as a strategy sees it.
+class Turn(NamedTuple):
+    """A step, as a strategy sees it: tensors on the device, so that one compiled step serves all.
 
     Attributes:
         rows: the samples.
-        schedule: all its numbers.
-        step: from 0.
-        grid: (height, width) that the tokens make in raster order.
+        counts: (batch,) int64, how many tokens of each sample take a fresh draw.
+        step: () int64, from 0.
+        temperature, guidance: () float32, of the step.
+        choice_temperature: () float32, of the step.
+        may_stop: () bool, whether a sample may be called done after this step.
+        layout: what the strategy knows of the grid; see `Strategy.layout`.
     """
 
     rows: Rows
-    schedule: Schedule
-    step: int
-    grid: tuple[int, int]
+    counts: Tensor
+    step: Tensor
+    temperature: Tensor
+    guidance: Tensor
+    choice_temperature: Tensor
+    may_stop: Tensor
+    layout: Tensor | None
 
     def noise(self) -> Tensor:
         """(batch, length) float32 in [0, 1), independent of what values are drawn with."""
@@ -123,8 +137,14 @@ class Strategy:
         """
         return counted(free, schedule.proportion_at(step))
 
+    def layout(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+        """What `rank` has to know of the (height, width) that the tokens make in raster order."""
+        return None
+
     def rank(self, turn: Turn, logits: Tensor | None) -> Tensor:
         """(batch, length) numbers: the tokens with the lowest ones take a fresh draw.
+
+        It runs compiled: functions of tensors, and no question to the device.
 
         Args:
             logits: (batch, length, vocab) for the tokens as they are, where `sees_logits`.
@@ -156,8 +176,7 @@ class Confidence(Strategy):
         logits = logits.float()
         own = logits.gather(-1, turn.rows.tokens[..., None])[..., 0]
         gumbel = -torch.log(-torch.log(turn.noise() + 2.0**-25))
-        strength = turn.schedule.choice_temperature_at(turn.step)
-        return own - logits.logsumexp(-1) + strength * gumbel
+        return own - logits.logsumexp(-1) + turn.choice_temperature * gumbel
 
 
 class Halton(Strategy):
@@ -168,9 +187,12 @@ class Halton(Strategy):
     around, so no token waits longer than another.
     """
 
+    def layout(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        return halton_order(*grid, device)
+
     def rank(self, turn: Turn, logits: Tensor | None) -> Tensor:
-        rows = turn.rows
-        order = halton_order(*turn.grid, rows.tokens.device)
+        rows, order = turn.rows, turn.layout
+        assert order is not None
         number = rows.free[:, order].cumsum(1) - 1  # of each token among those that may change
         total = rows.free.sum(1, keepdim=True).clamp_(min=1)
         place = (number - rows.served[:, None]).remainder(total)
@@ -180,7 +202,7 @@ class Halton(Strategy):
 @functools.cache
 def halton_order(height: int, width: int, device: torch.device) -> Tensor:
     """(height*width,) int64: the cells of a grid, by raster number, in the order in which the
-    Halton sequence of bases 2 and 3 visits them. Kept, so that a step copies nothing to a GPU.
+    Halton sequence of bases 2 and 3 visits them. Kept, since it takes a while.
     """
     order: dict[int, None] = {}
     point = 0

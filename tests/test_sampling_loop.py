@@ -1,0 +1,208 @@
+"""How the loop of sampling runs: what it asks the device, which batches it makes, what it compiles.
+
+Samples are the same in every case; tests/test_sampling.py says what they are.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sundae.categorical import draw_seeds
+from sundae.compiling import Compiled
+from sundae.pace import Pace, Watch, pace_of
+from sundae.sampling import Refinement, Schedule, sample
+from sundae.strategies import STRATEGIES
+
+VOCAB, LENGTH, ROWS = 6, 16, 12
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+AS_ON_A_GPU = pace_of(CUDA, compiled=False)
+EVERY_STRATEGY = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+def undecided(tokens: Tensor, classes: Tensor | None) -> Tensor:
+    """Rows settle after different times: each token stays or follows its left neighbour."""
+    codes = torch.arange(VOCAB)
+    stay, follow = (t[..., None] == codes for t in (tokens, tokens.roll(1, 1)))
+    logits = (stay + 0.5 * follow).clamp(min=1e-6).log()
+    return logits if classes is None else logits + 0.01 * classes[:, None, None]
+
+
+def schedule_for(strategy: Any, steps: int = 40, **changes: Any) -> Schedule:
+    settings: dict[str, Any] = {"sample_proportion": 0.8, "end_sample_proportion": 0.4}
+    return Schedule(steps, 1.0, 0.6, min_steps=2, strategy=strategy, **settings | changes)
+
+
+def states(schedule: Schedule, *, rows: int = ROWS, **options: Any) -> Iterator[Refinement]:
+    frozen = torch.rand(rows, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.2
+    return sample(
+        options.pop("denoise", undecided),
+        seeds=draw_seeds(rows, torch.Generator().manual_seed(0)),
+        length=LENGTH,
+        vocab_size=VOCAB,
+        schedule=schedule,
+        tokens=torch.arange(LENGTH).remainder(VOCAB).repeat(rows, 1),
+        frozen=frozen,
+        grid=(4, 4),
+        **options,
+    )
+
+
+def last(schedule: Schedule, **options: Any) -> Tensor:
+    *_, state = states(schedule, **options)
+    return state.tokens
+
+
+class Questions(TorchDispatchMode):
+    """Counts the operations that make a host wait for its device."""
+
+    waiting = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            part is not None and part.dtype == torch.bool for part in args[1]
+        )
+        if name in self.waiting or masks:
+            self.counts[name] += 1
+        return func(*args, **kwargs or {})
+
+
+def test_the_counter_sees_what_makes_a_host_wait() -> None:
+    x = torch.arange(4)
+    with Questions() as questions:
+        assert bool(x.any()) and x.sum().item() == 6
+        x[x > 1], x.nonzero(), x.unique()
+    assert questions.counts.total() == 5
+
+
+@EVERY_STRATEGY
+def test_the_device_is_asked_rarely(strategy: str) -> None:
+    schedule = schedule_for(strategy, guidance=2.0)
+    pace = Pace(5, (1.0, 0.5))
+    with Questions() as questions:
+        steps = states(
+            schedule, pace=pace, classes=torch.arange(ROWS), null_class=3, denoise=undecided
+        )
+        done = sum(1 for _ in steps) - 1
+    assert done > 10
+    assert questions.counts.total() <= done / 5 + 1
+
+
+@EVERY_STRATEGY
+@pytest.mark.parametrize("pace", [AS_ON_A_GPU, Pace(1, (1.0,)), Pace(7, (1.0, 0.3, 0.1))], ids=str)
+def test_samples_do_not_depend_on_when_they_leave(strategy: str, pace: Pace) -> None:
+    schedule = schedule_for(strategy)
+    expected = [state.tokens for state in states(schedule)]
+    found = [state.tokens for state in states(schedule, pace=pace)]
+    assert len(found) >= len(expected)  # it is noticed later that all are done
+    expected += expected[-1:] * (len(found) - len(expected))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_batches_shrink_to_few_sizes_and_nobody_who_is_not_done_is_left_out() -> None:
+    sizes: list[int] = []
+
+    def watched(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        sizes.append(len(tokens))
+        return undecided(tokens, classes)
+
+    schedule = schedule_for("random", 200)
+    for pace in (AS_ON_A_GPU, pace_of(CPU, compiled=False)):
+        sizes.clear()
+        running = [s.running for s in states(schedule, rows=64, pace=pace, denoise=watched)]
+        assert running == sorted(running, reverse=True)
+        assert running[-1] == 0 and len(running) < 200
+        assert sizes == sorted(sizes, reverse=True)
+        assert set(sizes) <= set(pace.sizes(64))
+        assert 3 < len(set(sizes)) < len(set(running))
+        assert all(size >= left for size, left in zip(sizes, running))
+        if pace.interval == 1:  # the smallest that fits
+            assert all(
+                size == min(n for n in pace.sizes(64) if n >= left)
+                for size, left in zip(sizes, running)
+            )
+
+
+def test_a_batch_shrinks_by_eighths_on_the_cpu_and_by_halves_on_a_gpu() -> None:
+    assert pace_of(CPU, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+    assert pace_of(CUDA, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 32, 64]
+    assert pace_of(CUDA, compiled=True).sizes(64) == [0, 1, 4, 16, 64]
+    assert pace_of(CPU, compiled=False).sizes(3) == [0, 1, 2, 3]
+
+
+def test_an_answer_is_looked_at_when_the_next_question_is_asked() -> None:
+    done = torch.tensor([[n < left for n in range(10)] for left in range(10)])
+    patient, eager = Watch(Pace(3, (1.0,)), 10), Watch(Pace(1, (1.0,)), 10)
+    assert [patient.look(row) for row in done] == [10, 10, 10, 10, 10, 8, 8, 8, 5, 5]
+    assert [eager.look(row) for row in done] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+
+
+# -- compiled -------------------------------------------------------------------------------------
+
+
+class Graphs:
+    """A compiler that runs what it gets, and keeps it."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        self.sizes.append(len(graph.graph.nodes))
+        return graph.forward
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kinds"),
+    [("random", 2), ("halton", 2), ("confidence", 2), ("argmax", 2), ("renoise", 4)],
+)
+def test_a_step_is_compiled_once_for_each_of_few_sizes(
+    strategy: str, kinds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch._dynamo.reset()
+    graphs = Graphs()
+    compiled = Compiled(CPU, backend=graphs)
+    changes = {"early_stop": False, "end_sample_proportion": 0.75, "choice_temperature": 2.0}
+    schedule = schedule_for(strategy, 12, **changes)
+    expected = last(schedule)
+    for _ in range(2):
+        assert torch.equal(last(schedule, compiled=compiled), expected)
+    assert compiled.works and capsys.readouterr().err == ""
+    assert len(graphs.sizes) <= kinds
+    assert min(graphs.sizes) > 20  # whole steps, no splinters
+
+
+def test_kinds_of_steps_that_occur_once_are_not_compiled() -> None:
+    torch._dynamo.reset()
+    graphs = Graphs()
+    schedule = Schedule(16, 1.0, 0.0, 0.5, 0.5, early_stop=False)  # argmax in the last step
+    found = last(schedule, compiled=Compiled(CPU, backend=graphs))
+    assert torch.equal(found, last(schedule))
+    assert len(graphs.sizes) == 1
+
+
+def test_where_nothing_compiles_that_is_said_in_a_line_and_the_samples_are_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        raise RuntimeError("no Triton here\nand a long story")
+
+    torch._dynamo.reset()
+    schedule = schedule_for("random", 6)
+    compiled = Compiled(CPU, backend=broken)
+    assert torch.equal(last(schedule, compiled=compiled), last(schedule))
+    error = capsys.readouterr().err
+    assert "no Triton here" in error and error.count("\n") == 1
+    assert torch.equal(last(schedule, compiled=compiled), last(schedule))
+    last(schedule, compiled=Compiled(CPU, quiet=True, backend=broken))
+    assert capsys.readouterr().err == ""
