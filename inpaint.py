@@ -111,7 +111,7 @@ def main() -> None:
     prepare_answers(out_dir, list(pictures), count, overwrite=args.overwrite)
 
     seed, quiet = seed_everything(args.seed), args.quiet or args.no_tqdm
-    device = choose_device(args.no_cuda, args.quiet)
+    device, schedule = choose_device(args.no_cuda, args.quiet), schedule_of(cfg.sampling)
     prior = Prior(net.to(device), cfg, device, use_amp=not args.no_amp)
     codec = codec.to(device if args.cuda_vqgan else "cpu")
     done = tqdm(pictures.items(), unit="picture", disable=True if quiet else None)
@@ -125,7 +125,7 @@ def main() -> None:
             codec,
             seeds=seeds,
             classes=classes,
-            schedule=schedule_of(cfg.sampling),
+            schedule=schedule,
             batch_size=args.batch_size,
             composite=not args.no_composite,
             feather=args.feather,
@@ -135,7 +135,7 @@ def main() -> None:
     for error in unreadable:
         print(f"skipped {error}")
     print(f"{count} answers to each of {len(pictures)} pictures in {out_dir} "
-          f"(step {checkpoint.info.step}, seed {seed})")  # fmt: skip
+          f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

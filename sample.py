@@ -72,7 +72,7 @@ def main() -> None:
     out_dir = args.out_dir or Path("samples") / f"{cfg.trainer.exp_name}_{stamp}"
     prepare_out_dir(out_dir, count, offset, overwrite=args.overwrite)
 
-    seed = seed_everything(args.seed)
+    seed, schedule = seed_everything(args.seed), schedule_of(cfg.sampling)
     device = choose_device(args.no_cuda, args.quiet)
     grid = write_samples(
         Prior(net.to(device), cfg, device, use_amp=not args.no_amp, canvas=canvas),
@@ -80,13 +80,13 @@ def main() -> None:
         out_dir,
         seeds=sample_seeds(seed, count, offset),
         classes=classes,
-        schedule=schedule_of(cfg.sampling),
+        schedule=schedule,
         batch_size=args.batch_size,
         offset=offset,
         progress=not (args.quiet or args.no_tqdm),
     )
     print(f"{count} samples in {out_dir}, the grid in {grid} "
-          f"(step {checkpoint.info.step}, seed {seed})")  # fmt: skip
+          f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: An
 
 
 # The names that [sampling] takes; tests/test_utils.py compares them with its types.
-STRATEGIES = ("random", "confidence", "halton", "argmax", "renoise")
+STRATEGIES = ("auto", "random", "confidence", "halton", "argmax", "renoise")
 CURVES = ("linear", "cosine", "constant")
 
 
@@ -132,7 +132,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--steps", type=int, metavar="N", help="refinement steps at most")
     flag("--strategy", metavar="NAME", help="which tokens take a new value in a step: "
-         f"{', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}")  # fmt: skip
+         f"{', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}; auto is renoise for up to 16 steps, "
+         "else random")  # fmt: skip
     flag("--temperature", type=float, metavar="T", help="of the first step's draws; 0 is argmax")
     flag("--end-temperature", type=float, metavar="T", help="of the last step's draws")
     flag("--temperature-curve", metavar="NAME", help=f"between the two: {curves}")

@@ -25,6 +25,7 @@ from sundae.images import make_grid, save_grid, save_image
 from sundae.objective import unroll
 from sundae.precision import halve_linears, has_bf16
 from sundae.sampling import Refinement, Schedule, sample
+from sundae.strategies import chosen_strategy
 
 if TYPE_CHECKING:
     from sundae.trainer import Batch, Losses, Trainer
@@ -95,7 +96,7 @@ def null_class(net: NetConfig) -> int | None:
 
 
 def schedule_of(sampling: SamplingConfig) -> Schedule:
-    """The run file's [sampling] section as the sampler takes it."""
+    """The run file's [sampling] section as the sampler takes it, its strategy no longer 'auto'."""
     temperature, end_temperature = sampling.temperature_ramp
     proportion, end_proportion = sampling.proportion_ramp
     guidance, end_guidance = sampling.guidance_ramp
@@ -107,7 +108,7 @@ def schedule_of(sampling: SamplingConfig) -> Schedule:
         end_sample_proportion=end_proportion,
         min_steps=sampling.min_steps,
         early_stop=sampling.early_stop,
-        strategy=sampling.strategy,
+        strategy=chosen_strategy(sampling),
         temperature_curve=sampling.temperature_curve,
         proportion_curve=sampling.proportion_curve,
         guidance=guidance,

@@ -21,6 +21,7 @@ ScheduleName = Literal[
     "polynomial_with_warmup",
 ]
 StrategyName = Literal["random", "confidence", "halton", "argmax", "renoise"]
+StrategyChoice = Literal["auto", StrategyName]
 CurveName = Literal["linear", "cosine", "constant"]
 
 
@@ -152,7 +153,7 @@ class SamplingConfig:
     proportion_curve: CurveName = key("linear")
     min_steps: int = key(10, at_least=0)
     early_stop: bool = key(True)
-    strategy: StrategyName = key("random")
+    strategy: StrategyChoice = key("auto")  # see sundae.strategies.chosen_strategy
     choice_temperature: float = key(1.0, at_least=0)  # of the strategy 'confidence'
     guidance: float = key(1.0, at_least=0)  # 1: the network's own prediction
     end_guidance: float | None = key(None, at_least=0)

@@ -166,7 +166,7 @@ def test_flags_win_and_an_explicit_zero_is_a_value() -> None:
     ("override", "expected"),
     [
         ("net.dmi=3", "--set net.dmi: not a key of [net]; did you mean 'dim'?"),
-        ("sampling.strategy=hal", "expected one of 'random', 'confidence', 'halton', 'argmax'"),
+        ("sampling.strategy=hal", "expected one of 'auto', 'random', 'confidence', 'halton'"),
         (
             "sampling.guidance_curve=cos",
             "expected one of 'linear', 'cosine', 'constant', got 'cos'",

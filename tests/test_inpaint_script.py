@@ -66,7 +66,8 @@ LEFT_HALF = [[1, 1, 0, 0]] * 4
 def test_a_picture_gets_its_answers_and_a_grid(inpaint: Run, tmp_path: Path) -> None:
     picture = draw(tmp_path / "cat.png")
     ended = inpaint(picture, "--nb-samples", 3)
-    message = f"3 answers to each of 1 pictures in {tmp_path / 'out'} (step 2, seed 1)\n"
+    where = tmp_path / "out"
+    message = f"3 answers to each of 1 pictures in {where} (step 2, seed 1, strategy renoise)\n"
     assert ended == Ended(0, message, "")
     names = {f"cat/0000{number}.png" for number in range(3)} | {"cat-grid.png"}
     assert set(contents(tmp_path / "out")) == names

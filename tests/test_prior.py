@@ -30,6 +30,7 @@ from sundae.prior import (
     write_samples,
 )
 from sundae.sampling import Schedule
+from sundae.strategies import STRATEGIES
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -146,8 +147,53 @@ def test_every_key_of_sampling_reaches_the_schedule_under_its_name(config: Confi
     assert schedule_of(cfg.sampling) == Schedule(**given)  # type: ignore[arg-type]
 
 
-def test_a_file_that_knows_no_strategies_keeps_its_meaning(config: Config) -> None:
-    assert schedule_of(config().sampling) == Schedule(3, 1.0, 1.0, 0.5, 0.5, 1, True)
+def test_a_file_that_says_as_little_as_possible_is_sampled_as_the_paper_does(
+    config: Config,
+) -> None:
+    schedule = schedule_of(config({"sampling.steps": 100}).sampling)
+    assert schedule == Schedule(100, 1.0, 1.0, 0.5, 0.5, 1, True, "random")
+
+
+@pytest.mark.parametrize("steps", [1, 16, 17, 100])
+def test_a_strategy_that_is_named_is_taken_whatever_the_steps(config: Config, steps: int) -> None:
+    for name in STRATEGIES:
+        cfg = config({"sampling.strategy": name, "sampling.steps": steps})
+        assert schedule_of(cfg.sampling).strategy == name
+
+
+@pytest.mark.parametrize(
+    ("steps", "end", "expected"),
+    [
+        (1, None, "renoise"),
+        (16, None, "renoise"),
+        (17, None, "random"),
+        (100, None, "random"),
+        (16, 0.01, "renoise"),
+        (16, 0.0, "random"),  # a last step that does nothing would leave noise behind
+    ],
+)
+def test_without_a_strategy_it_is_chosen_by_the_steps(
+    config: Config, steps: int, end: float | None, expected: str
+) -> None:
+    for changes in ({}, {"sampling.strategy": "auto"}):
+        changes |= {"sampling.steps": steps}
+        if end is not None:
+            changes |= {"sampling.end_sample_proportion": end}
+        assert schedule_of(config(changes).sampling).strategy == expected
+
+
+@pytest.mark.parametrize(("steps", "name"), [(4, "renoise"), (20, "random")])
+def test_samples_are_those_of_the_strategy_that_was_chosen(
+    config: Config, steps: int, name: str
+) -> None:
+    prior = Prior(Plain(lambda tokens, classes: torch.zeros(*tokens.shape, 5)), config(), CPU)
+    drawn = {}
+    for strategy in ("auto", name, "halton"):
+        cfg = config({"sampling.steps": steps, "sampling.strategy": strategy})
+        *_, last = prior.refine(sample_seeds(0, 4), None, schedule_of(cfg.sampling))
+        drawn[strategy] = last.tokens
+    assert torch.equal(drawn["auto"], drawn[name])
+    assert not torch.equal(drawn["auto"], drawn["halton"])
 
 
 def test_guidance_asks_the_network_for_the_class_that_means_any(config: Config) -> None:

@@ -66,7 +66,7 @@ def test_a_conversation_samples_and_says_where_the_files_are(talk: Talk, tmp_pat
     ended = talk("1", "5", flags=("--seed", 7))
     assert (ended.code, ended.err) == (0, "")
     assert re.search(
-        r"5 samples in \d+\.\d\d s, [123] of 3 steps, seed 7: .*/out/0001, side by side in",
+        r"5 samples in \d+\.\d\d s, [123] of 3 steps \(renoise\), seed 7: .*/out/0001, side",
         ended.out,
     )
     assert set(contents(tmp_path / "out")) == {
@@ -98,6 +98,14 @@ def test_a_setting_is_changed_and_used(talk: Talk, tmp_path: Path) -> None:
     assert "nb_samples is 2" in shown and "class is two" in shown
     assert any(line.split()[1:] == ["nb_samples", "2"] for line in shown[-25:])
     assert len(list((tmp_path / "out/0001").glob("0*.png"))) == 2
+
+
+def test_what_auto_means_is_shown_with_the_steps_as_they_are(talk: Talk) -> None:
+    ended = talk("4", "3", "steps", "17", "4", "3", "strategy", "halton", "4", "5")
+    shown = [line.split(maxsplit=2)[2] for line in ended.out.splitlines() if " strategy  " in line]
+    assert shown[0] == "auto (renoise)"
+    assert "auto (random)" in shown and shown[-1] == "halton"
+    assert "strategy is halton" in ended.out
 
 
 def test_a_bad_value_is_asked_again_and_enter_keeps_the_old_one(talk: Talk) -> None:

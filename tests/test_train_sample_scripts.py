@@ -313,8 +313,8 @@ def test_as_many_pictures_are_written_as_asked_for(
 ) -> None:
     out = tmp_path / "out"
     ended = script("sample", "--resume", trained, "--seed", 1, "--out-dir", out, "--nb-samples", 7)
-    message = f"7 samples in {out}, the grid in {out}-grid.png (step 20, seed 1)\n"
-    assert ended == Ended(0, message, "")
+    facts = "step 20, seed 1, strategy renoise"
+    assert ended == Ended(0, f"7 samples in {out}, the grid in {out}-grid.png ({facts})\n", "")
     assert set(contents(tmp_path)) == {"out-grid.png", *(f"out/{i:05d}.png" for i in range(7))}
 
 
@@ -443,7 +443,7 @@ def test_existing_pictures_are_kept_unless_overwriting_is_asked_for(
         (["--temperature", "-1"], "--temperature: expected a number at least 0"),
         (["--temperature", "nan"], "--temperature: expected a number at least 0"),
         (["--sample-proportion", "1.5"], "--sample-proportion: expected a number"),
-        (["--strategy", "holton"], "--strategy: expected one of 'random', 'confidence', 'halton'"),
+        (["--strategy", "holton"], "--strategy: expected one of 'auto', 'random', 'confidence'"),
         (["--temperature-curve", "sine"], "--temperature-curve: expected one of 'linear'"),
         (["--top-p", "0"], "--top-p: expected a number above 0 and at most 1, got 0"),
         (["--guidance", "2"], "--guidance: 2 needs a network that also learned to do without"),

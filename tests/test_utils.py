@@ -17,7 +17,8 @@ import torch
 import utils
 from sundae.config import RunConfig, SamplingConfig, with_sampling_flags
 from sundae.errors import UserError
-from sundae.sections import CurveName, StrategyName
+from sundae.sections import CurveName, StrategyChoice
+from sundae.strategies import FEW_STEPS
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,8 +113,21 @@ def parse_sampling(*words: str) -> argparse.Namespace:
 
 
 def test_the_names_that_flags_offer_are_those_of_the_run_file() -> None:
-    assert get_args(StrategyName) == utils.STRATEGIES
+    assert get_args(StrategyChoice) == utils.STRATEGIES
     assert get_args(CurveName) == utils.CURVES
+
+
+def test_the_help_says_what_auto_means() -> None:
+    parser = argparse.ArgumentParser()
+    utils.add_sampling_flags(parser)
+    text = " ".join(parser.format_help().split())
+    assert f"auto is renoise for up to {FEW_STEPS} steps, else random" in text
+
+
+def test_a_flag_can_ask_for_auto_and_against_it(config: Callable[..., RunConfig]) -> None:
+    named = config({"sampling.strategy": "halton"})
+    assert with_sampling_flags(named, parse_sampling("--strategy", "auto")) == config()
+    assert with_sampling_flags(config(), parse_sampling("--strategy", "halton")) == named
 
 
 def test_every_key_of_sampling_has_a_flag_of_its_name() -> None:

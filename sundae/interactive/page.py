@@ -209,7 +209,7 @@ class _Results:
         count = len(outcome.samples)
         updates: Updates = {
             self.status: f"{count} picture{'s' * (count != 1)} in {outcome.seconds:.2f} s, "
-            f"{outcome.steps} of {steps} steps, seed {settings.extras.seed}.",
+            f"{outcome.steps} of {steps} steps ({settings.strategy}), seed {settings.extras.seed}.",
             self.pictures: [
                 (_shown_file(path), self._caption(settings, number))
                 for number, path in enumerate(outcome.samples)

@@ -17,6 +17,8 @@ from sundae.errors import UserError
 from sundae.prior import null_class
 from sundae.runs import class_number
 from sundae.schema import Rule, check, describe, key
+from sundae.sections import StrategyName
+from sundae.strategies import chosen_strategy
 
 SEEDS = 2**32  # what --seed accepts, so that a seed found here can be given to every script
 
@@ -115,6 +117,16 @@ class Settings:
         if value is None:
             return "new" if name == "seed" else "none"
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+    def explained(self, name: str) -> str:
+        """The same, and what it comes to where the value leaves that open."""
+        open_ended = self.value(name) == "auto"
+        return self.shown(name) + f" ({self.strategy})" * open_ended
+
+    @property
+    def strategy(self) -> StrategyName:
+        """The strategy that is used, also where it is 'auto'."""
+        return chosen_strategy(self.cfg.sampling)
 
     def expected(self, name: str) -> str:
         """What a setting accepts, in words that fit after 'expected'."""

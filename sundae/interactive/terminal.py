@@ -95,12 +95,12 @@ class Terminal:
                 break
             except UserError as error:
                 print(error)
-        print(f"{name} is {self.settings.shown(name)}")
+        print(f"{name} is {self.settings.explained(name)}")
 
     def show(self) -> None:
         """Print all settings."""
         for number, name in enumerate(self.settings.names, 1):
-            print(f"  {number:2}  {name:<22} {self.settings.shown(name)}")
+            print(f"  {number:2}  {name:<22} {self.settings.explained(name)}")
 
     def _sample(self, settings: Settings) -> None:
         try:
@@ -153,7 +153,8 @@ def report(outcome: Outcome, settings: Settings) -> str:
     steps = settings.cfg.sampling.steps
     lines = [
         f"{len(outcome.samples)} samples in {outcome.seconds:.2f} s, {outcome.steps} of {steps} "
-        f"steps, seed {settings.extras.seed}: {outcome.folder}, side by side in {outcome.grid.name}"
+        f"steps ({settings.strategy}), seed {settings.extras.seed}: {outcome.folder}, "
+        f"side by side in {outcome.grid.name}"
     ]
     if outcome.animation is not None:
         steps_folder = outcome.history[0][1].parent.name
