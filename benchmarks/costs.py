@@ -204,12 +204,10 @@ def with_checkpointing(net: nn.Module) -> nn.Module:
     if callable(switch):
         switch(True)
         return net
-    if hasattr(net, "gradient_checkpointing"):
-        net.gradient_checkpointing = True  # type: ignore[assignment]
-        return net
     for layer in net.modules():
         if isinstance(layer, Layer):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+            recomputed = partial(checkpoint, layer.forward, use_reentrant=False)
+            layer.forward = recomputed  # type: ignore[method-assign]
     return net
 
 
@@ -270,7 +268,10 @@ def training_bytes(
 
 
 def sampling_pass_bytes(cfg: RunConfig, batch: int, *, bf16: bool) -> int:
-    """Bytes at the peak of a sampling step beyond the float32 weights, logits included."""
+    """Bytes at the peak of a sampling step beyond the float32 weights, logits included.
+
+    Under autocast the weights' bf16 copies are among them.
+    """
     schedule, count = schedule_of(cfg.sampling), max(1, *sampling_positions(cfg), 0)
     guided = any(schedule.guidance_at(step) != 1 for step in range(schedule.steps))
     rows = batch * (2 if guided else 1)
@@ -283,17 +284,20 @@ def sampling_pass_bytes(cfg: RunConfig, batch: int, *, bf16: bool) -> int:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = net(tokens, classes, positions)
             if guided:  # both halves and what they make, in float32
-                logits = torch.lerp(*logits.float().chunk(2), 1.0)
+                conditional, null = logits.float().chunk(2)
+                logits = null + 2 * (conditional - null)
         return live.peak
 
 
 def sampling_bytes(cfg: RunConfig, parameters: int, *, bf16: bool) -> Growth:
-    """All that sampling holds, by the batch: the weights, copies in bf16 beside them, a forward.
+    """All that sampling holds, by the batch: the weights, a forward, what draws the tokens.
 
-    The network's weights stay float32, as in `sundae.prior.Prior`.
+    In bf16 linear maps have no float32 weights beside those that they compute with.
     """
     growth = growth_of(partial(sampling_pass_bytes, cfg, bf16=bf16))
-    return growth + (4 * parameters + LOGITS_BYTES)
+    maps = (m.weight for m in meta_network(cfg).modules() if isinstance(m, nn.Linear))
+    replaced = sum(weight.numel() for weight in maps) if bf16 else 0
+    return growth + (4 * (parameters - replaced) + LOGITS_BYTES)
 
 
 # -- the codec -------------------------------------------------------------------------------------

@@ -152,8 +152,8 @@ def choose_card(
     if card is None:
         assert memory is not None
         return Card(name or "your card", memory, tflops, None, bandwidth)
-    given = {"memory": memory, "bf16": tflops, "bandwidth": bandwidth}
-    return replace(card, **{key: value for key, value in given.items() if value is not None})
+    return replace(card, memory=memory or card.memory, bf16=tflops or card.bf16,
+                   bandwidth=bandwidth or card.bandwidth)  # fmt: skip
 
 
 def _plain(name: str) -> str:
@@ -172,7 +172,8 @@ def read_measured(path: Path) -> dict[str, dict[str, Any]]:
 
     Returns:
         device -> {"train", "sample", "decode": share of "tflops", or of the vendor's peak where
-        that is missing; "source": text}.
+        that is missing; "source": text; "precision": "bf16" or "fp32", if it is known;
+        "memory_gb", of a device that is not in the table}.
 
     Raises:
         UserError: the file cannot be read or holds neither.
@@ -192,23 +193,26 @@ def read_measured(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _from_speed(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """Our shares, the best path of each track; with several sizes, the median of them."""
+    """Our shares: the fastest path of each track; of several sizes the median."""
     machine = content.get("machine") or {}
     entry: dict[str, Any] = {"source": f"{path.name}, {machine.get('date', 'no date')}"}
-    for kind, words in (("train", "train"), ("sample", "sampl"), ("decode", "decode")):
-        best: dict[Any, float] = {}
+    named = {**content, **machine}
+    peak = named.get("peak_tflops") or named.get("peak")
+    if isinstance(peak, int | float):
+        entry["tflops"] = float(peak)
+    for kind, word in (("train", "train"), ("sample", "sampl"), ("decode", "decode")):
+        best: dict[str, tuple[float, str]] = {}
         for row in content["rows"]:
             ours = str(row.get("path", "")).startswith("ours")
-            if ours and words in str(row.get("track", "")) and row.get("share"):
-                size = row.get("config", row.get("size", ""))
-                best[size] = max(best.get(size, 0.0), float(row["share"]))
+            if ours and word in str(row.get("track", "")) and row.get("share"):
+                size, precision = str(row.get("size", "")), str(row.get("precision", "bf16"))
+                # A row's share is of the peak in its own precision; here they share one scale.
+                rate = row.get("tflops")
+                share = rate / entry["tflops"] if rate and "tflops" in entry else row["share"]
+                best[size] = max(best.get(size, (0.0, "")), (float(share), precision))
         if best:
-            entry[kind] = statistics.median(best.values())
-    peaks = {**content, **machine}
-    for key in ("peak_tflops", "matmul_tflops", "matmul_peak", "peak"):
-        if isinstance(peaks.get(key), int | float):
-            entry["tflops"] = float(peaks[key])
-            break
+            entry[kind] = statistics.median(share for share, _ in best.values())
+            entry["precision"] = next(iter(best.values()))[1]
     return {str(machine.get("device", "unknown device")): entry}
 
 
@@ -220,14 +224,15 @@ def rate_of(
     Raises:
         UserError: nobody says how fast the card is in this arithmetic.
     """
+    precision = "bf16" if bf16 else "fp32"
     for device, entry in measured.items():
-        if same_card(name, device) and kind in entry:
+        fitting = entry.get("precision", precision) == precision
+        if same_card(name, device) and kind in entry and fitting:
             peak = entry.get("tflops") or (card.bf16 if bf16 else card.fp32)
             if peak:
                 rate = float(entry[kind]) * peak
-                source = (f"measured: {entry[kind]:.0%} of {peak:g} TFLOP/s "
-                          f"({entry.get('source', 'no source')}), a tenth more or less")  # fmt: skip
-                return Rate(rate, 0.9 * rate, 1.1 * rate, source)
+                said = f"{entry[kind]:.0%} of {peak:g} TFLOP/s ({entry.get('source', 'no source')})"
+                return Rate(rate, 0.9 * rate, 1.1 * rate, f"measured: {said}, a tenth more or less")
     peak = card.bf16 if bf16 else card.fp32
     if not peak:
         raise UserError(f"{card.label}: its speed in {'bf16' if bf16 else 'float32'} is not known; "
@@ -604,10 +609,13 @@ def run_plan(args: argparse.Namespace) -> None:
             raise UserError(f"--efficiency {args.efficiency}: measured on {', '.join(own)}, "
                             f"not on {name}; leave it out, or name that card")  # fmt: skip
         measured = {**measured, **own}
+    entry: dict[str, Any] = {}
     if name is not None and name not in CARDS:
         entry = next((e for device, e in measured.items() if same_card(name, device)), {})
         tflops, memory = tflops or entry.get("tflops"), memory or entry.get("memory_gb")
     card = choose_card(name, memory, tflops, args.bandwidth)
+    if entry.get("precision") == "fp32":
+        card = replace(card, bf16=None, fp32=tflops)
     plan = make_plan(cfg, card, name=name or "", config=str(args.plan), gpus=args.gpus,
                      images=args.images, measured=measured)  # fmt: skip
     print(describe(plan))

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_states_are_five_numbers_a_parameter_and_fewer_without_average() -> None
 
 def allocated(cfg: RunConfig, batch: int, *, bf16: bool, checkpointing: bool) -> int:
     """Bytes at the peak of a real pass on the CPU, as its allocator tells it."""
-    net = build_network(cfg)
+    net: nn.Module = build_network(cfg)
     net.to_logits = nn.Linear(DIM, 1)
     net = costs.with_checkpointing(net) if checkpointing else net
     for parameter in net.parameters():
@@ -129,7 +130,7 @@ def allocated(cfg: RunConfig, batch: int, *, bf16: bool, checkpointing: bool) ->
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = net(tokens, classes).float().mean()
         loss.backward()
-    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiled.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     now = peak = 0
     for _, change in changes:
@@ -149,13 +150,11 @@ def test_memory_is_what_the_allocator_of_a_real_run_hands_out(
 
 
 def test_memory_grows_linearly_with_the_batch_and_less_with_checkpointing() -> None:
-    plain, checkpointed = (
-        costs.growth_of(lambda n, c=c: costs.pass_bytes(small(), n, bf16=True, checkpointing=c))
-        for c in (False, True)
-    )
+    count = partial(costs.pass_bytes, small(), bf16=True)
+    plain = costs.growth_of(count)
+    checkpointed = costs.growth_of(partial(count, checkpointing=True))
     for batch in (16, 64, 200):  # none of those it was made from
-        counted = costs.pass_bytes(small(), batch, bf16=True)
-        assert plain.at(batch) == pytest.approx(counted, rel=0.02)
+        assert plain.at(batch) == pytest.approx(count(batch), rel=0.02)
     assert checkpointed.per_sample < plain.per_sample / 2
 
 
@@ -268,6 +267,23 @@ def test_what_speed_py_measured_replaces_the_assumption(
     expected = 16 * 6 * flops_by_hand() / 350e12
     assert found["optimiser_step_seconds"]["expected"] == pytest.approx(expected)
     assert "measured on NVIDIA H100" in run("--gpu", "a100-80", "--efficiency", str(path))[2]
+
+
+def test_a_measured_machine_needs_no_entry_in_the_table(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "speed.json"
+    rows = [{"track": "train", "path": "ours fp32", "share": 0.9, "tflops": 0.09,
+             "precision": "fp32", "size": "ci"},
+            {"track": "train", "path": "ours bf16", "share": 0.5, "tflops": 0.2,
+             "precision": "bf16", "size": "ci"},
+            {"track": "train", "path": "ours eager", "share": None}]  # fmt: skip
+    machine = {"device": "Some CPU @ 2 GHz"}
+    path.write_text(json.dumps({"machine": machine, "peak_tflops": 0.4, "rows": rows}))
+    code, out, err = run("--efficiency", str(path), "--memory", "16")
+    assert (code, err) == (0, "")
+    assert "Some CPU" in out and "measured: 50% of 0.4 TFLOP/s" in out
+    assert "--memory" in run("--efficiency", str(path))[2]
 
 
 @pytest.mark.parametrize(
