@@ -105,7 +105,7 @@ def main() -> None:
         kind="vqgan",
         quiet=quiet,
     )
-    if training.compile:
+    if explicit(training.compile, device.type == "cuda"):
         compile_modules(*net.compilable(), task.perceptual, quiet=quiet)
     if checkpoint is not None:
         trainer.resume(checkpoint)

@@ -105,7 +105,7 @@ def main() -> None:
         classes=classes,
         quiet=quiet,
     )
-    if cfg.trainer.compile:
+    if explicit(cfg.trainer.compile, device.type == "cuda"):
         compile_modules(net, quiet=quiet)
     if checkpoint is not None:
         trainer.resume(checkpoint)

@@ -90,7 +90,8 @@ class TrainerConfig:
     nb_workers: int = key(0, at_least=0)
     use_cuda: bool = key(True)
     use_amp: bool = key(True)
-    compile: bool = key(False)  # torch.compile the networks in training; the first step takes long
+    # torch.compile the networks in training, where the first step then takes long; None: on CUDA
+    compile: bool | None = key(None)
     save_outputs: bool = key(True)
     checkpoint_frequency: int = key(5000, at_least=0)  # optimiser steps; 0: only the best
     checkpoint_best: bool = key(True)

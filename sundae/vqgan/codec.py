@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sundae.compiling import compile_modules
 from sundae.errors import UserError
 from sundae.precision import autocast
 from sundae.vqgan.backbone import VQGAN
@@ -99,6 +100,10 @@ class VQGANCodec:
         """Move to a device; returns the codec itself."""
         self.model.to(device)
         return self
+
+    def compile(self, *, quiet: bool = False) -> bool:
+        """torch.compile encoder and decoder where they are; see `compile_modules`."""
+        return compile_modules(self.model.encoder, self.model.decoder, quiet=quiet)
 
     @cached_property
     def identity(self) -> str:
