@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 Seconds = dict[str, list[float]]
@@ -109,6 +110,17 @@ def memory(device: str, *, peak: bool) -> int:
     field = "VmHWM:" if peak else "VmRSS:"
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def tiny_codec(config: Path, folder: Path) -> Path:
+    """A codec's YAML file with everything small: 64 codes, 4 pixels a token, 32 pixels."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    params = content["model"]["params"]
+    params |= {"n_embed": 64, "embed_dim": 8}
+    params["ddconfig"] |= {"ch": 32, "ch_mult": [1, 1, 2], "resolution": 32, "z_channels": 8}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
 
 
 def machine(device: str) -> dict[str, Any]:

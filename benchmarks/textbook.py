@@ -381,13 +381,13 @@ def training_step(
     clip: float | None,
 ) -> Tensor:
     """Corrupt, unroll, go backward once, clip, update; returns the loss."""
-    optimizer.zero_grad()
     noisy = corrupted(tokens, vocab_size)
     loss = unrolled_loss(net, tokens, noisy, classes, unroll_steps)
     loss.backward()
     if clip is not None:
         nn.utils.clip_grad_norm_(net.parameters(), clip, foreach=False)
     optimizer.step()
+    optimizer.zero_grad()
     return loss.detach()
 
 
