@@ -64,10 +64,11 @@ def diffusers_pipeline() -> Any:
     """
     try:
         from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel
-        from diffusers.utils import logging
+        from diffusers.utils import is_transformers_available, logging
 
         logging.set_verbosity_error()  # that the pipeline is no longer maintained is known
-        AmusedPipeline.from_pretrained  # noqa: B018  # a stand-in raises without transformers
+        if not is_transformers_available():  # AmusedPipeline is a stand-in then
+            raise ImportError
     except (ImportError, RuntimeError) as error:
         raise UserError(
             "the comparison with aMUSEd needs diffusers and transformers: "
