@@ -27,7 +27,15 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from measuring import in_child, in_turns, machine, median_and_range, memory, print_times
+from measuring import (
+    in_child,
+    in_turns,
+    machine,
+    median_and_range,
+    memory,
+    print_times,
+    tiny_codec,
+)
 
 from sundae.encoding import generate_latents
 from sundae.errors import UserError
@@ -72,12 +80,7 @@ class Setup:
 
 def tiny(setup: Setup, folder: Path) -> Setup:
     """The same with everything small, to see whether it works."""
-    content = yaml.safe_load(setup.config.read_text(encoding="utf-8"))
-    params = content["model"]["params"]
-    params |= {"n_embed": 64, "embed_dim": 8}
-    params["ddconfig"] |= {"ch": 32, "ch_mult": [1, 1, 2], "resolution": 32, "z_channels": 8}
-    path = folder / "tiny.yaml"
-    write_text(path, yaml.safe_dump(content))
+    path = tiny_codec(setup.config, folder)
     small = replace(setup, config=path, side=32, large_config=path, large_side=64)
     return replace(small, tokens=256, codes=512, width=16)
 

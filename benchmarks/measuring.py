@@ -1,5 +1,6 @@
 """What benchmarks share: times taken in turns, memory at the peak, and whose numbers they are."""
 
+import math
 import multiprocessing
 import platform
 import statistics
@@ -11,24 +12,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 Seconds = dict[str, list[float]]
 
+# Sides of the square matrices whose product shows what a machine can do; the best of them counts.
+_PEAK_SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
 
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, device: str) -> Seconds:
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str,
+    *,
+    warm_ups: Mapping[str, Callable[[], object]] | None = None,
+    limit: float = math.inf,
+) -> Seconds:
     """Seconds of each call in each round, after a round that does not count.
 
     A busy machine then slows all of them alike, and the ratio within a round still holds.
+
+    Args:
+        warm_ups: what to do in the round that does not count, the calls themselves unless given.
+        limit: no further round begins once the counted ones have taken this many seconds.
     """
+    for call in (warm_ups or calls).values():
+        _timed(call, device)
     seconds: Seconds = {name: [] for name in calls}
-    for _ in range(1 + rounds):
+    begin = time.perf_counter()
+    for number in range(rounds):
+        if number and time.perf_counter() - begin > limit:
+            break
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in seconds.items()}
+            seconds[name].append(_timed(call, device))
+    return seconds
+
+
+def _timed(call: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def median_and_range(values: list[float], unit: str) -> str:
@@ -47,6 +73,28 @@ def print_times(title: str, seconds: Seconds) -> None:
         print(f"  {name:<12}{median_and_range(times, ' s')}{ratio}".rstrip(), flush=True)
 
 
+def matmul_peak(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of the fastest matrix product found: several sizes, several tries each."""
+    best = 0.0
+    for side in _PEAK_SIDES[device]:
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(left)
+        (seconds,) = in_turns(
+            {"": lambda: torch.mm(left, right, out=out)},  # noqa: B023  # called at once
+            repeats,
+            device,
+        ).values()
+        best = max(best, 2 * side**3 / min(seconds))
+    return best
+
+
+def flop_of(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products in a call; on the meta device it is free."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops()
+
+
 def in_child(function: Callable[..., Any], *arguments: object) -> Any:
     """What a function returns in a fresh process, where no earlier peak hides its memory."""
     spawn = multiprocessing.get_context("spawn")
@@ -62,6 +110,17 @@ def memory(device: str, *, peak: bool) -> int:
     field = "VmHWM:" if peak else "VmRSS:"
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def tiny_codec(config: Path, folder: Path) -> Path:
+    """A codec's YAML file with everything small: 64 codes, 4 pixels a token, 32 pixels."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    params = content["model"]["params"]
+    params |= {"n_embed": 64, "embed_dim": 8}
+    params["ddconfig"] |= {"ch": 32, "ch_mult": [1, 1, 2], "resolution": 32, "z_channels": 8}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -1,0 +1,331 @@
+"""How fast everything is, beside a textbook version of the same maths, and what it costs.
+
+Weights are random, seeds fixed, nothing stops early. Ways take turns; the tables show medians, the
+range over rounds and, in the same rounds, how many times faster than the first way each is. Beside
+every time: parameters, GFLOP (matrix products), network evaluations for an image, the peak of
+memory beyond weights, gradients and optimiser state, TFLOP/s, and the share of the fastest matrix
+product that this machine was seen to do in the same precision. README and GPU.md have results.
+
+    python benchmarks/speed.py
+    python benchmarks/speed.py --device cuda --size ffhq1024 --json speed-cuda.json
+    python benchmarks/speed.py --size ffhq1024 --batch-size 1 --tracks amused --rounds 1
+    python benchmarks/speed.py --plan config/ffhq1024.toml --gpu h100
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from measuring import in_turns, machine, matmul_peak, median_and_range, tiny_codec
+from speed_amused import amused
+from speed_jobs import CONFIGS, SIZES, Bench, Job, Setup, Track, Way, cpu_memory, cuda_memory
+from speed_tracks import TRACKS
+
+from sundae.config import load_config
+from sundae.errors import UserError
+from sundae.files import make_folder, write_text
+from utils import run_cli
+
+ALL_TRACKS: dict[str, Callable[[Bench, int], Track]] = {**TRACKS, "amused": amused}
+
+# Tracks whose time does not depend on --batch-size, and where memory is looked at on a CPU.
+CODEC_TRACKS = ("encode", "decode")
+CPU_MEMORY_TRACKS = ("train", "step", *CODEC_TRACKS)
+
+GPU_COMMAND = "python benchmarks/speed.py --device cuda --size ffhq1024 --json speed-cuda.json"
+
+Row = dict[str, Any]
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+def measured_peaks(bench: Bench) -> dict[str, float]:
+    """TFLOP/s of the fastest matrix product, by precision."""
+    dtypes = {"fp32": torch.float32}
+    if bench.precision == "bf16":
+        dtypes["bf16"] = torch.bfloat16
+    return {name: matmul_peak(bench.setup.device, dtype) / 1e12 for name, dtype in dtypes.items()}
+
+
+def measure(
+    key: str, bench: Bench, batch: int, peaks: dict[str, float], skipped: dict[str, str]
+) -> list[Row]:
+    """A row for each way of a track, printed as a table."""
+    track = ALL_TRACKS[key](bench, batch)
+    jobs: dict[str, Job] = {}
+    for way in track.ways:
+        job = way.make()
+        if job is None:
+            skipped[f"{track.name}: {way.name}"] = "torch.compile does not work here"
+        else:
+            jobs[way.name] = job
+    seconds = in_turns(
+        {name: job.run for name, job in jobs.items()},
+        bench.setup.rounds,
+        bench.setup.device,
+        warm_ups={name: job.warm_up or job.run for name, job in jobs.items()},
+        limit=bench.setup.limit,
+    )
+    rows = []
+    for way in track.ways:
+        if way.name in jobs:
+            extra = extra_bytes(key, bench.setup, batch, way, jobs[way.name])
+            rows.append(row_of(track, way, seconds[way.name], extra, peaks))
+    print_table(track.title, rows)
+    return rows
+
+
+def extra_bytes(key: str, setup: Setup, batch: int, way: Way, job: Job) -> int | None:
+    """Peak of memory beyond weights, gradients and optimiser state, where it is looked at."""
+    if not setup.memory or way.flop is None:
+        return None
+    if setup.device == "cuda":
+        return cuda_memory(job)
+    if key in CPU_MEMORY_TRACKS and not way.compiled:
+        return cpu_memory(ALL_TRACKS[key], setup, batch, way.name)
+    return None
+
+
+def row_of(
+    track: Track, way: Way, seconds: list[float], extra: int | None, peaks: dict[str, float]
+) -> Row:
+    """Everything about one way, as it goes into the JSON."""
+    flop = None if way.flop is None else way.flop / track.parts
+    tflops = None if flop is None else flop / statistics.median(seconds) * track.parts / 1e12
+    return {
+        "track": track.name,
+        "path": way.name,
+        "images": track.images,
+        "seconds": [value / track.parts for value in seconds],
+        "parameters": way.parameters,
+        "gflop": None if flop is None else flop / 1e9,
+        "gflop_per_image": None if flop is None else flop / track.images / 1e9,
+        "evaluations": way.evaluations if track.parts == 1 else 1,
+        "extra_bytes": extra,
+        "precision": way.precision,
+        "tflops": tflops,
+        "share": None if tflops is None else tflops / peaks[way.precision],
+    }
+
+
+# -- printing -------------------------------------------------------------------------------------
+
+
+def print_table(title: str, rows: list[Row]) -> None:
+    """A line a way."""
+    width = max(len(row["path"]) for row in rows) + 2
+    head = f"{'median (range)':<34}{'x first':<34}{'params':>8}{'GFLOP':>10}{'evals':>6}"
+    print(f"\n{title}\n  {'':<{width}}{head}{'memory':>9}{'TFLOP/s':>9}{'of peak':>8}")
+    first = rows[0]["seconds"]
+    for row in rows:
+        faster = [a / b for a, b in zip(first, row["seconds"])]
+        ratio = "" if row is rows[0] else median_and_range(faster, "x")
+        print(
+            f"  {row['path']:<{width}}{median_and_range(row['seconds'], ' s')}{ratio:<34}"
+            f"{shown(row['parameters'], 1e-6, 'M'):>8}{shown(row['gflop'], 1, ''):>10}"
+            f"{shown(row['evaluations'], 1, ''):>6}{shown(row['extra_bytes'], 1e-6, ' MB'):>9}"
+            f"{shown(row['tflops'], 1, ''):>9}{shown(row['share'], 100, '%'):>8}",
+            flush=True,
+        )
+
+
+def shown(value: float | None, scale: float, unit: str) -> str:
+    """Three digits; "-" for nothing."""
+    if value is None:
+        return "-"
+    scaled = value * scale
+    return (
+        f"{scaled:,.0f}{unit}" if scaled >= 100 or scaled == int(scaled) else f"{scaled:.3g}{unit}"
+    )
+
+
+def print_whole_images(rows: list[Row]) -> None:
+    """Seconds an image from noise to pixels: each sampling with the fastest decoding."""
+    decodings = [row for row in rows if row["track"] == "decode"]
+    samplings = [row for row in rows if row["track"] == "sampling"]
+    if not decodings or not samplings:
+        return
+    decoding = min(decodings, key=seconds_an_image)
+    print(f"\nseconds an image with decoding ({decoding['path']}, {decoding['images']} at once)")
+    for row in samplings:
+        total = seconds_an_image(row) + seconds_an_image(decoding)
+        print(f"  {row['path']}, batch {row['images']}, {row['evaluations']} steps: {total:.3g} s")
+
+
+def seconds_an_image(row: Row) -> float:
+    """The median."""
+    return statistics.median(row["seconds"]) / row["images"]
+
+
+def print_end(setup: Setup, skipped: dict[str, str]) -> None:
+    """What is missing, and what makes it."""
+    for name, reason in skipped.items():
+        print(f"skipped: {name} ({reason})")
+    if setup.device == "cpu":
+        print("\nGPU figures are missing: nothing was measured on one. With one, run:")
+        print(f"  {GPU_COMMAND}")
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="--plan CONFIG prints the cost model; --plan --help its flags",
+    )
+    flag = parser.add_argument
+    flag("--size", default="ffhq256", metavar="NAME",
+         help=f"{', '.join(SIZES)}, or a run file (ffhq256)")  # fmt: skip
+    flag("--device", choices=("cpu", "cuda"), default="cpu")
+    flag("--tracks", metavar="A,B", help=f"among {','.join(ALL_TRACKS)}; all unless given, "
+         "but amused on a GPU only")  # fmt: skip
+    flag("--rounds", type=int, default=7, help="to take medians of (7)")
+    flag("--batch-size", type=int, nargs="+", metavar="N",
+         help="samples at once, one or several (4; on a GPU 1 and 32)")  # fmt: skip
+    flag("--steps", type=int, metavar="N",
+         help="of a whole sampling (the run file's, on a CPU 10 at most)")  # fmt: skip
+    flag("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (as found)")
+    flag("--limit", type=float, default=30.0, metavar="SECONDS",
+         help="a track begins no further round after these (30)")  # fmt: skip
+    flag("--no-compile", action="store_true", help="leave the compiled ways out")
+    flag("--no-memory", action="store_true", help="leave the peaks of memory out")
+    flag("--json", type=Path, metavar="FILE", help="write all numbers there")
+    args = parser.parse_args()
+    counts = [args.rounds, args.threads, *(args.batch_size or [])]
+    if min(counts) < 1 or (args.steps is not None and args.steps < 1) or args.limit < 0:
+        parser.error("--rounds, --threads, --batch-size and --steps start at 1, --limit at 0")
+    return args
+
+
+def setup_of(args: argparse.Namespace, folder: Path) -> Setup:
+    """What the flags ask for.
+
+    Raises:
+        UserError: there is no such size, or no GPU.
+    """
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device; leave it out")
+    name, overrides = SIZES.get(args.size, (args.size, ()))
+    path = CONFIGS / name if args.size in SIZES else Path(name)
+    if not path.is_file():
+        raise UserError(f"--size {args.size}: expected {', '.join(SIZES)} or a run file (TOML)")
+    cfg = load_config(path, overrides)
+    codec = cfg.vqgan.config if cfg.vqgan is not None else None
+    if args.size in SIZES:
+        codec = CONFIGS / "vqgan" / path.with_suffix(".yaml").name
+    if args.size == "ci":
+        codec = tiny_codec(codec, folder)
+    steps = args.steps
+    if steps is None and args.device == "cpu":
+        steps = min(10, cfg.sampling.steps)
+    return Setup(
+        config=path,
+        overrides=overrides,
+        codec_config=codec,
+        device=args.device,
+        threads=args.threads,
+        rounds=args.rounds,
+        steps=steps,
+        compiles=not args.no_compile,
+        memory=not args.no_memory,
+        limit=args.limit,
+    )
+
+
+def chosen_tracks(args: argparse.Namespace) -> list[str]:
+    """By name.
+
+    Raises:
+        UserError: there is no such track.
+    """
+    if args.tracks is None:
+        return [name for name in ALL_TRACKS if name != "amused" or args.device == "cuda"]
+    names = args.tracks.split(",")
+    for name in names:
+        if name not in ALL_TRACKS:
+            raise UserError(f"--tracks {name}: expected some of {','.join(ALL_TRACKS)}")
+    return names
+
+
+def batches_of(key: str, bench: Bench, wanted: list[int] | None) -> list[int]:
+    """Batch sizes of a track."""
+    cuda = bench.setup.device == "cuda"
+    if key in CODEC_TRACKS:
+        return [max(wanted) if wanted else 8 if cuda else 1]
+    if key == "train" and cuda and not wanted:
+        trainer = bench.cfg.trainer
+        return [trainer.mini_batch_size or trainer.batch_size]
+    several = wanted or ([1, 32] if cuda else [4])
+    return [max(several)] if key in ("train", "latents", "forward", "amused") else several
+
+
+def run_all(args: argparse.Namespace, setup: Setup) -> dict[str, Any]:
+    """Measures one track after the other, printing each table when it is done."""
+    setup.begin()
+    bench = Bench(setup)
+    about = {"machine": machine(setup.device), "size": args.size}
+    print(", ".join(f"{key} {value}" for key, value in about["machine"].items()), flush=True)
+    peaks = measured_peaks(bench)
+    print("fastest matrix product: " + ", ".join(f"{k} {v:.3g} TFLOP/s" for k, v in peaks.items()))
+    rows: list[Row] = []
+    skipped: dict[str, str] = {}
+    for key in chosen_tracks(args):
+        if key in CODEC_TRACKS and setup.codec_config is None:
+            skipped[key] = "the run file names no codec's configuration"
+            continue
+        for batch in batches_of(key, bench, args.batch_size):
+            try:
+                rows += measure(key, bench, batch, peaks, skipped)
+            except UserError as error:
+                skipped[key] = str(error)
+    print_whole_images(rows)
+    print_end(setup, skipped)
+    setting = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(setup).items()}
+    return about | {
+        "peaks_tflops": peaks,
+        "peak_tflops": peaks[bench.precision],
+        "setup": setting,
+        "rows": [row | {"size": args.size} for row in rows],
+        "skipped": skipped,
+    }
+
+
+def plan() -> None:
+    """The cost model."""
+    from plan import add_flags, run_plan
+
+    parser = argparse.ArgumentParser(description="what fits a GPU, and how long it takes")
+    add_flags(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    run_plan(parser.parse_args())
+
+
+def main() -> None:
+    """Measures, or plans."""
+    if any(word.split("=")[0] == "--plan" for word in sys.argv[1:]):
+        return plan()
+    args = parse_args()
+    if args.json:
+        make_folder(args.json.parent)
+    with tempfile.TemporaryDirectory() as folder:
+        results = run_all(args, setup_of(args, Path(folder)))
+    if args.json:
+        write_text(args.json, json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_cli(main)
