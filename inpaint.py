@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sundae.canvas import check_canvas, parse_canvas
 from sundae.codecs import SparingCodec, open_codec
+from sundae.compiling import compiling_pays
 from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.masks import MASK_SIZES
@@ -112,7 +113,12 @@ def main() -> None:
 
     seed, quiet = seed_everything(args.seed), args.quiet or args.no_tqdm
     device, schedule = choose_device(args.no_cuda, args.quiet), schedule_of(cfg.sampling)
-    prior = Prior(net.to(device), cfg, device, use_amp=not args.no_amp)
+    plain = grid == cfg.grid_shape and not args.whole and args.outpaint is None
+    steps = schedule.steps * len(pictures) * -(-count // args.batch_size) if plain else 0
+    compiled = compiling_pays(cfg.sampling.compile, device, steps)
+    amp = not args.no_amp
+    prior = Prior(net.to(device), cfg, device, use_amp=amp, owns_net=True, compiled=compiled,
+                  quiet=args.quiet)  # fmt: skip
     codec = codec.to(device if args.cuda_vqgan else "cpu")
     done = tqdm(pictures.items(), unit="picture", disable=True if quiet else None)
     for number, (name, path) in enumerate(done):

@@ -54,7 +54,15 @@ def open_session(args: argparse.Namespace) -> Session:
     net = checkpoint.load_network(ema=not args.raw_weights)
     device = choose_device(args.no_cuda, args.quiet)
     return Session(
-        Prior(net.to(device), cfg, device, use_amp=not args.no_amp),
+        Prior(
+            net.to(device),
+            cfg,
+            device,
+            use_amp=not args.no_amp,
+            owns_net=True,
+            compiled=bool(cfg.sampling.compile),  # nobody who looks on waits for it unasked
+            quiet=args.quiet,
+        ),
         codec.to(device if args.cuda_vqgan else "cpu"),
         tuple(checkpoint.info.classes or ()) if cfg.net.conditional else (),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sundae.canvas import check_canvas, parse_canvas
 from sundae.codecs import SparingCodec, open_codec
+from sundae.compiling import compiling_pays
 from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.prior import (
@@ -74,8 +75,18 @@ def main() -> None:
 
     seed, schedule = seed_everything(args.seed), schedule_of(cfg.sampling)
     device = choose_device(args.no_cuda, args.quiet)
+    steps = cfg.sampling.steps * -(-count // args.batch_size) if canvas == cfg.grid_shape else 0
     grid = write_samples(
-        Prior(net.to(device), cfg, device, use_amp=not args.no_amp, canvas=canvas),
+        Prior(
+            net.to(device),
+            cfg,
+            device,
+            use_amp=not args.no_amp,
+            canvas=canvas,
+            owns_net=True,
+            compiled=compiling_pays(cfg.sampling.compile, device, steps),
+            quiet=args.quiet,
+        ),
         codec.to(device if args.cuda_vqgan else "cpu"),
         out_dir,
         seeds=sample_seeds(seed, count, offset),

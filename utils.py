@@ -151,6 +151,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
          "--strategy confidence in the first step; it fades")  # fmt: skip
     flag("--min-steps", type=int, metavar="N", help="steps before a sample may stop early")
     flag("--no-early-stop", action="store_true", help="do all steps, changed or not")
+    flag("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the steps, with "
+         "CUDA graphs on a GPU; the first takes a minute; by default where that pays")  # fmt: skip
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:

@@ -160,6 +160,7 @@ class SamplingConfig:
     guidance_curve: CurveName = key("linear")
     top_k: int = key(0, at_least=0)  # 0: all codes
     top_p: float = key(1.0, above=0, at_most=1)  # 1: all codes
+    compile: bool | None = key(None)  # torch.compile the steps; on CUDA where it pays unless given
 
     @property
     def temperature_ramp(self) -> tuple[float, float]:

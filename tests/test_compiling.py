@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sundae import compiling
-from sundae.compiling import compile_modules
+from sundae.compiling import compile_modules, compiling_pays
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +39,12 @@ def test_without_a_compiler_the_reason_is_said_once_and_the_network_runs(
     assert not compile_modules(net, quiet=True)
     assert capsys.readouterr().err == ""
     assert net(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_sampling_is_compiled_when_asked_or_where_a_gpu_has_long_to_go() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for wanted in (True, False):
+        assert compiling_pays(wanted, cpu, 1) is compiling_pays(wanted, cuda, 10**6) is wanted
+    assert not compiling_pays(None, cpu, 10**6)
+    assert not compiling_pays(None, cuda, 100)
+    assert compiling_pays(None, cuda, 1000)

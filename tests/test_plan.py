@@ -96,7 +96,7 @@ def test_sampling_pays_for_the_logits_it_asks_for_and_twice_for_guidance() -> No
     cfg, forward = small(), flops_by_hand()
     net = costs.meta_network(cfg)
     assert costs.sampling_flops(cfg, net) == 5 * forward
-    half = small("sampling.sample_proportion=0.5")
+    half = small("sampling.sample_proportion=0.5", "sampling.strategy=random")
     head = 2 * SIDE**2 * DIM * VOCAB
     assert costs.sampling_flops(half, net) == 5 * (forward - head // 2)
     seeing = small("sampling.sample_proportion=0.5", "sampling.strategy=confidence")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from conftest import contents
 from torch import Tensor, nn
 
 from sundae.codecs import PixelCodec
+from sundae.compiling import Compiled
 from sundae.config import RunConfig, SamplingConfig
 from sundae.errors import UserError
 from sundae.images import load_image, to_tensor
@@ -141,7 +142,9 @@ def test_every_key_of_sampling_reaches_the_schedule_under_its_name(config: Confi
         "top_k": 4,
         "top_p": 0.5,
     }
-    assert given.keys() | {"nb_samples"} == {field.name for field in fields(SamplingConfig)}
+    assert given.keys() | {"nb_samples", "compile"} == {
+        field.name for field in fields(SamplingConfig)
+    }
     changes = {f"sampling.{name}": value for name, value in given.items()}
     cfg = config(changes | {"net.class_dropout": 0.1})
     assert schedule_of(cfg.sampling) == Schedule(**given)  # type: ignore[arg-type]
@@ -271,6 +274,67 @@ def test_names_and_classes_go_on_from_the_offset(config: Config, tmp_path: Path)
     assert set(contents(tmp_path)) == {"out/00004.png", "out/00005.png", "out-grid-4.png"}
     assert torch.equal(to_tensor(load_image(tmp_path / "out" / "00004.png")), grey(1))
     assert grid == tmp_path / "out-grid-4.png"
+
+
+def test_compiled_all_batches_have_one_size_and_the_pictures_are_the_same(
+    config: Config, tmp_path: Path
+) -> None:
+    sizes: list[int] = []
+
+    def net(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        return torch.nn.functional.one_hot((classes[:, None] + tokens) % 5, 5).float()
+
+    def watched(function: Any, network: Any, strategy: Any, kind: Any, turn: Any) -> Any:
+        sizes.append(len(turn.rows.tokens))
+        return function(network, strategy, kind, turn)
+
+    for name in ("eager", "compiled"):
+        prepare_out_dir(tmp_path / name, 7, 0, overwrite=False)
+        prior = Prior(Plain(net), config(), CPU)
+        if name == "compiled":
+            prior.compiled = cast(Compiled, watched)
+        write_samples(
+            prior,
+            PixelCodec(5),
+            tmp_path / name,
+            seeds=sample_seeds(0, 7),
+            classes=even_classes(3, 7),
+            schedule=Schedule(steps=2),
+            batch_size=3,
+            progress=False,
+        )
+    assert sizes == [3] * 6
+    assert len(contents(tmp_path / "eager")) == 7
+    assert contents(tmp_path / "eager") == contents(tmp_path / "compiled")
+
+
+def test_a_network_of_its_own_is_turned_to_bfloat16_once_and_says_the_same(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sundae.prior.has_bf16", lambda device: True)
+    cfg = config()
+    net = build_network(cfg)
+    nn.init.normal_(net.to_logits.weight)
+
+    def drawn(**options: Any) -> Tensor:
+        prior = Prior(net, cfg, CPU, **options)
+        *_, last = prior.refine(sample_seeds(0, 4), torch.arange(4) % 3, Schedule(5))
+        return last.tokens
+
+    def logits() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return net(torch.arange(32).view(2, 16) % 5, torch.tensor([0, 1]))
+
+    before, said = drawn(), logits()
+    drawn(use_amp=False, owns_net=True)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert torch.equal(drawn(owns_net=True), before)
+    assert torch.equal(logits(), said)
+    halved = {type(m) for m in net.modules() for p in m.parameters(recurse=False)
+              if p.dtype == torch.bfloat16}  # fmt: skip
+    assert halved == {nn.Linear}
+    assert net.stage.before[0].ff.down.bias.dtype == torch.bfloat16
 
 
 def test_the_grid_shows_a_hundred_pictures_at_most(config: Config, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Samples are the same in every case; tests/test_sampling.py says what they are.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sundae.categorical import draw_seeds
 from sundae.compiling import Compiled
+from sundae.config import RunConfig
+from sundae.network import build_network
 from sundae.pace import Pace, Watch, pace_of
+from sundae.prior import Prior, sample_seeds
 from sundae.sampling import Refinement, Schedule, sample
 from sundae.strategies import STRATEGIES
 
@@ -206,3 +209,35 @@ def test_where_nothing_compiles_that_is_said_in_a_line_and_the_samples_are_the_s
     assert torch.equal(last(schedule, compiled=compiled), last(schedule))
     last(schedule, compiled=Compiled(CPU, quiet=True, backend=broken))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("use_amp", "options"), [(False, {}), (True, {"backend": Graphs()})], ids=["all of it", "bf16"]
+)
+def test_a_compiled_network_draws_the_same_samples(
+    use_amp: bool,
+    options: dict[str, Any],
+    config: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The only test that goes through the whole compiler, which takes a while."""
+    torch._dynamo.reset()
+    monkeypatch.setattr("sundae.prior.has_bf16", lambda device: True)
+    cfg = config({"net.type": "transformer", "net.depth": 1})
+    net = build_network(cfg)
+    torch.nn.init.normal_(net.to_logits.weight)
+    prior = Prior(net, cfg, CPU, use_amp=use_amp)
+    schedule = Schedule(6, 0.9, 0.8, 0.5, 0.5, min_steps=6)
+
+    def drawn() -> list[Tensor]:
+        running = prior.refine(sample_seeds(0, 6), torch.arange(6) % 3, schedule)
+        return [state.tokens for state in running]
+
+    expected = drawn()
+    prior.compiled = Compiled(CPU, quiet=True, **options)
+    found = drawn()
+    if not prior.compiled.works and not options:
+        pytest.skip("no C++ compiler on this machine")
+    assert prior.compiled.works
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert options == {} or len(options["backend"].sizes) == 1

@@ -150,6 +150,7 @@ def test_sampling_flags_win_and_what_is_not_given_stays(config: Callable[..., Ru
         early_stop=False,
     )
     assert with_sampling_flags(cfg, parse_sampling()) == cfg
+    assert with_sampling_flags(cfg, parse_sampling("--no-compile")).sampling.compile is False
     assert with_sampling_flags(cfg, argparse.Namespace(nb_samples=9)).sampling.nb_samples == 9
     with pytest.raises(UserError, match="--choice-temperature: expected a number at least 0"):
         with_sampling_flags(cfg, parse_sampling("--choice-temperature", "-1"))

@@ -80,6 +80,7 @@ def _settings_of(cls: type) -> dict[str, Setting]:
 
 
 SAMPLING, EXTRAS = _settings_of(SamplingConfig), _settings_of(Extras)
+del SAMPLING["compile"]  # the model is loaded by then
 
 
 @dataclass(frozen=True)
