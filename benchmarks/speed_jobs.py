@@ -152,10 +152,10 @@ class Bench:
         net = self.twin()
         return net if compile_modules(net) else None
 
-    def prior(self, compiled: bool) -> Prior | None:
-        """Ready to sample, or None where compiling does not work."""
-        net = self.compiled_net() if compiled else self.twin()
-        return None if net is None else Prior(net, self.cfg, self.device)
+    def prior(self, compiled: bool) -> Prior:
+        """Ready to sample; with a network of its own, whose linear maps become bfloat16."""
+        net = copy.deepcopy(self.net)
+        return Prior(net, self.cfg, self.device, owns_net=True, compiled=compiled)
 
     def tokens(self, batch: int) -> Tensor:
         """(batch, length) int64, random, the same every time."""
@@ -291,11 +291,9 @@ def batch_of(bench: Bench, batch: int) -> dict[str, Tensor]:
 
 
 def sampling_job(
-    bench: Bench, prior: Prior | None, batch: int, schedule: Schedule, warm_up: Schedule | None
+    bench: Bench, prior: Prior, batch: int, schedule: Schedule, warm_up: Schedule | None
 ) -> Job | None:
-    """Refine a batch from noise."""
-    if prior is None:
-        return None
+    """Refine a batch from noise; None where compiling does not work."""
     seeds = sample_seeds(0, batch).to(bench.device)
     classes = bench.classes(batch)
 
@@ -303,8 +301,10 @@ def sampling_job(
         for _ in prior.refine(seeds, classes, schedule):
             pass
 
-    short = warm_up or schedule
-    return Job(lambda: run(schedule), lambda: run(short))
+    run(warm_up or schedule)
+    if prior.compiled is not None and not prior.compiled.works:
+        return None
+    return Job(lambda: run(schedule), lambda: None)
 
 
 # -- memory ---------------------------------------------------------------------------------------
