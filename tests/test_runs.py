@@ -214,6 +214,11 @@ def test_classes_are_taken_in_turn_or_any_where_the_network_knows_any(
     assert classes is not None and classes.tolist() == [0, 1]
     classes = chosen_classes(None, with_any, 2, any_unless_named=True)
     assert classes is not None and classes.tolist() == [3, 3]
+    with pytest.raises(UserError, match="--guidance leads towards a class: name one with --class"):
+        chosen_classes(None, with_any, 2, any_unless_named=True, guided=True)
+    for names, checkpoint in ((["two"], with_any), (None, plain)):  # these have a direction
+        classes = chosen_classes(names, checkpoint, 2, any_unless_named=True, guided=True)
+        assert classes is not None and 3 not in classes.tolist()
     cfg = config({"net.conditional": False, "net.num_classes": 0})
     without = checkpoint_of(cfg, tmp_path / "without")
     assert chosen_classes(None, without, 2) is None

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import gradio as gr
 
 from sundae.interactive.settings import EXTRAS, SAMPLING, Setting, Settings
+from sundae.strategies import FEW_STEPS
 
 # How far a slider reaches, and its step. The lower end is the schema's; where a run file goes
 # beyond the upper end, so does the slider.
@@ -36,8 +37,8 @@ class Controls:
         """Draw them where the page is being laid out."""
         self.defaults = defaults
         self.components: dict[str, gr.components.Component] = {}
-        # Where sliders stand for what the run file leaves open: an end that follows its start.
-        self._unset: dict[str, float] = {}
+        # Whether a setting that may be left open has a value.
+        self._given: dict[str, gr.Checkbox] = {}
         names = [name for name in defaults.names if self._concerns(name)]
         for name in _COMMON:
             if name in names:
@@ -51,7 +52,7 @@ class Controls:
     @property
     def inputs(self) -> set[gr.components.Component]:
         """What a handler has to ask for, so that `settings` can read it."""
-        return set(self.components.values())
+        return {*self.components.values(), *self._given.values()}
 
     def settings(self, given: dict[gr.components.Component, Any]) -> Settings:
         """What the controls say; UserError for what is not accepted."""
@@ -60,7 +61,9 @@ class Controls:
             value = given[component]
             if name == "seed":
                 settings = settings.changed_by_text(name, value.strip() or "new")
-            elif name not in self._unset or value != self._unset[name]:
+            elif name in self._given and not given[self._given[name]]:
+                settings = settings.changed(name, None)
+            else:
                 settings = settings.changed(name, self._plain(name, value))
         return settings
 
@@ -90,12 +93,27 @@ class Controls:
             info = "keep every step" if name == "history" else None
             return gr.Checkbox(value, label=label, info=info)
         if get_origin(kinds[0]) is Literal:
-            return gr.Dropdown(list(get_args(kinds[0])), value=value, label=label)
+            info = f"auto: renoise up to {FEW_STEPS} steps, else random"
+            return gr.Dropdown(
+                list(get_args(kinds[0])),
+                value=value,
+                label=label,
+                info=info if name == "strategy" else None,
+            )
+        if _setting(name).optional:
+            return self._draw_end(name, label, value)
+        return _slider(name, label, value)
+
+    def _draw_end(self, name: str, label: str, value: float | None) -> gr.Slider:
+        """Where a value goes on its way, and whether it goes anywhere."""
         start = name.removeprefix("end_")
-        if value is None:  # what does not change on its way ends as it began
-            value = self._unset[name] = self.defaults.value(start)
-        lowest, highest, step = _range(_setting(name), _REACH.get(start), value)
-        return gr.Slider(lowest, highest, value, step=step, label=label)
+        moves = self._given[name] = gr.Checkbox(
+            value is not None, label=f"{start.replace('_', ' ')} changes"
+        )
+        end = _slider(name, label, self.defaults.value(start) if value is None else value)
+        end.visible = moves.value
+        moves.change(lambda on: gr.update(visible=on), moves, end, **AT_ONCE)
+        return end
 
     def _draw_seed(self) -> None:
         self.components["seed"] = self.seed = gr.Textbox(  # a number box shows 0 for nothing
@@ -128,6 +146,11 @@ def _kinds(name: str) -> list[Any]:
     hint = _setting(name).hint
     args = [hint] if get_origin(hint) is Literal else get_args(hint) or [hint]
     return [kind for kind in args if kind is not type(None)]
+
+
+def _slider(name: str, label: str, value: float) -> gr.Slider:
+    lowest, highest, step = _range(_setting(name), _REACH.get(name.removeprefix("end_")), value)
+    return gr.Slider(lowest, highest, value, step=step, label=label)
 
 
 def _range(

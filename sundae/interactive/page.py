@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ THEME = gr.themes.Default(
 CSS = """
 footer { display: none !important; }
 .pictures .grid-wrap { min-height: 200px; max-height: 70vh; }
+.pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 .film .grid-wrap { overflow-y: hidden; }
 .film .grid-container { grid-template: 150px / none; grid-auto-flow: column;
     grid-auto-columns: 150px; overflow-x: auto; }
@@ -87,8 +89,9 @@ class _Results:
         self.status = gr.Markdown("Nothing yet.", elem_id=f"{name}-status")
         self.pictures = gr.Gallery(
             label="pictures",
+            show_label=False,  # it would lie over the first one
             format="png",
-            columns=6,
+            columns=None,
             object_fit="contain",
             height="auto",
             buttons=["fullscreen"],
@@ -108,6 +111,7 @@ class _Results:
             )
         self.film = gr.Gallery(
             label="history",
+            show_label=False,
             visible=False,
             height=190,
             columns=_FILM,
@@ -146,16 +150,34 @@ class _Results:
             states_of: (resolved settings, values of the inputs) -> the sampling.
         """
 
-        def follow(given: Given) -> Iterator[Updates]:
+        stopped: set[str | None] = set()  # sessions of browsers
+
+        def follow(given: Given, request: gr.Request) -> Iterator[Updates]:
             try:
                 settings = self.controls.settings(given).resolved()
                 yield self._cleared(settings)
-                yield from self._followed(states_of(settings, given), settings)
+                updates = self._followed(states_of(settings, given), settings)
+                with closing(updates):
+                    for update in updates:
+                        if request.session_hash in stopped:
+                            break
+                        if update:
+                            yield update
+                if request.session_hash in stopped:
+                    yield {self.status: "Stopped."}
             except UserError as error:
                 yield {self.status: f"That did not work: {error}."}
                 raise _message(error) from None
 
-        running = self.start.click(
+        # Gradio's own way to cancel lets a step appear after it, and an error for a moment.
+        def stop(request: gr.Request) -> None:
+            stopped.add(request.session_hash)
+
+        def go(request: gr.Request) -> None:
+            stopped.discard(request.session_hash)
+
+        self.stop.click(stop, **AT_ONCE)
+        self.start.click(go, **AT_ONCE).then(
             follow,
             self.controls.inputs | inputs,
             self.outputs,
@@ -164,17 +186,17 @@ class _Results:
             show_progress="hidden",
             api_visibility="private",
         )
-        self.stop.click(
-            lambda: "Stopped.", None, self.status, cancels=[running], api_visibility="private"
-        )
 
-    def _followed(self, states: Iterator[Progress], settings: Settings) -> Iterator[Updates]:
+    def _followed(
+        self, states: Iterator[Progress], settings: Settings
+    ) -> Generator[Updates, None, None]:
+        """What to show after each step, which may be nothing."""
         history = settings.extras.history
         for view in record(states, new_folder(self.folder), history=history, live=True):
             if view.outcome is not None:
                 yield self._finished(view.outcome, settings)
-            elif view.images is not None:
-                yield self._shown(view, settings)
+            else:
+                yield {} if view.images is None else self._shown(view, settings)
 
     def _caption(self, settings: Settings, number: int) -> str | None:
         return settings.class_of(number, any_unless_chosen=self.any_class)
