@@ -19,8 +19,9 @@ from sundae.strategies import STRATEGIES, Rows, Strategy, Turn, draw_noise, star
 
 __all__ = ["ClassDenoise", "DenoiseAt", "Refinement", "Schedule", "sample", "starting_tokens"]
 
-# A compiled step handles one of this many numbers of tokens, so that few are compiled.
-_SIZES = 8
+# A compiled step handles one of this many numbers of tokens: to look at a few too many costs less
+# than to compile for each number.
+_SIZES = 4
 
 # Of all steps; what fewer steps share is not worth compiling.
 _SHARE_TO_COMPILE = 1 / 8
@@ -130,7 +131,7 @@ def sample(
         pace: when to ask the device which samples are done, and what batches they leave behind; as
             suits the device unless given.
         compiled: runs the steps, compiled, network and all; the denoisers must be functions of
-            tensors then. Few shapes occur: the numbers of tokens are rounded up to eighths.
+            tensors then. Few shapes occur: the numbers of tokens are rounded up to quarters.
 
     Returns:
         an iterator of the Refinement after 0, 1, 2 .. steps, until all steps are done or all
