@@ -82,13 +82,16 @@ class Downsample(_Resample):
             # Only differences of positions count, and they are the same in every cell: the tables
             # of the first cell serve all.
             (fine_cos, fine_sin), (coarse_cos, coarse_sin) = rotations
-            first = [i * self.grid[1] + j for i in range(self.side) for j in range(self.side)]
             q_rotation = (coarse_cos[:1], coarse_sin[:1])
-            k_rotation = (fine_cos[first], fine_sin[first])
+            k_rotation = (self._first_cell(fine_cos), self._first_cell(fine_sin))
         query = rearrange(coarse, "b n d -> (b n) 1 d")
         context = rearrange(cells, "b n c d -> (b n) c d")
         attended = self.layer(query, context, q_rotation, k_rotation)
         return rearrange(attended, "(b n) 1 d -> b n d", b=batch)
+
+    def _first_cell(self, table: Tensor) -> Tensor:
+        """(h*w, width) -> (side*side, width), without a list of numbers for a GPU to wait for."""
+        return table.unflatten(0, self.grid)[: self.side, : self.side].flatten(0, 1)
 
 
 class Upsample(_Resample):

@@ -19,8 +19,9 @@ from sundae.strategies import STRATEGIES, Rows, Strategy, Turn, draw_noise, star
 
 __all__ = ["ClassDenoise", "DenoiseAt", "Refinement", "Schedule", "sample", "starting_tokens"]
 
-# A compiled step handles one of this many numbers of tokens, so that few are compiled.
-_SIZES = 8
+# A compiled step handles one of this many numbers of tokens: to look at a few too many costs less
+# than to compile for each number.
+_SIZES = 4
 
 # Of all steps; what fewer steps share is not worth compiling.
 _SHARE_TO_COMPILE = 1 / 8
@@ -130,7 +131,7 @@ def sample(
         pace: when to ask the device which samples are done, and what batches they leave behind; as
             suits the device unless given.
         compiled: runs the steps, compiled, network and all; the denoisers must be functions of
-            tensors then. Few shapes occur: the numbers of tokens are rounded up to eighths.
+            tensors then. Few shapes occur: the numbers of tokens are rounded up to quarters.
 
     Returns:
         an iterator of the Refinement after 0, 1, 2 .. steps, until all steps are done or all
@@ -232,40 +233,27 @@ class _Plan:
         *,
         rounded: bool,
     ) -> _Plan:
-        """Args:
-        free: (batch,) int64, CPU: how many tokens may change in each sample.
-        rounded: look at a few more tokens than take a draw, so that kinds stay few.
+        """Work a schedule out.
+
+        Args:
+            schedule: all its numbers.
+            grid: (height, width) of the tokens in raster order.
+            free: (batch,) int64, CPU: how many tokens may change in each sample.
+            device: of the samples.
+            rounded: look at a few more tokens than take a draw, so that kinds stay few.
         """
-        strategy = STRATEGIES[schedule.strategy]
-        steps, length = range(schedule.steps), grid[0] * grid[1]
-        counts = torch.stack(
-            [
-                strategy.count(schedule, step, free)
-                if schedule.proportion_at(step)
-                else torch.zeros_like(free)
-                for step in steps
-            ]
-        )
+        strategy, steps = STRATEGIES[schedule.strategy], range(schedule.steps)
+        counts = torch.stack([_counts(strategy, schedule, step, free) for step in steps])
+        length = grid[0] * grid[1]
         unit = math.ceil(length / _SIZES) if rounded else 1
-        most = [
-            min(length, math.ceil(max(row, default=0) / unit) * unit) for row in counts.tolist()
-        ]
+        most = [max(row, default=0) for row in counts.tolist()]
         curves = (schedule.temperature_at, schedule.guidance_at, schedule.choice_temperature_at)
         asks = [schedule.early_stop and step >= schedule.min_steps for step in steps]
         return cls(
             strategy,
             strategy.layout(grid, device),
             [
-                _Kind(
-                    most[step],
-                    strategy.sees_logits(step),
-                    schedule.guidance_at(step) != 1,
-                    strategy.greedy or schedule.temperature_at(step) == 0,
-                    schedule.top_k,
-                    schedule.top_p,
-                )
-                if most[step]
-                else None
+                _kind(strategy, schedule, step, min(length, math.ceil(most[step] / unit) * unit))
                 for step in steps
             ],
             counts.to(device),
@@ -288,6 +276,26 @@ class _Plan:
             self.may_stop[step],
             self.layout,
         )
+
+
+def _counts(strategy: Strategy, schedule: Schedule, step: int, free: Tensor) -> Tensor:
+    """free: (batch,) int64, tokens that may change -> (batch,) int64, those that take a draw."""
+    if schedule.proportion_at(step) == 0:
+        return torch.zeros_like(free)
+    return strategy.count(schedule, step, free)
+
+
+def _kind(strategy: Strategy, schedule: Schedule, step: int, most: int) -> _Kind | None:
+    if most == 0:
+        return None
+    return _Kind(
+        most,
+        strategy.sees_logits(step),
+        schedule.guidance_at(step) != 1,
+        strategy.greedy or schedule.temperature_at(step) == 0,
+        schedule.top_k,
+        schedule.top_p,
+    )
 
 
 @torch.no_grad()

@@ -63,7 +63,10 @@ def last(schedule: Schedule, **options: Any) -> Tensor:
 class Questions(TorchDispatchMode):
     """Counts the operations that make a host wait for its device."""
 
-    waiting = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "equal")
+    waiting = (
+        *("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "equal"),
+        "lift_fresh",  # of a tensor that was made of Python's numbers
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,8 +88,8 @@ def test_the_counter_sees_what_makes_a_host_wait() -> None:
     x = torch.arange(4)
     with Questions() as questions:
         assert bool(x.any()) and x.sum().item() == 6
-        x[x > 1], x.nonzero(), x.unique()
-    assert questions.counts.total() == 5
+        x[x > 1], x.nonzero(), x.unique(), x[[0, 2]]
+    assert questions.counts.total() == 6
 
 
 @EVERY_STRATEGY
@@ -99,7 +102,15 @@ def test_the_device_is_asked_rarely(strategy: str) -> None:
         )
         done = sum(1 for _ in steps) - 1
     assert done > 10
-    assert questions.counts.total() <= done / 5 + 1
+    assert questions.counts.total() <= done / 5 + 3
+
+
+def test_the_network_asks_nothing(config: Callable[..., RunConfig]) -> None:
+    net = build_network(config())
+    tokens, classes = torch.zeros(2, LENGTH, dtype=torch.int64), torch.tensor([0, 1])
+    with Questions() as questions:
+        net(tokens, classes)
+    assert not questions.counts
 
 
 @EVERY_STRATEGY
@@ -167,7 +178,7 @@ class Graphs:
 
 @pytest.mark.parametrize(
     ("strategy", "kinds"),
-    [("random", 2), ("halton", 2), ("confidence", 2), ("argmax", 2), ("renoise", 4)],
+    [("random", 1), ("halton", 1), ("confidence", 1), ("argmax", 2), ("renoise", 4)],
 )
 def test_a_step_is_compiled_once_for_each_of_few_sizes(
     strategy: str, kinds: int, capsys: pytest.CaptureFixture[str]
@@ -212,10 +223,13 @@ def test_where_nothing_compiles_that_is_said_in_a_line_and_the_samples_are_the_s
 
 
 @pytest.mark.parametrize(
-    ("use_amp", "options"), [(False, {}), (True, {"backend": Graphs()})], ids=["all of it", "bf16"]
+    ("use_amp", "side", "options"),
+    [(False, 4, {}), (True, 4, {"backend": Graphs()}), (False, 6, {"backend": Graphs()})],
+    ids=["all of it", "bf16", "windows"],
 )
 def test_a_compiled_network_draws_the_same_samples(
     use_amp: bool,
+    side: int,
     options: dict[str, Any],
     config: Callable[..., RunConfig],
     monkeypatch: pytest.MonkeyPatch,
@@ -226,7 +240,7 @@ def test_a_compiled_network_draws_the_same_samples(
     cfg = config({"net.type": "transformer", "net.depth": 1})
     net = build_network(cfg)
     torch.nn.init.normal_(net.to_logits.weight)
-    prior = Prior(net, cfg, CPU, use_amp=use_amp)
+    prior = Prior(net, cfg, CPU, use_amp=use_amp, canvas=(side, side))
     schedule = Schedule(6, 0.9, 0.8, 0.5, 0.5, min_steps=6)
 
     def drawn() -> list[Tensor]:
