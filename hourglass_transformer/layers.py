@@ -79,6 +79,21 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
+def at_positions(x: Tensor, positions: Tensor | None) -> Tensor:
+    """(batch, tokens, dim), (batch, count) int64 -> (batch, count, dim); all of x for None."""
+    if positions is None:
+        return x
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def rotation_at(rotation: Rotation | None, positions: Tensor | None) -> Rotation | None:
+    """Tables of some tokens, other ones in every row: each (batch, 1, count, head_width)."""
+    if rotation is None or positions is None:
+        return rotation
+    cos, sin = rotation
+    return cos[positions][:, None], sin[positions][:, None]
+
+
 class Attention(nn.Module):
     """Multi-head attention, within a sequence or across two, through torch's fused kernels."""
 
@@ -106,20 +121,35 @@ class Attention(nn.Module):
             x, "b n (k h d) -> k b h n d", k=x.shape[-1] // width, h=self.heads
         ).unbind()
 
+    def _projected(
+        self, x: Tensor, context: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (batch, heads, n, head_width)."""
+        if not self.crosses and positions is None:
+            q, k, v = self._heads(self.to_qkv(x))
+            return q, k, v
+        queries = at_positions(x, positions)
+        if self.crosses:
+            both = self.to_q(queries), self.to_kv(context)
+        else:
+            to_q, to_kv = self.to_qkv.weight.tensor_split((self.to_out.in_features,))
+            both = F.linear(queries, to_q), F.linear(x, to_kv)
+        (q,), (k, v) = map(self._heads, both)
+        return q, k, v
+
     def forward(
         self,
         x: Tensor,
         context: Tensor | None = None,
         q_rotation: Rotation | None = None,
         k_rotation: Rotation | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """x: (batch, queries, dim), context: (batch, keys, its dim) if it crosses -> shape of x."""
-        if self.crosses:
-            (q,) = self._heads(self.to_q(x))
-            k, v = self._heads(self.to_kv(context))
-        else:
-            q, k, v = self._heads(self.to_qkv(x))
-        q, k = rotate(q, q_rotation), rotate(k, k_rotation)
+        """x: (batch, queries, dim), context: (batch, keys, its dim) if it crosses -> shape of x, or
+        (batch, count, dim) where only the queries at positions (batch, count) are asked for.
+        """
+        q, k, v = self._projected(x, context, positions)
+        q, k = rotate(q, rotation_at(q_rotation, positions)), rotate(k, k_rotation)
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
@@ -168,9 +198,13 @@ class Layer(nn.Module):
         context: Tensor | None = None,
         q_rotation: Rotation | None = None,
         k_rotation: Rotation | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """x: (batch, queries, dim), context: (batch, keys, its dim) -> shape of x."""
+        """x: (batch, queries, dim), context: (batch, keys, its dim) -> shape of x, or
+        (batch, count, dim) at positions (batch, count), for which alone the rest is computed.
+        """
         if self.context_norm is not None:
             context = self.context_norm(context)
-        x = x + self.attn(self.attn_norm(x), context, q_rotation, k_rotation)
+        attended = self.attn(self.attn_norm(x), context, q_rotation, k_rotation, positions)
+        x = at_positions(x, positions) + attended
         return x + self.ff(self.ff_norm(x))

@@ -68,17 +68,25 @@ class Stage(nn.Module):
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, h*w, dim) -> (batch, h*w, dim)"""
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(batch, h*w, dim) -> the same shape, or (batch, count, dim) at positions (batch, count).
+
+        The last layer is then computed for these only; no other token needs it.
+        """
         own = self.tables[0] if self.tables is not None else None
+        last = [*self.before, *([] if self.down is None else [self.up]), *self.after][-1]
+
+        def wanted(part: nn.Module) -> Tensor | None:
+            return positions if part is last else None
+
         for layer in self.before:
-            x = self._run(layer, x, None, own, own)
+            x = self._run(layer, x, None, own, own, wanted(layer))
         if self.down is not None:
             across = (self.tables[1], self.tables[2]) if self.tables is not None else None
             coarse = self.valley(self._run(self.down, x, across))
-            x = self._run(self.up, coarse, x, across)
+            x = self._run(self.up, coarse, x, across, wanted(self.up))
         for layer in self.after:
-            x = self._run(layer, x, None, own, own)
+            x = self._run(layer, x, None, own, own, wanted(layer))
         return x
 
 
@@ -151,7 +159,7 @@ class HourglassTransformer(nn.Module):
             classes: (batch,) int64 in [0, num_classes), or num_classes for any class where there
                 is a null class; required by a conditional network only.
             positions: (batch, count) int64 in [0, height*width): logits for these only, which saves
-                most of a large vocabulary's cost; all of them unless given.
+                most of a large vocabulary's and of the last layer's cost; all unless given.
             head: apply `to_logits`; without it the result is what that map takes, so that a caller
                 can do so for some rows at a time.
 
@@ -172,8 +180,5 @@ class HourglassTransformer(nn.Module):
             x = x + self.class_embedding(classes)[:, None]
         if self.position is not None:
             x = x + self.position
-        x = self.stage(self.dropout(x))
-        if positions is not None:
-            x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
-        x = self.norm(x)
+        x = self.norm(self.stage(self.dropout(x), positions))
         return self.to_logits(x) if head else x

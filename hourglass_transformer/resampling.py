@@ -6,7 +6,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from .config import HourglassConfig
-from .layers import Layer, Rotation, axial_rotation, grid_positions
+from .layers import Layer, Rotation, at_positions, axial_rotation, grid_positions
 
 
 def to_cells(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -107,10 +107,14 @@ class Upsample(_Resample):
         self.project = nn.Linear(dim, merged) if cfg.resampling == "linear" else None
 
     def forward(
-        self, coarse: Tensor, residual: Tensor, rotations: tuple[Rotation, Rotation] | None
+        self,
+        coarse: Tensor,
+        residual: Tensor,
+        rotations: tuple[Rotation, Rotation] | None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """coarse: (batch, h*w/side^2, dim of the next level), residual: (batch, h*w, dim) -> shape
-        of residual.
+        of residual, or (batch, count, dim) at positions (batch, count).
         """
         count = self.side**2
         if self.project is not None:
@@ -119,6 +123,6 @@ class Upsample(_Resample):
             cells = repeat(coarse, "b n d -> b n c d", c=count)
         fine = residual + from_cells(cells, self.grid, self.side)
         if self.layer is None:
-            return fine
+            return at_positions(fine, positions)
         fine_rotation, coarse_rotation = rotations if rotations is not None else (None, None)
-        return self.layer(fine, coarse, fine_rotation, coarse_rotation)
+        return self.layer(fine, coarse, fine_rotation, coarse_rotation, positions)

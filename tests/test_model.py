@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
 
@@ -25,6 +26,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "scalenorm": {"use_scalenorm": True},
     "glu": {"use_glu": True},
     "narrow heads": {"dim_head": 4},
+    "nothing after the valley": {"depth": (1, 1, 0)},
+    "nothing around the valley": {"depth": (0, 2, 0), "use_rotary": False},
+    "only projections after the valley": {"depth": (1, 1, 0), "attn_resampling": False},
     "conditional": {"num_classes": 3},
     "transformer": {"depth": 2},
     "transformer, learned positions": {"depth": 2, "use_rotary": False},
@@ -78,6 +82,23 @@ def test_logits_at_positions_are_those_of_all(changes: dict[str, Any]) -> None:
     assert every.std() > 0.1
     for row in range(2):
         assert torch.allclose(some[row], every[row, positions[row]], atol=1e-5)
+
+
+def flops(net: HourglassTransformer, positions: Tensor | None) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(2, 16, dtype=torch.int64, device="meta"), None, positions)
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("depth", [(1, 1, 1), (1, 1, 0), 2], ids=str)
+def test_the_last_layer_works_only_at_positions(depth: Any) -> None:
+    cfg = config(depth=depth)
+    with torch.device("meta"):
+        net, positions = HourglassTransformer(cfg), torch.zeros(2, 6, dtype=torch.int64)
+    keys = 4 if depth == (1, 1, 0) else 16  # the up-sampling layer looks at the coarse grid
+    # queries, what attention gives, the feed-forward; logits; scores and their sums
+    each = 2 * (10 * cfg.dim**2 + VOCAB * cfg.dim) + 4 * keys * cfg.dim
+    assert flops(net, None) - flops(net, positions) == 2 * (16 - 6) * each
 
 
 @EVERY_SHAPE
