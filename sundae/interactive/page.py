@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -90,7 +91,6 @@ class _Results:
         self.pictures = gr.Gallery(
             label="pictures",
             show_label=False,  # it would lie over the first one
-            format="png",
             columns=None,
             object_fit="contain",
             height="auto",
@@ -192,11 +192,16 @@ class _Results:
     ) -> Generator[Updates, None, None]:
         """What to show after each step, which may be nothing."""
         history = settings.extras.history
-        for view in record(states, new_folder(self.folder), history=history, live=True):
-            if view.outcome is not None:
-                yield self._finished(view.outcome, settings)
-            else:
-                yield {} if view.images is None else self._shown(view, settings)
+        views = record(states, new_folder(self.folder), history=history, live=True)
+        # Gradio copies files before it goes on. Pictures it would write again and again under the
+        # same name, also while the browser reads them.
+        with TemporaryDirectory(dir=self.zips) as scratch, closing(views):
+            for view in views:
+                if view.outcome is not None:
+                    yield self._finished(view.outcome, settings, Path(scratch))
+                else:
+                    shown = view.images is not None
+                    yield self._shown(view, settings, Path(scratch)) if shown else {}
 
     def _caption(self, settings: Settings, number: int) -> str | None:
         return settings.class_of(number, any_unless_chosen=self.any_class)
@@ -213,19 +218,22 @@ class _Results:
             },
         }
 
-    def _shown(self, view: View, settings: Settings) -> Updates:
+    def _shown(self, view: View, settings: Settings, scratch: Path) -> Updates:
         assert view.images is not None
         progress = view.progress
         return {
             self.status: f"Step {progress.step} of {settings.cfg.sampling.steps}, "
             f"{progress.running} not done yet, seed {settings.extras.seed}.",
             self.pictures: [
-                (within(_visible(to_pil(image)), _LIVE_SIDE), self._caption(settings, number))
+                (
+                    _saved(within(_visible(to_pil(image)), _LIVE_SIDE), scratch, number),
+                    self._caption(settings, number),
+                )
                 for number, image in enumerate(view.images, progress.first)
             ],
         }
 
-    def _finished(self, outcome: Outcome, settings: Settings) -> Updates:
+    def _finished(self, outcome: Outcome, settings: Settings, scratch: Path) -> Updates:
         archive = shutil.make_archive(str(self.zips / outcome.folder.name), "zip", outcome.folder)
         steps = settings.cfg.sampling.steps
         count = len(outcome.samples)
@@ -233,7 +241,7 @@ class _Results:
             self.status: f"{count} picture{'s' * (count != 1)} in {outcome.seconds:.2f} s, "
             f"{outcome.steps} of {steps} steps ({settings.strategy}), seed {settings.extras.seed}.",
             self.pictures: [
-                (_shown_file(path), self._caption(settings, number))
+                (_shown_file(path, scratch, number), self._caption(settings, number))
                 for number, path in enumerate(outcome.samples)
             ],
             self.grid: gr.update(value=outcome.grid, interactive=True),
@@ -363,11 +371,17 @@ def _visible(image: Image.Image) -> Image.Image:
     return enlarged(image, _SMALLEST_SIDE)
 
 
-def _shown_file(path: Path) -> Path | Image.Image:
+def _saved(image: Image.Image, folder: Path, number: int) -> Path:
+    path = folder / f"{number:05d}.png"
+    image.save(path, compress_level=1)
+    return path
+
+
+def _shown_file(path: Path, scratch: Path, number: int) -> Path:
     """A picture for the page: the file itself, unless it is too small to see."""
     with Image.open(path) as image:
         larger = _visible(image)
-        return path if larger is image else larger
+        return path if larger is image else _saved(larger, scratch, number)
 
 
 def _picked(history: list[tuple[int, Path]], count: int) -> list[tuple[int, Path]]:

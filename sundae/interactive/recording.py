@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
@@ -70,7 +70,7 @@ def record(
     history: bool = False,
     live: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[View]:
+) -> Generator[View, None, None]:
     """Follow a sampling, and keep it in a folder that appears when it is complete.
 
     A caller that stops half way leaves nothing behind.
