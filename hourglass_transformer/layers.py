@@ -99,8 +99,8 @@ def rotation_at(rotation: Rotation | None, positions: Tensor | None) -> Rotation
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(width)) v, by torch's fused kernels but for short bfloat16 sequences on a
-    CPU, where plain products are several times faster.
+    """softmax(q k^T / sqrt(width)) v by torch's fused kernels, but by plain products for short
+    bfloat16 sequences on a CPU, where they are several times faster.
 
     Args:
         q: (batch, heads, queries, width), k and v: (batch, heads, keys, width).
