@@ -26,6 +26,9 @@ class HourglassConfig:
             a single entry serves every level.
         dims: width of every level, outermost first, the last one equal to dim; dim everywhere when
             empty. Heads keep their width, so their number follows the level's.
+        window: side in tokens of the windows that attention stays within, for every grid, outermost
+            first; 0, or a side that covers the grid, is full attention, which all have when empty.
+            The up-sampling attention onto a windowed grid sees the coarse tokens of its window.
         dim_head: width of a head; dim // nb_heads unless given.
         num_classes: 0 for an unconditional network.
         null_class: whether there is one more class, number num_classes, that means "any"; for
@@ -46,6 +49,7 @@ class HourglassConfig:
     depth: Depth
     shorten_factor: tuple[int, ...] = (4,)
     dims: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
     dim_head: int | None = None
     num_classes: int = 0
     null_class: bool = False
@@ -83,6 +87,7 @@ class HourglassConfig:
                 raise ValueError(
                     f"a {height}x{width} grid does not divide into {side}x{side} cells"
                 )
+        self._check_windows()
 
     def _check_dims(self) -> None:
         if not self.dims:
@@ -102,6 +107,30 @@ class HourglassConfig:
                 )
         if self.resampling == "average" and len(set(self.dims)) > 1:
             raise ValueError("resampling 'average' keeps the width; dims needs 'linear'")
+
+    def _check_windows(self) -> None:
+        if self.window and len(self.window) != self.nb_levels + 1:
+            raise ValueError(
+                f"window has {len(self.window)} entries; the depth needs {self.nb_levels + 1}, one "
+                "for each grid from the outermost to the valley's"
+            )
+        for level, side in enumerate(self.window):
+            shape, (height, width) = self.level_window(level), self.level_grid(level)
+            if side < 0 or (shape and side % 2):
+                raise ValueError(f"window: expected an even side or 0, got {side}")
+            if shape is None:
+                continue
+            if height % shape[0] or width % shape[1]:
+                raise ValueError(
+                    f"window: a side of {side} does not divide a {height}x{width} grid"
+                )
+            if level == self.nb_levels or not self.attn_resampling:
+                continue
+            cell = self.cell_side(level)
+            if shape[0] % cell or shape[1] % cell or shape[0] * shape[1] < 4 * cell**2:
+                raise ValueError(
+                    f"window: a side of {side} must hold at least 2x2 whole cells of {cell}x{cell}"
+                )
 
     @property
     def head_width(self) -> int:
@@ -131,6 +160,13 @@ class HourglassConfig:
     def level_heads(self, level: int) -> int:
         """Attention heads of the layers after `level` shortenings."""
         return self.nb_heads * self.level_dim(level) // self.dim
+
+    def level_window(self, level: int) -> tuple[int, int] | None:
+        """(height, width) of the windows after `level` shortenings; None for full attention."""
+        side, (height, width) = (self.window[level] if self.window else 0), self.level_grid(level)
+        if side <= 0 or side >= max(height, width):
+            return None
+        return min(side, height), min(side, width)
 
     def cell_side(self, level: int) -> int:
         """Side of the square cells that `level` merges into single tokens."""

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import HourglassConfig
+from .windows import Windows
 
 # Keys up to which bfloat16 attention weights may stand in a CPU's memory.
 _SHORT = 512
@@ -98,31 +99,47 @@ def rotation_at(rotation: Rotation | None, positions: Tensor | None) -> Rotation
     return cos[positions][:, None], sin[positions][:, None]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k^T / sqrt(width)) v by torch's fused kernels, but by plain products for short
     bfloat16 sequences on a CPU, where they are several times faster.
 
     Args:
         q: (batch, heads, queries, width), k and v: (batch, heads, keys, width).
+        mask: bool, broadcast to (batch, heads, queries, keys): who may look at whom.
         dropout: probability with which a weight is left out.
     """
     short = k.shape[-2] <= _SHORT
     if short and q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        weights = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(dim=-1)
-        return F.dropout(weights, dropout) @ v
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return F.dropout(scores.softmax(dim=-1), dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 class Attention(nn.Module):
-    """Multi-head attention, within a sequence or across two, through torch's fused kernels."""
+    """Multi-head attention, within a sequence or across two, through torch's fused kernels.
+
+    Where the config has windows, each of them is a sequence of its own.
+    """
 
     def __init__(
-        self, cfg: HourglassConfig, level: int = 0, *, context_level: int | None = None
+        self,
+        cfg: HourglassConfig,
+        level: int = 0,
+        *,
+        context_level: int | None = None,
+        shifted: bool = False,
     ) -> None:
-        """context_level: the level of another sequence, if keys and values come from there; queries
-        then have a map of their own.
+        """Args:
+        context_level: the level of another sequence, if keys and values come from there;
+            queries then have a map of their own.
+        shifted: displace the windows, if there are any, by half their side.
         """
         super().__init__()
+        self.windows = Windows.of(cfg, level, context_level, shifted)
         self.heads, self.dropout = cfg.level_heads(level), cfg.attn_dropout
         dim, inner = cfg.level_dim(level), self.heads * cfg.head_width
         self.crosses = context_level is not None
@@ -167,11 +184,18 @@ class Attention(nn.Module):
         """x: (batch, queries, dim), context: (batch, keys, its dim) if it crosses -> shape of x, or
         (batch, count, dim) where only the queries at positions (batch, count) are asked for.
         """
-        q, k, v = self._projected(x, context, positions)
-        q, k = rotate(q, rotation_at(q_rotation, positions)), rotate(k, k_rotation)
+        # Windows need their tokens side by side, so there all queries are computed.
+        early, late = (positions, None) if self.windows is None else (None, positions)
+        q, k, v = self._projected(x, context, early)
+        q, k = rotate(q, rotation_at(q_rotation, early)), rotate(k, k_rotation)
+        mask = None
+        if self.windows is not None:
+            q, k, v, mask = self.windows.split(q, k, v)
         dropout = self.dropout if self.training else 0.0
-        attended = attend(q, k, v, dropout)
-        return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
+        attended = attend(q, k, v, mask, dropout)
+        if self.windows is not None:
+            attended = self.windows.join(attended)
+        return self.to_out(at_positions(rearrange(attended, "b h n d -> b n (h d)"), late))
 
 
 class FeedForward(nn.Module):
@@ -200,14 +224,21 @@ class Layer(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
     def __init__(
-        self, cfg: HourglassConfig, level: int = 0, *, context_level: int | None = None
+        self,
+        cfg: HourglassConfig,
+        level: int = 0,
+        *,
+        context_level: int | None = None,
+        shifted: bool = False,
     ) -> None:
-        """context_level: the level of another sequence, normalised on its own, if keys and values
-        come from there.
+        """Args:
+        context_level: the level of another sequence, normalised on its own, if keys and values
+            come from there.
+        shifted: displace the windows of attention, if there are any, by half their side.
         """
         super().__init__()
         self.attn_norm = make_norm(cfg, level)
-        self.attn = Attention(cfg, level, context_level=context_level)
+        self.attn = Attention(cfg, level, context_level=context_level, shifted=shifted)
         self.context_norm = None if context_level is None else make_norm(cfg, context_level)
         self.ff_norm, self.ff = make_norm(cfg, level), FeedForward(cfg, level)
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from .config import Depth, HourglassConfig
 from .layers import Layer, Rotation, axial_rotation, grid_positions, make_norm
 from .resampling import Downsample, Upsample
+from .windows import Windows
 
 
 class RotaryTables(nn.Module):
@@ -33,7 +34,11 @@ class RotaryTables(nn.Module):
 
 
 class Stage(nn.Module):
-    """A stack of layers on one grid, or an hourglass whose valley is again a stage."""
+    """A stack of layers on one grid, or an hourglass whose valley is again a stage.
+
+    Where the grid has windows, every second layer displaces them, so that tokens on the two sides
+    of a cut meet in the next layer; the up-sampling layer counts as one that does not.
+    """
 
     gradient_checkpointing = False
 
@@ -41,8 +46,8 @@ class Stage(nn.Module):
         super().__init__()
         before, after = (depth, 0) if isinstance(depth, int) else (depth[0], depth[2])
         self.cfg, self.level = cfg, level
-        self.before = nn.ModuleList(Layer(cfg, level) for _ in range(before))
-        self.after = nn.ModuleList(Layer(cfg, level) for _ in range(after))
+        self.before = nn.ModuleList(Layer(cfg, level, shifted=i % 2 == 1) for i in range(before))
+        self.after = nn.ModuleList(Layer(cfg, level, shifted=i % 2 == 0) for i in range(after))
         self.down: Downsample | None = None
         if not isinstance(depth, int):
             self.down, self.up = Downsample(cfg, level), Upsample(cfg, level)
@@ -145,6 +150,9 @@ class HourglassTransformer(nn.Module):
     def reset_tables(self) -> None:
         """Compute what is neither saved nor learned, after building on the meta device."""
         self.stage.reset_tables()
+        for module in self.modules():
+            if isinstance(module, Windows):
+                module.reset()
 
     def forward(
         self,

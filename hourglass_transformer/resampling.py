@@ -97,6 +97,8 @@ class Downsample(_Resample):
 class Upsample(_Resample):
     """Lengthen: every token of a cell from the cell's one; then all look at the whole coarse grid.
 
+    Where the fine grid has windows, each looks at the coarse tokens of its window instead.
+
     A cell's own coarse token alone would be a single key, whose softmax is constant: queries and
     keys would never learn.
     """

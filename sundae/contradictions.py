@@ -37,6 +37,7 @@ def check_agreement(cfg: RunConfig, origin: Origin) -> None:
     _check_depth(cfg.net, origin)
     _check_shortening(cfg, origin)
     _check_dims(cfg.net, origin)
+    _check_windows(cfg, origin)
 
 
 def schedule_keys(name: str) -> tuple[set[str], set[str]]:
@@ -246,4 +247,42 @@ def _check_dims(net: NetConfig, origin: Origin) -> None:
         raise UserError(
             f"{where}: net.resampling = 'average' cannot change the width; use 'linear', or one "
             "width for all grids"
+        )
+
+
+def _check_windows(cfg: RunConfig, origin: Origin) -> None:
+    net, (height, width) = cfg.net, cfg.grid_shape
+    where, windows, grids = origin.at("net.window"), net.windows, net.nb_levels + 1
+    if windows and len(windows) != grids:
+        raise UserError(
+            f"{where}: {len(windows)} sides for the {grids} grids of net.depth; give one for each, "
+            "outermost first, or one integer for the outermost alone"
+        )
+    # Cells of one token below the innermost grid: nothing is shortened there.
+    cells = [*map(math.isqrt, net.shorten_factors), 1]
+    for window, cell in zip(windows, cells, strict=False):
+        if 0 < window < max(height, width):
+            attends = net.attn_resampling and cell > 1
+            _check_window(window, (height, width), cell if attends else 1, where)
+        height, width = height // cell, width // cell
+
+
+def _check_window(window: int, grid: tuple[int, int], cell: int, where: str) -> None:
+    """cell: side of the cells whose coarse tokens a window attends to, 1 for none."""
+    if window % 2:
+        raise UserError(
+            f"{where}: expected an even side, got {window}; every second layer moves its windows "
+            "by half of it"
+        )
+    rows, columns = (min(window, size) for size in grid)
+    if grid[0] % rows or grid[1] % columns:
+        raise UserError(
+            f"{where}: windows of {window}x{window} tokens do not divide the "
+            f"{grid[0]}x{grid[1]} grid; choose another side, or 0 for full attention"
+        )
+    if cell > 1 and (rows % cell or columns % cell or rows * columns < 4 * cell**2):
+        raise UserError(
+            f"{where}: a window of {window}x{window} tokens must hold at least 2x2 whole blocks of "
+            f"the {cell}x{cell} that net.shorten_factor merges; choose a multiple of {cell} from "
+            f"{2 * cell} up"
         )

@@ -25,6 +25,7 @@ def build_network(cfg: RunConfig) -> HourglassTransformer:
             depth=_depth(net.depth),
             shorten_factor=net.shorten_factors or (4,),
             dims=net.dims or (),
+            window=net.windows,
             dim_head=net.dim_head,
             num_classes=net.num_classes if net.conditional else 0,
             null_class=net.conditional and net.class_dropout > 0,

@@ -191,6 +191,10 @@ class NetConfig:
     `dims` gives the residual stream a width of its own on every grid, outermost first; the valley's
     comes last and is `dim`, which every grid has unless `dims` is given. Heads are as wide on all
     of them, so there are nb_heads * width / dim of them.
+
+    `window` is the side in tokens of the windows that attention stays within: one integer for the
+    outermost grid alone, or a list for every grid, outermost first, 0 for full attention. Every
+    second layer moves its windows by half a side.
     """
 
     dim: int = key(at_least=1)
@@ -200,6 +204,7 @@ class NetConfig:
     )
     type: Literal["hourglass", "transformer"] = key("hourglass", aliases={"vanilla": "transformer"})
     dims: tuple[int, ...] | None = key(None, at_least=1)
+    window: int | tuple[int, ...] | None = key(None, at_least=0)
     dim_head: int | None = key(None, at_least=1)
     shorten_factor: int | tuple[int, ...] = key(
         4,
@@ -225,6 +230,13 @@ class NetConfig:
         if isinstance(self.shorten_factor, tuple):
             return self.shorten_factor
         return (self.shorten_factor,) * self.nb_levels
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The side of windows on every grid, outermost first; empty for full attention on all."""
+        if isinstance(self.window, int):
+            return (self.window, *(0,) * self.nb_levels)
+        return self.window or ()
 
     @property
     def nb_levels(self) -> int:

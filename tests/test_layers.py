@@ -38,9 +38,9 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Tens
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
     kernel: Callable[..., Tensor] = layers.attend
 
-    def record(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    def record(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> Tensor:
         calls.append((q, k, v))
-        return kernel(q, k, v, dropout)
+        return kernel(q, k, v, *options)
 
     monkeypatch.setattr(layers, "attend", record)
     return calls
@@ -144,10 +144,18 @@ def test_rotary_stays_accurate_under_bfloat16(
 
 @pytest.mark.parametrize("keys", [6, layers._SHORT + 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_kernel_computes_the_same_attention(keys: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_kernel_computes_the_same_attention(
+    keys: int, dtype: torch.dtype, masked: bool
+) -> None:
     q, k, v = noise(2, 3, 5, 8), noise(2, 3, keys, 8), noise(2, 3, keys, 8)
-    expected = (q @ k.mT / math.sqrt(8)).softmax(-1) @ v
-    made = attend(q.to(dtype), k.to(dtype), v.to(dtype))
+    mask = (noise(5, keys, seed=1) > 0) if masked else None
+    scores = q @ k.mT / math.sqrt(8)
+    if mask is not None:
+        mask[:, 0] = True
+        scores[:, :, ~mask] = -torch.inf
+    made = attend(q.to(dtype), k.to(dtype), v.to(dtype), mask)
+    expected = scores.softmax(-1) @ v
     assert made.dtype == dtype
     tolerance = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     torch.testing.assert_close(made.float(), expected, **tolerance)

@@ -20,6 +20,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "narrow outside": {"dims": (8, 16)},
     "three widths": {"depth": (1, (1, 1, 1), 1), "grid": (4, 8), "dims": (8, 24, 16)},
     "widths and narrow heads": {"dims": (8, 16), "dim_head": 4, "use_rotary": False},
+    "windows": {"grid": (8, 8), "window": (4, 0)},
+    "windows on two grids": {
+        "depth": (2, (1, 1, 2), 2),
+        "grid": (8, 16),
+        "window": (4, 4, 0),
+        "dims": (8, 24, 16),
+    },
     "average": {"resampling": "average"},
     "without attention across": {"attn_resampling": False},
     "average and nothing else": {"resampling": "average", "attn_resampling": False},

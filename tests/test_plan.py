@@ -92,13 +92,14 @@ def test_flops_are_those_of_a_sum_by_hand() -> None:
     assert costs.training_flops(cfg, net, checkpointing=True) == 2 * 4 * flops_by_hand()
 
 
-def test_sampling_pays_for_the_logits_it_asks_for_and_twice_for_guidance() -> None:
+def test_sampling_pays_for_the_tokens_it_asks_for_and_twice_for_guidance() -> None:
     cfg, forward = small(), flops_by_hand()
     net = costs.meta_network(cfg)
     assert costs.sampling_flops(cfg, net) == 5 * forward
     half = small("sampling.sample_proportion=0.5", "sampling.strategy=random")
     head = 2 * SIDE**2 * DIM * VOCAB
-    assert costs.sampling_flops(half, net) == 5 * (forward - head // 2)
+    last = 20 * SIDE**2 * DIM**2 + 4 * SIDE**4 * DIM  # the last layer, without keys and values
+    assert costs.sampling_flops(half, net) == 5 * (forward - (head + last) // 2)
     seeing = small("sampling.sample_proportion=0.5", "sampling.strategy=confidence")
     assert costs.sampling_flops(seeing, net) == 5 * forward
     guided = small("net.conditional=true", "net.num_classes=3", "net.class_dropout=0.1",

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from costs import forward_flops, meta_network, parameter_count
 
+from hourglass_transformer import HourglassTransformer
+from hourglass_transformer.config import Depth
 from sundae.config import load_config
 from sundae.network import build_network
+from sundae.strategies import chosen_strategy
 
 ROOT = Path(__file__).parents[1] / "config"
 CONFIGS = {str(path.relative_to(ROOT)): path for path in ROOT.glob("**/*.toml")}
 
 # file -> (grid, depth, dim, vocabulary, classes)
-SHAPES = {
+SHAPES: dict[str, tuple[tuple[int, int], Depth, int, int, int]] = {
     "mnist.toml": ((28, 28), (2, 8, 2), 1024, 256, 10),
     "fashionmnist.toml": ((28, 28), (2, 8, 2), 1024, 256, 10),
     "kmnist.toml": ((28, 28), (2, 8, 2), 1024, 256, 10),
@@ -23,6 +27,17 @@ SHAPES = {
     "digits/demo.toml": ((8, 8), (1, 2, 1), 96, 17, 10),
     "emoji/64.toml": ((16, 16), (1, 8, 1), 224, 1024, 9),
     "emoji/256.toml": ((16, 16), (1, 6, 1), 208, 1024, 9),
+    "ffhq1024/fast.toml": ((32, 32), (2, (2, 10, 2), 2), 2304, 8192, 0),
+    "ffhq256/fast.toml": ((16, 16), (2, (3, 6, 3), 2), 1280, 1024, 0),
+    "digits/fast.toml": ((8, 8), (1, 2, 1), 128, 17, 10),
+    "emoji/64-fast.toml": ((16, 16), (1, (2, 3, 2), 1), 288, 1024, 9),
+}
+# file -> widths, outermost first; dim everywhere in the others
+WIDTHS = {
+    "ffhq1024/fast.toml": (896, 1536, 2304),
+    "ffhq256/fast.toml": (384, 768, 1280),
+    "digits/fast.toml": (48, 128),
+    "emoji/64-fast.toml": (128, 192, 288),
 }
 PARAMETERS = {
     "mnist.toml": 185_224_448,
@@ -35,16 +50,42 @@ PARAMETERS = {
     "digits/demo.toml": 747_761,
     "emoji/64.toml": 8_115_424,
     "emoji/256.toml": 5_987_888,
+    "ffhq1024/fast.toml": 971_139_456,
+    "ffhq256/fast.toml": 213_454_976,
+    "digits/fast.toml": 716_769,
+    "emoji/64-fast.toml": 8_129_952,
+}
+# fast file -> (its counterpart, how far parameters may differ, share of the counterpart's FLOPs)
+FAST = {
+    "ffhq1024/fast.toml": ("ffhq1024.toml", 0.03, 1 / 3),
+    "ffhq256/fast.toml": ("ffhq256.toml", 0.03, 1 / 3),
+    "digits/fast.toml": ("digits/demo.toml", 0.05, 0.6),
+    "emoji/64-fast.toml": ("emoji/64.toml", 0.05, 0.5),
 }
 
 
-def counted_by_hand(depth: tuple[int, int, int], dim: int, vocab_size: int, classes: int) -> int:
-    """Parameters of an hourglass with one level, 2x2 cells and feed-forwards 4 dim wide."""
+def counted_by_hand(depth: Depth, widths: tuple[int, ...], vocab_size: int, classes: int) -> int:
+    """Parameters of an hourglass with 2x2 cells and feed-forwards four times as wide as a level."""
+    ends = (2 * vocab_size + classes) * widths[0] + vocab_size + 2 * widths[0]
+    return ends + stack(depth, widths)
+
+
+def stack(depth: Depth, widths: tuple[int, ...]) -> int:
+    """Parameters between embedding and last norm."""
+    dim = widths[0]
     layer = 12 * dim**2 + 9 * dim  # attention 4, feed-forward 8 matrices; biases and two norms
-    across = layer + 2 * dim  # and a norm of what is looked at
-    resampling = 8 * dim**2 + 5 * dim  # four tokens to one, and one to four
-    ends = (2 * vocab_size + classes) * dim + vocab_size + 2 * dim
-    return sum(depth) * layer + 2 * across + resampling + ends
+    if isinstance(depth, int):
+        return depth * layer
+    before, valley, after = depth
+    below = widths[1]
+    resampling = 8 * dim * below + below + 4 * dim  # four tokens to one, and one to four
+    across = attending(dim, below) + attending(below, dim)
+    return (before + after) * layer + across + resampling + stack(valley, widths[1:])
+
+
+def attending(dim: int, context: int) -> int:
+    """Parameters of a layer whose keys and values come from another width, with a norm of it."""
+    return 10 * dim**2 + 2 * dim * context + 9 * dim + 2 * context
 
 
 def test_every_run_file_is_looked_at() -> None:
@@ -61,8 +102,39 @@ def test_a_shipped_network_has_the_shape_and_size_it_should(name: str) -> None:
     assert (shape.vocab_size, shape.num_classes, shape.cell_side(0)) == (vocab_size, classes, 2)
     count = sum(parameter.numel() for parameter in net.parameters())
     rows = classes + shape.null_class
-    assert count == PARAMETERS[name] == counted_by_hand(depth, dim, vocab_size, rows)
+    widths = WIDTHS.get(name, (dim,) * (shape.nb_levels + 1))
+    assert count == PARAMETERS[name] == counted_by_hand(depth, widths, vocab_size, rows)
 
 
 def test_the_demo_network_stays_under_a_million_parameters() -> None:
     assert PARAMETERS["digits/demo.toml"] < 1_000_000
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_file_does_as_many_parameters_with_less_arithmetic(name: str) -> None:
+    counterpart, difference, share = FAST[name]
+    runs = [load_config(CONFIGS[file]) for file in (name, counterpart)]
+    nets = [meta_network(cfg) for cfg in runs]
+    parameters, reference = map(parameter_count, nets)
+    assert parameters == pytest.approx(reference, rel=difference)
+    flops, reference = map(forward_flops, runs, nets)
+    assert 0 < flops <= share * reference
+    # The same data, and so comparable.
+    assert runs[0].data == runs[1].data and runs[0].vqgan == runs[1].vqgan
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_file_samples_in_few_steps_by_what_suits_them(name: str) -> None:
+    cfg = load_config(CONFIGS[name])
+    assert cfg.sampling.steps == 16
+    assert chosen_strategy(cfg.sampling) == "renoise"
+
+
+def test_a_tiny_network_of_the_fast_kind_learns_in_every_part() -> None:
+    cfg = load_config(CONFIGS["emoji/64-fast.toml"], ["net.dim=36", "net.dims=[16,24,36]"])
+    net: HourglassTransformer = build_network(cfg)
+    torch.nn.init.normal_(net.to_logits.weight)
+    tokens = torch.randint(1024, (2, 256))
+    net(tokens, torch.tensor([0, 9])).logsumexp(-1).sum().backward()
+    for part, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.norm() > 0, part

@@ -230,3 +230,8 @@ def test_the_textbook_refuses_what_it_does_not_teach(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("textbook._TAUGHT", {"vocab_size", "grid", "dim", "nb_heads", "depth"})
     with pytest.raises(ValueError, match="num_classes = 4"):
         Textbook(network(num_classes=4).cfg)
+
+
+def test_the_textbook_refuses_windows() -> None:
+    with pytest.raises(ValueError, match="window"):
+        Textbook(network(window=(2, 0)).cfg)
