@@ -57,6 +57,11 @@ def parse_args() -> argparse.Namespace:
         metavar="P",
         help="fp32, bf16, or auto: bf16 where the device has it (default: auto)",
     )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="torch.compile the encoder, whose first batch then takes long (default: on a GPU)",
+    )
     parser.add_argument("--no-tqdm", action="store_true", help="no progress bar")
     utils.add_common_flags(parser, "--seed", "--no-cuda", "--legacy-cfg", "--quiet")
     return parser.parse_args()
@@ -77,6 +82,8 @@ def main() -> None:
     keywords = {name: getattr(args, name) for name in ("input_range", "distance", "precision")}
     stated = {name: value for name, value in keywords.items() if value is not None}
     codec = load_vqgan(args.ckpt_path, args.cfg_path, **stated).to(device)
+    if utils.explicit(args.compile, device.type == "cuda"):
+        codec.compile(quiet=args.quiet)
     start = time.perf_counter()
     with tqdm(unit="img", disable=True if args.no_tqdm or args.quiet else None) as bar:
         report = generate_latents(

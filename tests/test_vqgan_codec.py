@@ -103,6 +103,19 @@ def test_bf16_changes_pixels_little_and_leaves_the_weights_alone(codec: VQGANCod
     assert fast.model.encoder.conv_in.weight.dtype == torch.float32
 
 
+def test_compiled_batches_are_filled_up_and_their_tokens_stay_the_same(
+    codec: VQGANCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected, sizes = codec.encode(images), []
+    monkeypatch.setattr("sundae.vqgan.codec.compile_modules", lambda *_, quiet: True)
+    assert codec.compile()
+    codec.model.encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    assert torch.equal(codec.encode(images), expected)
+    assert torch.equal(codec.encode(images[:1]), expected[:1])
+    assert sizes == [3, 3]
+
+
 def test_unknown_precision_is_refused(codec: VQGANCodec) -> None:
     with pytest.raises(UserError, match="precision must be one of auto, fp32, bf16, got 'fp8'"):
         VQGANCodec(codec.model, codec.rules, precision="fp8")

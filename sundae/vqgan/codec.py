@@ -88,6 +88,7 @@ class VQGANCodec:
         self.family = family
         self.resolution = resolution
         self.precision = precision
+        self._compiled, self._most_rows = False, 0
         self.codebook_size = model.arch.codebook_size
         self.factor = model.arch.factor
 
@@ -102,8 +103,13 @@ class VQGANCodec:
         return self
 
     def compile(self, *, quiet: bool = False) -> bool:
-        """torch.compile encoder and decoder where they are; see `compile_modules`."""
-        return compile_modules(self.model.encoder, self.model.decoder, quiet=quiet)
+        """torch.compile encoder and decoder where they are; see `compile_modules`.
+
+        Batches to encode are then filled up to the largest so far, so that the last one of a folder
+        is not compiled for.
+        """
+        self._compiled = compile_modules(self.model.encoder, self.model.decoder, quiet=quiet)
+        return self._compiled
 
     @cached_property
     def identity(self) -> str:
@@ -132,8 +138,17 @@ class VQGANCodec:
         if self.rules.input_range == "signed":
             pixels = pixels * 2 - 1
         with self._autocast():
-            latents = self.model.encode(pixels)
-        return self.model.quantize(latents)
+            latents = self.model.encode(self._filled_up(pixels))
+        return self.model.quantize(latents[: len(pixels)])
+
+    def _filled_up(self, pixels: Tensor) -> Tensor:
+        """The last picture repeated to the size of a batch that is compiled already."""
+        if not self._compiled:
+            return pixels
+        self._most_rows = max(self._most_rows, len(pixels))
+        missing = self._most_rows - len(pixels)
+        filled = torch.cat((pixels, pixels[-1:].expand(missing, -1, -1, -1)))
+        return filled.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
