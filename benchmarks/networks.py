@@ -10,7 +10,8 @@ stretched over these steps, its warm-up at most a quarter of them. With --equal-
 network is also trained for as many FLOPs as the first: its steps times the ratio of the GFLOP of a
 forward pass. Runs of one seed follow each other, so a busy machine slows all networks alike.
 
-- gflop: of a forward pass of one sample; seconds: of training alone (compiling included);
+- gflop: of a forward pass of one sample; seconds: of training alone, after one step of each
+  network that does not count (compiling, where it is on, does);
 - loss, accuracy: of the averaged weights on all held-out data, the mean over unroll steps;
 - frechet@N: of samples drawn in N steps, without early stopping, to the held-out pictures, whose
   classes they have: squared, of grey levels where tokens are pixels (as benchmarks/strategies.py),
@@ -164,6 +165,8 @@ def main() -> None:
     }
     if args.json:
         make_folder(args.json.parent)
+    for run in runs[: len(args.files)]:  # the first of all trainings pays for what is made once
+        learn(run.lasting(1).cfg, data, 0, device)
     order = list(product(args.seeds, runs))
     for seed, run in tqdm(order, unit="run", disable=args.quiet or None):
         found["results"].append(measure(run, data, judge, seed, args))
