@@ -124,8 +124,9 @@ class Track:
 class Bench:
     """The network of a setup, random weights, on its device; ways share its parameters."""
 
-    def __init__(self, setup: Setup, cfg: RunConfig | None = None) -> None:
-        self.setup = setup
+    def __init__(self, setup: Setup, cfg: RunConfig | None = None, *, several: bool = True) -> None:
+        """several: more than one way is made; a single one may have the network for its own."""
+        self.setup, self.several = setup, several
         self.cfg = cfg or load_config(setup.config, setup.overrides)
         self.device = torch.device(setup.device)
         self.precision = "bf16" if has_bf16(self.device) else "fp32"
@@ -154,7 +155,7 @@ class Bench:
 
     def prior(self, compiled: bool) -> Prior:
         """Ready to sample; with a network of its own, whose linear maps become bfloat16."""
-        net = copy.deepcopy(self.net)
+        net = copy.deepcopy(self.net) if self.several else self.net
         return Prior(net, self.cfg, self.device, owns_net=True, compiled=compiled)
 
     def tokens(self, batch: int) -> Tensor:
@@ -339,7 +340,7 @@ def _peak_in_child(
     track: Callable[[Bench, int], Track], setup: Setup, batch: int, name: str
 ) -> int:
     setup.begin()
-    bench = Bench(setup)
+    bench = Bench(setup, several=False)
     (way,) = (way for way in track(bench, batch).ways if way.name == name)
     _start_kernels(bench)
     before = memory("cpu", peak=False)
