@@ -55,6 +55,7 @@ def linear_cross_entropy(
         targets.flatten(),
         None if uniforms is None else uniforms.flatten(),
         dtype or features.dtype,
+        torch.is_grad_enabled(),
     )
     return Prediction(loss, right, None if drawn is None else drawn.view(shape))
 
@@ -69,8 +70,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         uniforms: Tensor | None,
         dtype: torch.dtype,
+        grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        learns = any(ctx.needs_input_grad[:3])
+        # What needs a gradient says so under no_grad, too, and in here none is ever enabled.
+        learns = grad_enabled and any(ctx.needs_input_grad[:3])
         with torch.autocast(features.device.type, enabled=False):
             x, matrix = features.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
@@ -106,6 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             (features * scale).to(features_dtype),
             (weight * scale).to(weight_dtype),
             None if bias is None else (bias * scale).to(weight_dtype),
+            None,
             None,
             None,
             None,

@@ -80,6 +80,18 @@ def test_no_draw_without_uniforms_and_no_gradient_without_need() -> None:
     assert not linear_cross_entropy(features, head, targets).accuracy.requires_grad
 
 
+def test_no_gradient_is_computed_where_none_is_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "_Gradients", never)
+    head, features, targets, _ = case()
+    with torch.no_grad():
+        linear_cross_entropy(features, head, targets)
+    with pytest.raises(AssertionError):
+        linear_cross_entropy(features, head, targets)
+
+
 def test_nothing_of_the_size_of_the_logits_waits_for_the_backward_pass() -> None:
     _, features, targets, _ = case()
     wide = nn.Linear(DIM, 1000)
