@@ -141,7 +141,7 @@ def choose_card(
     Raises:
         UserError: neither a known name nor enough to go by.
     """
-    card = CARDS.get((name or "").lower().replace(" ", "").replace("_", "-"))
+    card = CARDS.get(name or "")
     if card is None and (memory is None or tflops is None):
         if name is None:
             raise UserError(f"--gpu is missing; one of {', '.join(CARDS)}, or --memory and "
@@ -154,6 +154,12 @@ def choose_card(
         return Card(name or "your card", memory, tflops, None, bandwidth)
     return replace(card, memory=memory or card.memory, bf16=tflops or card.bf16,
                    bandwidth=bandwidth or card.bandwidth)  # fmt: skip
+
+
+def table_key(name: str) -> str:
+    """A name as the table writes it, such as 'rtx4090' for 'RTX 4090'; others as they are."""
+    key = name.lower().replace(" ", "").replace("_", "-")
+    return key if key in CARDS else name
 
 
 def _plain(name: str) -> str:
@@ -600,7 +606,7 @@ def run_plan(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value:g}: expected a number above 0")
     cfg = load_config(args.plan, args.overrides)
     measured = read_measured(MEASURED)
-    name, tflops, memory = args.gpu, args.tflops, args.memory
+    name, tflops, memory = args.gpu and table_key(args.gpu), args.tflops, args.memory
     if args.efficiency:
         own = read_measured(args.efficiency)
         if name is None and len(own) == 1:

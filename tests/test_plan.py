@@ -268,6 +268,7 @@ def test_what_speed_py_measured_replaces_the_assumption(
     expected = 16 * 6 * flops_by_hand() / 350e12
     assert found["optimiser_step_seconds"]["expected"] == pytest.approx(expected)
     assert "measured on NVIDIA H100" in run("--gpu", "a100-80", "--efficiency", str(path))[2]
+    assert "measured:" in run("--gpu", "H100", "--efficiency", str(path))[1]
 
 
 def test_a_measured_machine_needs_no_entry_in_the_table(
