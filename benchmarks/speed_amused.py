@@ -196,12 +196,15 @@ def _flop(costs: Costs) -> int:
 def matched(cfg: RunConfig, measure: Callable[[Costs], int], wanted: int) -> RunConfig:
     """The run file at the width whose measure comes nearest to what is wanted.
 
-    Heads stay as many, each a multiple of 8 wide.
+    Heads stay as many on every grid, each a multiple of 8 wide.
     """
-    unit = 8 * cfg.net.nb_heads
+    net = cfg.net
+    heads = [net.nb_heads * width // net.dim for width in net.dims or ()]
 
     def at(multiple: int) -> RunConfig:
-        return update_config(cfg, {"net.dim": multiple * unit})
+        wide = 8 * multiple
+        dims = [wide * count for count in heads] or None
+        return update_config(cfg, {"net.dim": wide * net.nb_heads, "net.dims": dims})
 
     def excess(multiple: int) -> int:
         return measure(Costs(at(multiple))) - wanted

@@ -108,6 +108,14 @@ def test_flop_of_sampling_are_those_of_its_forwards() -> None:
     assert costs.sampling(schedule, all_logits=True) == 3 * costs.forward()
 
 
+def test_a_matched_network_keeps_the_heads_of_every_grid() -> None:
+    cfg = load_config(CONFIGS / "ffhq256" / "fast.toml")
+    heads = [cfg.net.nb_heads * width // cfg.net.dim for width in cfg.net.dims or ()]
+    net = matched(cfg, lambda costs: costs.parameters, 10**7).net
+    assert net.dim < cfg.net.dim
+    assert [net.nb_heads * width // net.dim for width in net.dims or ()] == heads
+
+
 def test_a_matched_network_is_nearest_among_its_neighbours() -> None:
     cfg, wanted = tiny_config(), 900_000
 
