@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from hourglass_transformer.layers import Layer
+from hourglass_transformer import HourglassTransformer
 from sundae.config import RunConfig
 from sundae.errors import UserError
 from sundae.network import build_network
@@ -195,29 +194,13 @@ def sampling_flops(cfg: RunConfig, net: nn.Module) -> int:
 # -- memory ----------------------------------------------------------------------------------------
 
 
-def with_checkpointing(net: nn.Module) -> nn.Module:
-    """The network with its layers computed again in the backward pass.
-
-    By the network's own switch where it has one, otherwise layer by layer.
-    """
-    switch = getattr(net, "set_gradient_checkpointing", None)
-    if callable(switch):
-        switch(True)
-        return net
-    for layer in net.modules():
-        if isinstance(layer, Layer):
-            recomputed = partial(checkpoint, layer.forward, use_reentrant=False)
-            layer.forward = recomputed  # type: ignore[method-assign]
-    return net
-
-
 def pass_bytes(
     cfg: RunConfig,
     batch: int,
     *,
     bf16: bool,
     checkpointing: bool = False,
-    build: Callable[[RunConfig], nn.Module] = build_network,
+    build: Callable[[RunConfig], HourglassTransformer] = build_network,
     fake: bool = True,
 ) -> int:
     """Bytes at the peak of one unroll step's forward and backward pass.
@@ -235,7 +218,7 @@ def pass_bytes(
         head = net.to_logits
         assert isinstance(head, nn.Linear)
         net.to_logits = nn.Linear(head.in_features, 1)
-        net = with_checkpointing(net) if checkpointing else net
+        net.set_gradient_checkpointing(checkpointing)
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter)
         tokens, classes = inputs(cfg, batch)

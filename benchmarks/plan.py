@@ -344,7 +344,7 @@ def make_plan(
         ways[checkpointing] = Memory(needed, largest, best)
     mini = cfg.trainer.mini_batch_size or share
     # Without checkpointing where that fits at all, since checkpointing costs a third more time.
-    wanted = bool(getattr(cfg.trainer, "gradient_checkpointing", False))
+    wanted = cfg.trainer.gradient_checkpointing
     checkpointing = wanted or not ways[False].best
     codec = costs.codec_of(cfg, bf16=bf16)
     codec_weights = 4 * codec.parameters if isinstance(codec, CodecCosts) else 0

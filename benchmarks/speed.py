@@ -294,6 +294,9 @@ def run_all(args: argparse.Namespace, setup: Setup) -> dict[str, Any]:
                 rows += measure(key, bench, batch, peaks, skipped)
             except UserError as error:
                 skipped[key] = str(error)
+    for row in rows:  # now that the peak is known best
+        if row["tflops"] is not None:
+            row["share"] = row["tflops"] / peaks[row["precision"]]
     print_whole_images(rows)
     print_end(setup, skipped)
     setting = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(setup).items()}

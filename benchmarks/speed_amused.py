@@ -167,7 +167,7 @@ def ours(bench: Bench, batch: int, theirs: Theirs, compiled: bool) -> Iterator[W
     yield _way("its FLOP", bench, matched(cfg, _flop, theirs.flop), batch, STEPS, compiled)
     yield _way("recommended", bench, cfg, batch, steps, compiled)
     fast = CONFIGS / bench.setup.config.stem / "fast.toml"
-    if fast.exists():
+    if fast.exists() and not bench.setup.overrides:  # which make the network another one
         cfg = load_config(fast)
         yield _way("fast, recommended", bench, cfg, batch, cfg.sampling.steps, compiled)
 

@@ -77,9 +77,8 @@ def train(bench: Bench, batch: int) -> Track:
     ways = [way(TEXTBOOK, "fp32", lambda: textbook_training_job(bench, batch), False)]
     for name, compiled in eager_and_compiled(bench):
         ways.append(way(name, bench.precision, lambda c=compiled: ours(c), compiled))
-    if hasattr(bench.net, "set_gradient_checkpointing"):
-        name = f"ours {bench.precision} checkpointed"
-        ways.append(way(name, bench.precision, lambda: _checkpointed(bench, batch), False))
+    name = f"ours {bench.precision} checkpointed"
+    ways.append(way(name, bench.precision, lambda: _checkpointed(bench, batch), False))
     return Track("train", f"training step, batch {batch}, unroll {unroll}", ways, batch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,10 @@ def compiling_pays(wanted: bool | None, device: torch.device, steps: int) -> boo
 
 
 class Compiled:
-    """Runs functions of tensors compiled, on CUDA as CUDA graphs; where that fails, as they are."""
+    """Runs functions of tensors compiled, where that fails as they are.
+
+    On CUDA they become CUDA graphs, if it is the main thread that asks.
+    """
 
     def __init__(self, device: torch.device, *, quiet: bool = False, **options: Any) -> None:
         """Compile nothing yet: that happens when a function is first run with some shapes.
@@ -40,8 +44,8 @@ class Compiled:
         """
         self.graphs = device.type == "cuda" and not options
         self.quiet, self.works = quiet, True
-        self._options = options or ({"mode": "reduce-overhead"} if self.graphs else {})
-        self._made: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._options = options
+        self._made: dict[tuple[Callable[..., Any], bool], Callable[..., Any]] = {}
 
     def __call__(
         self, function: Callable[..., tuple[Tensor, ...]], *arguments: Any
@@ -63,14 +67,17 @@ class Compiled:
     def _run(
         self, function: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]
     ) -> tuple[Tensor, ...]:
-        if function not in self._made:
-            self._made[function] = torch.compile(function, dynamic=False, **self._options)
-        if self.graphs:
+        # torch keeps graphs by thread, and a page runs each sampling in whichever it has.
+        graphs = self.graphs and threading.current_thread() is threading.main_thread()
+        if (function, graphs) not in self._made:
+            options = {"mode": "reduce-overhead"} if graphs else self._options
+            self._made[function, graphs] = torch.compile(function, dynamic=False, **options)
+        if graphs:
             torch.compiler.cudagraph_mark_step_begin()
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
-            made = self._made[function](*arguments)
+            made = self._made[function, graphs](*arguments)
         # The next replay of a graph writes where this one did.
-        return tuple(part.clone() for part in made) if self.graphs else made
+        return tuple(part.clone() for part in made) if graphs else made
 
 
 def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:

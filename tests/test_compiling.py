@@ -1,11 +1,14 @@
 """Compiled or not, the same network; where nothing compiles, that is said and work goes on."""
 
+import threading
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from sundae import compiling
-from sundae.compiling import compile_modules, compiling_pays
+from sundae.compiling import Compiled, compile_modules, compiling_pays
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +51,21 @@ def test_sampling_is_compiled_when_asked_or_where_a_gpu_has_long_to_go() -> None
     assert not compiling_pays(None, cpu, 10**6)
     assert not compiling_pays(None, cuda, 100)
     assert compiling_pays(None, cuda, 1000)
+
+
+def test_cuda_graphs_are_for_the_main_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps them by thread, and a web page samples in whichever thread it has."""
+    modes: list[str | None] = []
+
+    def noted(function: Any, *, dynamic: bool, mode: str | None = None) -> Any:
+        modes.append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", noted)
+    run = Compiled(torch.device("cuda"))
+    made = [run(lambda x: (x + 1,), torch.ones(1))]
+    other = threading.Thread(target=lambda: made.append(run(lambda x: (x + 1,), torch.ones(1))))
+    other.start()
+    other.join()
+    assert modes == ["reduce-overhead", None]
+    assert [part.item() for (part,) in made] == [2, 2]

@@ -121,9 +121,9 @@ def test_states_are_five_numbers_a_parameter_and_fewer_without_average() -> None
 
 def allocated(cfg: RunConfig, batch: int, *, bf16: bool, checkpointing: bool) -> int:
     """Bytes at the peak of a real pass on the CPU, as its allocator tells it."""
-    net: nn.Module = build_network(cfg)
+    net = build_network(cfg)
     net.to_logits = nn.Linear(DIM, 1)
-    net = costs.with_checkpointing(net) if checkpointing else net
+    net.set_gradient_checkpointing(checkpointing)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     tokens, classes = costs.inputs(cfg, batch)
