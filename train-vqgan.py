@@ -121,6 +121,7 @@ def main() -> None:
               f"{len(train_data):,} training and {len(eval_data):,} held-out pictures, "
               f"seed {seed}, on {accelerator.device}, into {run}")  # fmt: skip
     trainer.train()
+    accelerator.end_training()  # threads of a process group left open can abort what exits
     if accelerator.is_main_process:
         how = "stopped" if trainer.stopped_by else "done"
         print(f"{how} at step {trainer.step}: {run or 'not saved'}")

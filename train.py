@@ -122,6 +122,7 @@ def main() -> None:
         print(f"{parameters:,} parameters, {len(train_data):,} training and {len(eval_data):,} "
               f"held-out grids, seed {seed}, on {accelerator.device}, {place}")  # fmt: skip
     trainer.train()
+    accelerator.end_training()  # threads of a process group left open can abort what exits
     if accelerator.is_main_process:
         how = "stopped" if trainer.stopped_by else "done"
         print(f"{how} at step {trainer.step}: {run or 'not saved'}")
