@@ -13,9 +13,8 @@ import torch
 from tqdm import tqdm
 
 from sundae.canvas import check_canvas, parse_canvas
-from sundae.codecs import SparingCodec, open_codec
+from sundae.codecs import SparingCodec
 from sundae.compiling import compiling_pays
-from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.masks import MASK_SIZES
 from sundae.prior import Prior, sample_seeds, schedule_of
@@ -28,8 +27,7 @@ from sundae.repainting import (
     repaint,
     write_answers,
 )
-from sundae.runs import check_same_codec, chosen_classes, config_to_sample
-from sundae.shipped import checkpoint_or_shipped
+from sundae.runs import chosen_classes, open_to_sample
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, seed_everything
 
 
@@ -94,14 +92,11 @@ def main() -> None:
                         "--feather at least 0")  # fmt: skip
     wish = read_wish(args)
     pictures = name_pictures(args.images, args.nb_inpaint)
-    checkpoint = checkpoint_or_shipped(args.resume)
-    cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
-    cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
+    checkpoint, cfg, codec = open_to_sample(args)
     count = args.nb_samples
     guided = cfg.sampling.guidance_ramp != (1, 1)
     classes = chosen_classes(args.classes, checkpoint, count, any_unless_named=True, guided=guided)
-    codec = SparingCodec(open_codec(cfg))
-    check_same_codec(codec.identity, checkpoint)
+    codec = SparingCodec(codec)
     grid = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(grid, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)

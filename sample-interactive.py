@@ -9,14 +9,11 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sundae.codecs import open_codec
-from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.interactive.session import Session
 from sundae.interactive.terminal import Terminal
 from sundae.prior import Prior
-from sundae.runs import check_same_codec, config_to_sample
-from sundae.shipped import checkpoint_or_shipped
+from sundae.runs import open_to_sample
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
 
 
@@ -46,11 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def open_session(args: argparse.Namespace) -> Session:
-    checkpoint = checkpoint_or_shipped(args.resume)
-    cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
-    cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
-    codec = open_codec(cfg)
-    check_same_codec(codec.identity, checkpoint)
+    checkpoint, cfg, codec = open_to_sample(args)
     net = checkpoint.load_network(ema=not args.raw_weights)
     device = choose_device(args.no_cuda, args.quiet)
     return Session(

@@ -5,9 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from sundae.canvas import check_canvas, parse_canvas
-from sundae.codecs import SparingCodec, open_codec
+from sundae.codecs import SparingCodec
 from sundae.compiling import compiling_pays
-from sundae.config import with_sampling_flags
 from sundae.errors import UserError
 from sundae.prior import (
     Prior,
@@ -16,8 +15,7 @@ from sundae.prior import (
     schedule_of,
     write_samples,
 )
-from sundae.runs import check_same_codec, chosen_classes, config_to_sample
-from sundae.shipped import checkpoint_or_shipped
+from sundae.runs import chosen_classes, open_to_sample
 from utils import (
     add_common_flags,
     add_sampling_flags,
@@ -59,13 +57,10 @@ def main() -> None:
     args = parse_args()
     if args.batch_size < 1 or args.count_offset < 0:
         raise UserError("--batch-size must be at least 1 and --count-offset at least 0")
-    checkpoint = checkpoint_or_shipped(args.resume)
-    cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
-    cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
+    checkpoint, cfg, codec = open_to_sample(args)
     count, offset = cfg.sampling.nb_samples, args.count_offset
     classes = chosen_classes(args.classes, checkpoint, count, offset)
-    codec = SparingCodec(open_codec(cfg))
-    check_same_codec(codec.identity, checkpoint)
+    codec = SparingCodec(codec)
     canvas = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(canvas, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)

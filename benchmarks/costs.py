@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import flop_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from hourglass_transformer import HourglassTransformer
 from sundae.config import RunConfig
@@ -131,13 +131,6 @@ def parameter_count(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def flops_of(call: Callable[[], object]) -> int:
-    """Floating point operations of the matrix products and convolutions in a call, 2 a product."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return int(counter.get_total_flops())
-
-
 def inputs(cfg: RunConfig, batch: int, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
     """Tokens (batch, length) and, for a conditional network, classes (batch,)."""
     tokens = torch.zeros(batch, cfg.data.sequence_length, dtype=torch.long, device=device)
@@ -153,7 +146,7 @@ def forward_flops(cfg: RunConfig, net: nn.Module, positions: int | None = None) 
     """
     tokens, classes = inputs(cfg, 1, "meta")
     where = None if positions is None else tokens[:, :positions]
-    return flops_of(lambda: net(tokens, classes, where))
+    return flop_of(lambda: net(tokens, classes, where))
 
 
 def training_flops(cfg: RunConfig, net: nn.Module, *, checkpointing: bool = False) -> int:
@@ -319,8 +312,8 @@ def codec_costs(config: Path, grid: tuple[int, int], *, bf16: bool) -> CodecCost
     return CodecCosts(
         parameters=parameter_count(model),
         size=(height, width),
-        encode_flops=flops_of(lambda: model.encode(pixels)),
-        decode_flops=flops_of(lambda: model.decode(model.quantize.embed(tokens))),
+        encode_flops=flop_of(lambda: model.encode(pixels)),
+        decode_flops=flop_of(lambda: model.decode(model.quantize.embed(tokens))),
         decode_bytes=_decode_bytes(model.arch, codec.rules.distance, grid, bf16),
     )
 

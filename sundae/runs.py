@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -13,13 +14,30 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from sundae.checkpoint import Checkpoint, list_checkpoints
-from sundae.config import RunConfig, dump_toml, load_config, parse_config
+from sundae.codecs import Codec, open_codec
+from sundae.config import RunConfig, dump_toml, load_config, parse_config, with_sampling_flags
 from sundae.errors import UserError
 from sundae.files import make_folder, write_text
 from sundae.latents import Latents, TokenDataset, check_agreement, open_latents
 from sundae.prior import null_class
+from sundae.shipped import checkpoint_or_shipped
 from sundae.splits import split_rows
 from sundae.trainer import RunSettings
+
+
+def open_to_sample(args: Namespace) -> tuple[Checkpoint, RunConfig, Codec]:
+    """What a script samples from: --resume or the shipped pair, its run file with all flags in it,
+    and its codec.
+
+    Raises:
+        UserError: something is missing, wrong, or does not belong together.
+    """
+    checkpoint = checkpoint_or_shipped(args.resume)
+    cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
+    cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
+    codec = open_codec(cfg)
+    check_same_codec(codec.identity, checkpoint)
+    return checkpoint, cfg, codec
 
 
 def open_datasets(cfg: RunConfig, codec_identity: str) -> tuple[TokenDataset, TokenDataset]:

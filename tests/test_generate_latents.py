@@ -41,7 +41,7 @@ class FakeCodec:
         return (images[:, 0, ::2, ::2] * 255).round().long()
 
     def decode(self, tokens: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("making latents decodes nothing")
 
     def to(self, device: torch.device | str) -> "FakeCodec":
         return self

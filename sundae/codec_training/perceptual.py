@@ -8,6 +8,7 @@ none              nothing: always 0
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,12 +26,12 @@ _LPIPS_MEAN, _LPIPS_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _VGG_TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}
 
 
-class FeatureDistance(nn.Module):
+class FeatureDistance(nn.Module, ABC):
     """Mean squared difference of features that are normalised at every position, over depths."""
 
+    @abstractmethod
     def features(self, pixels: Tensor) -> Iterator[Tensor]:
         """pixels: (B, 3, H, W) in [-1, 1] -> one (B, C, h, w) for each depth."""
-        raise NotImplementedError
 
     def compare(self, depth: int, difference: Tensor) -> Tensor:
         """(B, C, h, w) squared differences at a depth -> scalar."""
