@@ -36,9 +36,15 @@ def parse_args() -> argparse.Namespace:
     flag("--no-amp", action="store_true", help="float32 even where bfloat16 is fast")
     flag("--cuda-vqgan", action="store_true", help="decode on the GPU")
     flag("--web", action="store_true", help="a page in the browser instead of the menu")
-    flag("--host", default="127.0.0.1", help="where the page listens (this machine only); 0.0.0.0 "
-         "lets everyone in who can reach this machine")  # fmt: skip
-    flag("--port", type=int, default=7860, metavar="N", help="of the page (7860)")
+    web = parser.add_argument_group("the page (with --web)")
+    web.add_argument("--host", default="127.0.0.1", help="where it listens (this machine only); "
+                     "0.0.0.0 is everywhere. Beyond this machine, a link with a token is printed "
+                     "that lets in whoever has it")  # fmt: skip
+    web.add_argument("--port", type=int, default=7860, metavar="N", help="7860; 0 is any free one")
+    web.add_argument("--auth", metavar="USER:PASSWORD", help="browsers ask for these instead")
+    web.add_argument("--no-auth", action="store_true", help="let in everybody who can reach --host")
+    web.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a further "
+                     "host name that it is reached by, such as a proxy's; repeatable")  # fmt: skip
     return parser.parse_args()
 
 
@@ -69,19 +75,37 @@ def gradio_version() -> int:
         return 0
 
 
+def check_web_flags(args: argparse.Namespace) -> None:
+    """UserError for what the page cannot be served with, before the model is loaded."""
+    if gradio_version() < 6:
+        raise UserError("--web needs Gradio 6: pip install -r requirements-web.txt")
+    if not 0 <= args.port < 2**16:
+        raise UserError(f"--port {args.port}: expected a number from 0 to {2**16 - 1}")
+    if args.auth is not None and args.no_auth:
+        raise UserError("--auth and --no-auth contradict each other; leave one out")
+    if args.auth is not None and not all(args.auth.partition(":")):
+        raise UserError("--auth: expected USER:PASSWORD, neither of them empty")
+
+
 def main() -> None:
     args = parse_args()
     if args.web:
-        if gradio_version() < 6:
-            raise UserError("--web needs Gradio 6: pip install -r requirements-web.txt")
-        if not 0 <= args.port < 2**16:
-            raise UserError(f"--port {args.port}: expected a number from 0 to {2**16 - 1}")
+        check_web_flags(args)
     session = open_session(args)
     settings = session.settings().changed("seed", args.seed)
     if args.web:
         from sundae.interactive.server import serve  # Gradio is an extra
 
-        serve(session, settings, host=args.host, port=args.port, out_dir=args.out_dir)
+        serve(
+            session,
+            settings,
+            host=args.host,
+            port=args.port,
+            out_dir=args.out_dir,
+            password=args.auth,
+            open_to_all=args.no_auth,
+            host_names=args.allow_host,
+        )
         return
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     out_dir = args.out_dir or Path("samples") / f"{session.prior.cfg.trainer.exp_name}_{stamp}"

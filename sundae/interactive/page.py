@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
 from sundae.animation import enlarged, within
 from sundae.errors import UserError
+from sundae.files import make_folder
 from sundae.images import to_pil
 from sundae.inpainting import outpaint_canvas
 from sundae.interactive.controls import AT_ONCE, Controls
+from sundae.interactive.guard import session_of
 from sundae.interactive.painting import fitted, painted_mask, read_picture
 from sundae.interactive.recording import Outcome, View, new_folder, record
 from sundae.interactive.session import Progress, Session
+from sundae.interactive.session_files import SessionFiles
 from sundae.interactive.settings import Settings
 
 Given = dict[gr.components.Component, Any]
@@ -45,44 +47,69 @@ _LIVE_SIDE = 384  # the same while it is refined, when it has to be sent quickly
 _EDITOR_SIDE = 640  # pixels of a picture that is painted on
 _TASKS = ("Inpaint", "Outpaint", "Image to image")
 _SIDES = ("left", "right", "top", "bottom")
+_MOST_WAITING = 16  # samplings; further ones are told that the queue is full
+_MOST_TABS = 1000  # open pages whose values Gradio remembers
 
 
-def build_page(session: Session, defaults: Settings, folder: Path, zips: Path) -> gr.Blocks:
+def build_page(
+    session: Session, defaults: Settings, keep: Path | None, files: SessionFiles, cookie: str
+) -> gr.Blocks:
     """Lay the page out.
 
     Args:
         session: the model.
         defaults: what the controls show at first.
-        folder: gets a numbered folder for each sampling.
-        zips: gets an archive of each, to be downloaded.
+        keep: gets a numbered folder for each sampling; None keeps them with `files` only.
+        files: what browsers can fetch.
+        cookie: name of the cookie that holds the session of a browser.
     """
-    page = gr.Blocks(
-        title="SUNDAE", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
-    )
+    page = gr.Blocks(title="SUNDAE", analytics_enabled=False, fill_width=True)
+    page.state_session_capacity = _MOST_TABS
+    shelf = _Shelf(keep, files, cookie)
     with page, gr.Row():
         with gr.Column(scale=1, min_width=260):
             controls = Controls(defaults)
         with gr.Column(scale=4), gr.Tabs():
             with gr.Tab("Sample"):
-                _SampleTab(session, controls, folder, zips)
+                _SampleTab(session, controls, shelf)
             with gr.Tab("Work on a picture"):
-                _PictureTab(session, controls, folder, zips)
-    return page
+                _PictureTab(session, controls, shelf)
+    return page.queue(max_size=_MOST_WAITING)
+
+
+def _told(error: UserError) -> str:
+    """An error for the page, which takes messages for HTML; names of files may be anything."""
+    return html.escape(str(error))
 
 
 def _message(error: UserError) -> gr.Error:
     """A user's mistake as a message in the page, without a trace in the log."""
-    return gr.Error(str(error), print_exception=False)
+    return gr.Error(_told(error), print_exception=False)
+
+
+class _Shelf:
+    """Where samplings are written, and how browsers get at them.
+
+    Attributes:
+        keep: gets a numbered folder for each sampling, if it is not None.
+    """
+
+    def __init__(self, keep: Path | None, files: SessionFiles, cookie: str) -> None:
+        self.keep, self._files, self._cookie = keep, files, cookie
+
+    def new_folder(self, request: gr.Request) -> Path:
+        """A folder whose files only the browser that sent a request can fetch."""
+        return self._files.new_folder(session_of(request.cookies.get(self._cookie)))
 
 
 class _Results:
     """Where pictures appear, with a film strip, and buttons to take them home."""
 
     def __init__(
-        self, controls: Controls, folder: Path, zips: Path, name: str, *, any_class: bool = False
+        self, controls: Controls, shelf: _Shelf, name: str, *, any_class: bool = False
     ) -> None:
         """any_class: what is made here has no class unless one was chosen, if that can be."""
-        self.controls, self.folder, self.zips = controls, folder, zips
+        self.controls, self.shelf = controls, shelf
         self.any_class = any_class
         with gr.Row():
             self.start = gr.Button("Start", variant="primary", scale=3, elem_id=f"{name}-start")
@@ -156,7 +183,8 @@ class _Results:
             try:
                 settings = self.controls.settings(given).resolved()
                 yield self._cleared(settings)
-                updates = self._followed(states_of(settings, given), settings)
+                served = self.shelf.new_folder(request)
+                updates = self._followed(states_of(settings, given), settings, served)
                 with closing(updates):
                     for update in updates:
                         if request.session_hash in stopped:
@@ -166,11 +194,13 @@ class _Results:
                 if request.session_hash in stopped:
                     yield {self.status: "Stopped."}
             except UserError as error:
-                yield {self.status: f"That did not work: {error}."}
+                yield {self.status: f"That did not work: {_told(error)}."}
                 raise _message(error) from None
 
         # Gradio's own way to cancel lets a step appear after it, and an error for a moment.
         def stop(request: gr.Request) -> None:
+            if len(stopped) >= _MOST_TABS:  # nobody has as many pages open, or wants to stop one
+                stopped.clear()
             stopped.add(request.session_hash)
 
         def go(request: gr.Request) -> None:
@@ -188,20 +218,22 @@ class _Results:
         )
 
     def _followed(
-        self, states: Iterator[Progress], settings: Settings
+        self, states: Iterator[Progress], settings: Settings, served: Path
     ) -> Generator[Updates, None, None]:
-        """What to show after each step, which may be nothing."""
-        history = settings.extras.history
-        views = record(states, new_folder(self.folder), history=history, live=True)
-        # Gradio copies files before it goes on. Pictures it would write again and again under the
-        # same name, also while the browser reads them.
-        with TemporaryDirectory(dir=self.zips) as scratch, closing(views):
+        """What to show after each step, which may be nothing.
+
+        served: gets the files that the browser fetches.
+        """
+        folder = new_folder(self.shelf.keep or served)
+        views = record(states, folder, history=settings.extras.history, live=True)
+        previews = _Previews(served)
+        with closing(views):
             for view in views:
                 if view.outcome is not None:
-                    yield self._finished(view.outcome, settings, Path(scratch))
+                    yield self._finished(view.outcome, settings, served)
                 else:
                     shown = view.images is not None
-                    yield self._shown(view, settings, Path(scratch)) if shown else {}
+                    yield self._shown(view, settings, previews.next()) if shown else {}
 
     def _caption(self, settings: Settings, number: int) -> str | None:
         return settings.class_of(number, any_unless_chosen=self.any_class)
@@ -218,7 +250,7 @@ class _Results:
             },
         }
 
-    def _shown(self, view: View, settings: Settings, scratch: Path) -> Updates:
+    def _shown(self, view: View, settings: Settings, preview: Path) -> Updates:
         assert view.images is not None
         progress = view.progress
         return {
@@ -226,46 +258,50 @@ class _Results:
             f"{progress.running} not done yet, seed {settings.extras.seed}.",
             self.pictures: [
                 (
-                    _saved(within(_visible(to_pil(image)), _LIVE_SIDE), scratch, number),
+                    _saved(within(_visible(to_pil(image)), _LIVE_SIDE), preview, number),
                     self._caption(settings, number),
                 )
                 for number, image in enumerate(view.images, progress.first)
             ],
         }
 
-    def _finished(self, outcome: Outcome, settings: Settings, scratch: Path) -> Updates:
-        archive = shutil.make_archive(str(self.zips / outcome.folder.name), "zip", outcome.folder)
+    def _finished(self, outcome: Outcome, settings: Settings, served: Path) -> Updates:
+        archive = shutil.make_archive(str(served / outcome.folder.name), "zip", outcome.folder)
         steps = settings.cfg.sampling.steps
         count = len(outcome.samples)
         updates: Updates = {
             self.status: f"{count} picture{'s' * (count != 1)} in {outcome.seconds:.2f} s, "
             f"{outcome.steps} of {steps} steps ({settings.strategy}), seed {settings.extras.seed}.",
             self.pictures: [
-                (_shown_file(path, scratch, number), self._caption(settings, number))
+                (_shown_file(path, served, number), self._caption(settings, number))
                 for number, path in enumerate(outcome.samples)
             ],
-            self.grid: gr.update(value=outcome.grid, interactive=True),
+            self.grid: gr.update(value=_fetchable(outcome.grid, served), interactive=True),
             self.all: gr.update(value=archive, interactive=True),
         }
         if outcome.animation is not None:
-            film = [(path, f"step {step}") for step, path in _picked(outcome.history, _FILM)]
+            film = [
+                (_fetchable(path, served), f"step {step}")
+                for step, path in _picked(outcome.history, _FILM)
+            ]
+            animation = _fetchable(outcome.animation, served)
             updates |= {
                 self.film: gr.update(value=film, visible=True),
-                self.played: gr.update(value=outcome.animation, visible=True),
-                self.animation: gr.update(value=outcome.animation, interactive=True),
+                self.played: gr.update(value=animation, visible=True),
+                self.animation: gr.update(value=animation, interactive=True),
             }
         return updates
 
 
 class _SampleTab:
-    def __init__(self, session: Session, controls: Controls, folder: Path, zips: Path) -> None:
-        results = _Results(controls, folder, zips, "sample")
+    def __init__(self, session: Session, controls: Controls, shelf: _Shelf) -> None:
+        results = _Results(controls, shelf, "sample")
         results.connect(set(), lambda settings, given: session.sample(settings))
 
 
 class _PictureTab:
-    def __init__(self, session: Session, controls: Controls, folder: Path, zips: Path) -> None:
-        self.session = session
+    def __init__(self, session: Session, controls: Controls, shelf: _Shelf) -> None:
+        self.session, self.shelf = session, shelf
         factor = session.codec.factor
         rows, columns = session.prior.trained_grid
         self.trained = rows * factor, columns * factor
@@ -297,7 +333,7 @@ class _PictureTab:
             show_progress="hidden",
             api_visibility="private",
         )
-        results = _Results(controls, folder, zips, "picture", any_class=True)
+        results = _Results(controls, shelf, "picture", any_class=True)
         inputs = {self.picture, self.editor, self.task, self.keep_size, self.composite}
         results.connect(inputs | {self.strength, *self.sides}, self._states)
 
@@ -338,19 +374,22 @@ class _PictureTab:
             **AT_ONCE,
         )
 
-    def _open(self, path: str) -> tuple[Image.Image, dict[str, Any]]:
+    def _open(self, path: str, request: gr.Request) -> tuple[str, dict[str, Any]]:
+        """(file of the picture as it will be worked on, what the editor shows)."""
         try:
             picture = read_picture(Path(path))
         except UserError as error:
             raise _message(error) from None
-        shown = within(enlarged(picture, _EDITOR_SIDE), _EDITOR_SIDE)
-        return picture, {"background": np.asarray(shown), "layers": [], "composite": None}
+        folder = self.shelf.new_folder(request)
+        # On disk, not in memory: anyone could fill that by opening picture after picture.
+        opened = _saved(picture, folder, 0)
+        shown = _saved(within(enlarged(picture, _EDITOR_SIDE), _EDITOR_SIDE), folder, 1)
+        return str(opened), {"background": str(shown), "layers": [], "composite": None}
 
     def _states(self, settings: Settings, given: Given) -> Iterator[Progress]:
         """The sampling that the chosen task asks for."""
-        picture, task = given[self.picture], given[self.task]
-        if picture is None:
-            raise UserError("choose a picture first")
+        task = given[self.task]
+        picture = _reopened(given[self.picture])
         size = picture.height, picture.width
         layers = (given[self.editor] or {}).get("layers") if task == "Inpaint" else []
         image, hidden = fitted(
@@ -367,6 +406,34 @@ class _PictureTab:
         return self.session.vary(settings, image, given[self.strength])
 
 
+class _Previews:
+    """Folders for the pictures of one step after the other.
+
+    Each step has names of its own, since browsers fetch an address once; the one before it stays,
+    since they may still be at it.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self._parent, self._count = parent, 0
+
+    def next(self) -> Path:
+        """A new folder; the one before the last goes."""
+        self._count += 1
+        shutil.rmtree(self._folder(self._count - 2), ignore_errors=True)
+        return make_folder(self._folder(self._count))
+
+    def _folder(self, number: int) -> Path:
+        return self._parent / f"step-{number}"
+
+
+def _reopened(path: str | None) -> Image.Image:
+    if path is None:
+        raise UserError("choose a picture first")
+    if not Path(path).is_file():
+        raise UserError("the picture was deleted after a day; choose it again")
+    return read_picture(Path(path))
+
+
 def _visible(image: Image.Image) -> Image.Image:
     return enlarged(image, _SMALLEST_SIDE)
 
@@ -377,11 +444,18 @@ def _saved(image: Image.Image, folder: Path, number: int) -> Path:
     return path
 
 
-def _shown_file(path: Path, scratch: Path, number: int) -> Path:
+def _shown_file(path: Path, served: Path, number: int) -> Path:
     """A picture for the page: the file itself, unless it is too small to see."""
     with Image.open(path) as image:
         larger = _visible(image)
-        return path if larger is image else _saved(larger, scratch, number)
+        return _fetchable(path, served) if larger is image else _saved(larger, served, number)
+
+
+def _fetchable(path: Path, served: Path) -> Path:
+    """A file where the browser can fetch it: itself, or a copy."""
+    if path.is_relative_to(served):
+        return path
+    return Path(shutil.copy(path, served))
 
 
 def _picked(history: list[tuple[int, Path]], count: int) -> list[tuple[int, Path]]:

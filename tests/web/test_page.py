@@ -6,9 +6,6 @@ Neither the server nor the page may ask another host for anything.
 import io
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,63 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_run_file
 from PIL import Image
+from serving import PATIENCE, Server, serving, train_tiny_run
 
 pytestmark = pytest.mark.web
 
-ROOT = Path(__file__).parents[2]
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
     "--disable-sync --no-first-run"
 ).split()
-LONG = 3000  # steps, so many that they can be watched
-PATIENCE = 180_000  # milliseconds; the machine may be busy
 BRUSH = (255, 45, 85)
-
-
-class Server:
-    """A running page over a tiny run."""
-
-    def __init__(self, process: "subprocess.Popen[str]", folder: Path, calls: Path) -> None:
-        self.process, self.folder, self.calls = process, folder, calls
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("open http://127.0.0.1:"), (line, process.stderr)
-        self.url = line.split()[1]
 
 
 @pytest.fixture(scope="module")
 def server(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("page")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    path = write_run_file(root, tiny_data, {})
-    training = [sys.executable, "train.py", "--cfg-path", path, "--run-dir", root / "run"]
-    words = [*map(str, training), "--seed", "0", "--no-cuda", "--quiet"]
-    subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
-    calls = root / "calls.txt"
-    command = [sys.executable, Path(__file__).with_name("guarded.py"), calls,
-               "sample-interactive.py", "--resume", root / "run", "--web", "--port", 0, "--no-cuda",
-               "--quiet", "--out-dir", root / "out", "--steps", LONG,
-               "--no-early-stop"]  # fmt: skip
-    process = subprocess.Popen(
-        list(map(str, command)),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield Server(process, root / "out", calls)
-        process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=PATIENCE / 1000)
-        assert process.returncode == 130
-        assert complaints == "interrupted\n", complaints  # no trace of any mistake made here
-        assert not calls.exists(), calls.read_text()
-    finally:
-        process.kill()
-        process.wait()
+    with serving(train_tiny_run(root, tiny_data), root) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +49,7 @@ def browser() -> Iterator[Any]:
 def page(server: Server, browser: Any) -> Iterator[Any]:
     """The page, freshly opened."""
     page = browser.new_page(viewport={"width": 1360, "height": 900})
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(PATIENCE * 1000)
     asked: list[str] = []
     complaints: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -148,7 +105,7 @@ def pictures_of(page: Any, tab: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(body)).convert("L")) for body in bodies]
 
 
-def until(condition: Callable[[], bool], seconds: float = PATIENCE / 1000) -> bool:
+def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
     """Whether it comes true in time."""
     end = time.monotonic() + seconds
     while not (true := condition()) and time.monotonic() < end:
