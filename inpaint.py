@@ -5,7 +5,6 @@ out; a mask goes the same way. --canvas and --whole keep more of a picture, by m
 """
 
 import argparse
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sundae.canvas import check_canvas, parse_canvas
 from sundae.codecs import SparingCodec
 from sundae.compiling import compiling_pays
 from sundae.errors import UserError
+from sundae.locking import output_folder
 from sundae.masks import MASK_SIZES
 from sundae.prior import Prior, sample_seeds, schedule_of
 from sundae.repainting import (
@@ -100,39 +100,37 @@ def main() -> None:
     grid = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(grid, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir = args.out_dir or Path("inpainted") / f"{cfg.trainer.exp_name}_{stamp}"
     read = partial(open_task, wish=wish, grid=grid, factor=codec.factor, whole=args.whole)
     pictures, unreadable = readable(pictures, read)
-    prepare_answers(out_dir, list(pictures), count, overwrite=args.overwrite)
-
-    seed, quiet = seed_everything(args.seed), args.quiet or args.no_tqdm
-    device, schedule = choose_device(args.no_cuda, args.quiet), schedule_of(cfg.sampling)
-    plain = grid == cfg.grid_shape and not args.whole and args.outpaint is None
-    steps = schedule.steps * len(pictures) * -(-count // args.batch_size) if plain else 0
-    compiled = compiling_pays(cfg.sampling.compile, device, steps)
-    amp = not args.no_amp
-    prior = Prior(net.to(device), cfg, device, use_amp=amp, owns_net=True, compiled=compiled,
-                  quiet=args.quiet)  # fmt: skip
-    codec = codec.to(device if args.cuda_vqgan else "cpu")
-    done = tqdm(pictures.items(), unit="picture", disable=True if quiet else None)
-    for number, (name, path) in enumerate(done):
-        seeds = sample_seeds(seed, count, number * count)
-        task = read(path, torch.Generator().manual_seed(int(seeds[0])))
-        answers = repaint(
-            task,
-            wish,
-            prior,
-            codec,
-            seeds=seeds,
-            classes=classes,
-            schedule=schedule,
-            batch_size=args.batch_size,
-            composite=not args.no_composite,
-            feather=args.feather,
-            watch=lambda state: done.set_postfix(step=state.step, running=state.running),
-        )
-        write_answers(out_dir / name, answers, task, codec)
+    with output_folder(args.out_dir, Path("inpainted"), cfg.trainer.exp_name) as out_dir:
+        prepare_answers(out_dir, list(pictures), count, overwrite=args.overwrite)
+        seed, quiet = seed_everything(args.seed), args.quiet or args.no_tqdm
+        device, schedule = choose_device(args.no_cuda, args.quiet), schedule_of(cfg.sampling)
+        plain = grid == cfg.grid_shape and not args.whole and args.outpaint is None
+        steps = schedule.steps * len(pictures) * -(-count // args.batch_size) if plain else 0
+        compiled = compiling_pays(cfg.sampling.compile, device, steps)
+        amp = not args.no_amp
+        prior = Prior(net.to(device), cfg, device, use_amp=amp, owns_net=True, compiled=compiled,
+                      quiet=args.quiet)  # fmt: skip
+        codec = codec.to(device if args.cuda_vqgan else "cpu")
+        done = tqdm(pictures.items(), unit="picture", disable=True if quiet else None)
+        for number, (name, path) in enumerate(done):
+            seeds = sample_seeds(seed, count, number * count)
+            task = read(path, torch.Generator().manual_seed(int(seeds[0])))
+            answers = repaint(
+                task,
+                wish,
+                prior,
+                codec,
+                seeds=seeds,
+                classes=classes,
+                schedule=schedule,
+                batch_size=args.batch_size,
+                composite=not args.no_composite,
+                feather=args.feather,
+                watch=lambda state: done.set_postfix(step=state.step, running=state.running),
+            )
+            write_answers(out_dir / name, answers, task, codec)
     for error in unreadable:
         print(f"skipped {error}")
     print(f"{count} answers to each of {len(pictures)} pictures in {out_dir} "

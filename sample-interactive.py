@@ -5,13 +5,13 @@ menu, at the menu it leaves, as Ctrl-D does.
 """
 
 import argparse
-from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sundae.errors import UserError
 from sundae.interactive.session import Session
 from sundae.interactive.terminal import Terminal
+from sundae.locking import shared_folder
 from sundae.prior import Prior
 from sundae.runs import open_to_sample
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
@@ -107,9 +107,9 @@ def main() -> None:
             host_names=args.allow_host,
         )
         return
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir = args.out_dir or Path("samples") / f"{session.prior.cfg.trainer.exp_name}_{stamp}"
-    Terminal(session, settings, out_dir, bar=not args.quiet).run()
+    name = session.prior.cfg.trainer.exp_name
+    with shared_folder(args.out_dir, Path("samples"), name) as out_dir:
+        Terminal(session, settings, out_dir, bar=not args.quiet).run()
 
 
 if __name__ == "__main__":

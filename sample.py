@@ -1,13 +1,13 @@
 """Sample images from a trained prior: python sample.py [--resume exp/digits_...]"""
 
 import argparse
-from datetime import datetime
 from pathlib import Path
 
 from sundae.canvas import check_canvas, parse_canvas
 from sundae.codecs import SparingCodec
 from sundae.compiling import compiling_pays
 from sundae.errors import UserError
+from sundae.locking import output_folder
 from sundae.prior import (
     Prior,
     prepare_out_dir,
@@ -64,33 +64,33 @@ def main() -> None:
     canvas = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(canvas, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir = args.out_dir or Path("samples") / f"{cfg.trainer.exp_name}_{stamp}"
-    prepare_out_dir(out_dir, count, offset, overwrite=args.overwrite)
-
-    seed, schedule = seed_everything(args.seed), schedule_of(cfg.sampling)
-    device = choose_device(args.no_cuda, args.quiet)
-    steps = cfg.sampling.steps * -(-count // args.batch_size) if canvas == cfg.grid_shape else 0
-    grid = write_samples(
-        Prior(
-            net.to(device),
-            cfg,
-            device,
-            use_amp=not args.no_amp,
-            canvas=canvas,
-            owns_net=True,
-            compiled=compiling_pays(cfg.sampling.compile, device, steps),
-            quiet=args.quiet,
-        ),
-        codec.to(device if args.cuda_vqgan else "cpu"),
-        out_dir,
-        seeds=sample_seeds(seed, count, offset),
-        classes=classes,
-        schedule=schedule,
-        batch_size=args.batch_size,
-        offset=offset,
-        progress=not (args.quiet or args.no_tqdm),
-    )
+    numbers = {"first": offset, "count": count}  # other processes may fill in the others
+    with output_folder(args.out_dir, Path("samples"), cfg.trainer.exp_name, **numbers) as out_dir:
+        prepare_out_dir(out_dir, count, offset, overwrite=args.overwrite)
+        seed, schedule = seed_everything(args.seed), schedule_of(cfg.sampling)
+        device = choose_device(args.no_cuda, args.quiet)
+        plain = canvas == cfg.grid_shape
+        steps = cfg.sampling.steps * -(-count // args.batch_size) if plain else 0
+        grid = write_samples(
+            Prior(
+                net.to(device),
+                cfg,
+                device,
+                use_amp=not args.no_amp,
+                canvas=canvas,
+                owns_net=True,
+                compiled=compiling_pays(cfg.sampling.compile, device, steps),
+                quiet=args.quiet,
+            ),
+            codec.to(device if args.cuda_vqgan else "cpu"),
+            out_dir,
+            seeds=sample_seeds(seed, count, offset),
+            classes=classes,
+            schedule=schedule,
+            batch_size=args.batch_size,
+            offset=offset,
+            progress=not (args.quiet or args.no_tqdm),
+        )
     print(f"{count} samples in {out_dir}, the grid in {grid} "
           f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
 

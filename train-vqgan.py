@@ -14,16 +14,16 @@ from sundae.codec_training.config import (
     load_codec_config,
     parse_codec_config,
 )
-from sundae.codec_training.dataset import open_pictures
+from sundae.codec_training.dataset import ImageDataset, open_pictures
 from sundae.codec_training.export import Exports
-from sundae.codec_training.perceptual import load_perceptual
+from sundae.codec_training.perceptual import FeatureDistance, load_perceptual
 from sundae.codec_training.task import CodecTask, ReconstructionPictures, build_training
 from sundae.compiling import compile_modules
 from sundae.errors import UserError
 from sundae.files import make_folder, write_text
 from sundae.logbook import Logbook, check_wandb, start_wandb
 from sundae.optimizers import share_out
-from sundae.runs import agreed, choose_run_folder
+from sundae.runs import agreed, choose_run_folder, run_folder
 from sundae.trainer import Trainer
 from utils import (
     add_common_flags,
@@ -81,17 +81,34 @@ def main() -> None:
         cache=training.cache,
     )
     perceptual = load_perceptual(training.perceptual)
-    run = choose_run_folder(cfg, args.run_dir, checkpoint) if training.save_outputs else None
+    if training.save_outputs:  # said before the slow part, and looked at once more after it
+        choose_run_folder(args.run_dir, checkpoint)
 
     device = choose_device(not training.use_cuda, args.quiet)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    quiet = args.quiet or not accelerator.is_main_process
+    with run_folder(cfg, args.run_dir, checkpoint, accelerator) as run:
+        train(args, cfg, checkpoint, perceptual, (train_data, eval_data), accelerator, run)
+
+
+def train(
+    args: argparse.Namespace,
+    cfg: CodecRunConfig,
+    checkpoint: Checkpoint | None,
+    perceptual: FeatureDistance,
+    data: tuple[ImageDataset, ImageDataset],
+    accelerator: Accelerator,
+    run: Path | None,
+) -> None:
+    """Train from the checkpoint, or from the start, and say how it ended."""
+    train_data, eval_data = data
+    training = cfg.training
+    device, quiet = accelerator.device, args.quiet or not accelerator.is_main_process
     seed = seed_everything(explicit(args.seed, checkpoint.info.seed if checkpoint else None))
-    seed, run = agreed(seed, run)  # processes may have drawn different seeds, read different clocks
+    (seed,) = agreed(seed)  # processes may have drawn different ones
     seed_everything(seed)
     _, accumulate = share_out(training, accelerator.num_processes)
     net = build_training(cfg, accumulate)
-    task = CodecTask(cfg, perceptual.to(accelerator.device), accumulate)
+    task = CodecTask(cfg, perceptual.to(device), accumulate)
     trainer = Trainer(
         cfg,
         task,
@@ -119,7 +136,7 @@ def main() -> None:
         parameters = sum(p.numel() for p in net.vqgan.parameters())
         print(f"{parameters:,} parameters, perceptual loss {training.perceptual}, "
               f"{len(train_data):,} training and {len(eval_data):,} held-out pictures, "
-              f"seed {seed}, on {accelerator.device}, into {run}")  # fmt: skip
+              f"seed {seed}, on {device}, into {run}")  # fmt: skip
     trainer.train()
     accelerator.end_training()  # threads of a process group left open can abort what exits
     if accelerator.is_main_process:

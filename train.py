@@ -2,15 +2,17 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from sundae.callbacks import CallbackType
 from sundae.checkpoint import Checkpoint, open_checkpoint
-from sundae.codecs import open_codec
+from sundae.codecs import Codec, open_codec
 from sundae.compiling import compile_modules
 from sundae.config import RunConfig, load_config, parse_config, update_config
 from sundae.errors import UserError
+from sundae.latents import TokenDataset
 from sundae.logbook import Logbook, check_wandb, start_wandb
 from sundae.network import build_network
 from sundae.prior import PriorTask, SampleGrids
@@ -21,7 +23,9 @@ from sundae.runs import (
     check_same_network,
     choose_run_folder,
     keep_run_file,
+    learned_classes,
     open_datasets,
+    run_folder,
 )
 from sundae.trainer import Trainer
 from utils import (
@@ -77,18 +81,31 @@ def main() -> None:
         check_same_network(cfg, checkpoint)
     codec = open_codec(cfg)
     train_data, eval_data = open_datasets(cfg, codec.identity)
-    classes = list(train_data.latents.classes or ()) if cfg.net.conditional else None
     if checkpoint is not None:
         check_same_codec(codec.identity, checkpoint)
-        check_same_classes(classes, checkpoint)
-    saves = cfg.trainer.save_outputs
-    run = choose_run_folder(cfg, args.run_dir, checkpoint) if saves else None
+        check_same_classes(learned_classes(cfg, train_data), checkpoint)
+    if cfg.trainer.save_outputs:  # said before the slow part, and looked at once more after it
+        choose_run_folder(args.run_dir, checkpoint)
 
     device = choose_device(not cfg.trainer.use_cuda, args.quiet)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    quiet = args.quiet or not accelerator.is_main_process
+    with run_folder(cfg, args.run_dir, checkpoint, accelerator) as run:
+        train(args, cfg, checkpoint, codec, (train_data, eval_data), accelerator, run)
+
+
+def train(
+    args: argparse.Namespace,
+    cfg: RunConfig,
+    checkpoint: Checkpoint | None,
+    codec: Codec,
+    data: tuple[TokenDataset, TokenDataset],
+    accelerator: Accelerator,
+    run: Path | None,
+) -> None:
+    """Train from the checkpoint, or from the start, and say how it ended."""
+    device, quiet = accelerator.device, args.quiet or not accelerator.is_main_process
     seed = seed_everything(explicit(args.seed, checkpoint.info.seed if checkpoint else None))
-    seed, run = agreed(seed, run)  # processes may have drawn different seeds, read different clocks
+    (seed,) = agreed(seed)  # processes may have drawn different ones
     seed_everything(seed)
     net = build_network(cfg)
     net.set_gradient_checkpointing(cfg.trainer.gradient_checkpointing)
@@ -96,14 +113,13 @@ def main() -> None:
         cfg,
         PriorTask(cfg),
         net,
-        train_data,
-        eval_data,
+        *data,
         accelerator=accelerator,
         run=run,
         logbook=Logbook(run),
         seed=seed,
         codec_identity=codec.identity,
-        classes=classes,
+        classes=learned_classes(cfg, data[0]),
         quiet=quiet,
     )
     if explicit(cfg.trainer.compile, device.type == "cuda"):
@@ -114,13 +130,13 @@ def main() -> None:
         keep_run_file(cfg, run)
         if args.wandb:
             trainer.logbook.wandb_run = start_wandb(cfg.wandb, run, cfg.to_dict())
-    codec.to(accelerator.device if args.cuda_vqgan else "cpu")
+    codec.to(device if args.cuda_vqgan else "cpu")
     trainer.callbacks.register(CallbackType.EvalEpoch, SampleGrids(cfg, codec))
     parameters = sum(p.numel() for p in net.parameters())
     if not quiet:
         place = f"into {run}" if run else "not saved"
-        print(f"{parameters:,} parameters, {len(train_data):,} training and {len(eval_data):,} "
-              f"held-out grids, seed {seed}, on {accelerator.device}, {place}")  # fmt: skip
+        print(f"{parameters:,} parameters, {len(data[0]):,} training and {len(data[1]):,} "
+              f"held-out grids, seed {seed}, on {device}, {place}")  # fmt: skip
     trainer.train()
     accelerator.end_training()  # threads of a process group left open can abort what exits
     if accelerator.is_main_process:

@@ -70,6 +70,22 @@ def token_dtype(codebook_size: int) -> np.dtype[Any]:
     raise ValueError(f"no token type holds a codebook of {codebook_size}")
 
 
+def load_array(path: Path) -> np.ndarray:
+    """Memory-maps a .npy file.
+
+    Raises:
+        ValueError: it is no array, or not as long as its header says.
+        OSError: it cannot be read.
+    """
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.memmap):
+        raise ValueError("no .npy file")
+    expected, found = array.offset + array.nbytes, path.stat().st_size
+    if found != expected:
+        raise ValueError(f"{found} bytes, its header says {expected}")
+    return array
+
+
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Writes latents.json atomically, one line a key, so that the head of it is readable."""
     values = {"format": "sundae-latents", "version": FORMAT_VERSION} | asdict(manifest)

@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sundae.errors import UserError
-from sundae.latent_format import MANIFEST_NAME, PARTIAL_NAME, TOKENS_NAME, read_manifest
+from sundae.latent_format import (
+    MANIFEST_NAME,
+    PARTIAL_NAME,
+    TOKENS_NAME,
+    load_array,
+    read_manifest,
+)
 from sundae.loose_latents import read_loose_latents
 
 Batch = dict[str, Tensor]
@@ -78,7 +84,7 @@ class Latents:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if not isinstance(state["tokens"], np.ndarray):
-            state["tokens"] = np.load(state["tokens"], mmap_mode="r", allow_pickle=False)
+            state["tokens"] = load_array(Path(state["tokens"]))
         self.__dict__.update(state)
 
 
@@ -137,7 +143,7 @@ def _open_packed(root: Path) -> Latents:
     manifest = read_manifest(root)
     path = root / TOKENS_NAME
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        tokens = load_array(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); generate the data again") from error
     expected = (manifest.rows, *manifest.latent_shape)

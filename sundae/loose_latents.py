@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sundae.errors import UserError
-from sundae.latent_format import token_dtype
+from sundae.latent_format import load_array, token_dtype
 from sundae.naming import is_mirror, natural_key, picture_name
 
 
@@ -98,7 +98,7 @@ def _gather(paths: list[Path], latent_shape: tuple[int, int] | None) -> np.ndarr
 
 def _read_grid(path: Path, latent_shape: tuple[int, int] | None) -> np.ndarray:
     try:
-        grid = np.load(path, allow_pickle=False)
+        grid = load_array(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} is not a readable array ({error}); delete or replace it"

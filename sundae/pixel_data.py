@@ -16,6 +16,7 @@ from sundae.errors import UserError
 from sundae.files import make_folder, writing_to
 from sundae.latent_format import Manifest, read_manifest
 from sundae.latent_writer import is_finished, write_latents
+from sundae.locking import folder_lock
 
 _DIGIT_NAMES = tuple("0123456789")
 _KMNIST_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
@@ -88,7 +89,8 @@ def write_pixel_dataset(
         Whether it wrote; False when skip_existing found the data complete.
 
     Raises:
-        UserError: out is finished already, the files are missing or damaged, levels are impossible.
+        UserError: out is finished already or being written by another process, the files are
+            missing or damaged, levels are impossible.
     """
     name = _ALIASES.get(name, name)
     levels = (17 if name == "digits" else 256) if levels is None else levels
@@ -99,21 +101,29 @@ def write_pixel_dataset(
     classes = _DIGIT_NAMES if name == "digits" else _IDX_DATASETS[name][1]
     load = _load_digits if name == "digits" else _IdxLoader(name, data_dir, quiet)
     sides = {side: load(side) for side in ("train", "eval")}  # all is read before any is written
-    codec = PixelCodec(levels).identity
-    for side, pictures in sides.items():
-        tokens = quantise(pictures.pixels, pictures.white, levels)
-        manifest = Manifest(
-            codec=codec,
-            codebook_size=levels,
-            latent_shape=(tokens.shape[1], tokens.shape[2]),
-            mirrored=False,
-            classes=classes,
-            sources=pictures.sources,
-            labels=tuple(pictures.labels.tolist()),
-            origin=_origin(name, side, levels),
-        )
-        write_latents(out / side, tokens, manifest, overwrite=True)
+    with folder_lock(out):
+        if not overwrite and _already_written(out, name, levels, skip_existing):
+            return False  # by another process, meanwhile
+        for side, pictures in sides.items():
+            _write_side(out / side, pictures, classes, levels, _origin(name, side, levels))
     return True
+
+
+def _write_side(
+    root: Path, pictures: GreyPictures, classes: tuple[str, ...], levels: int, origin: str
+) -> None:
+    tokens = quantise(pictures.pixels, pictures.white, levels)
+    manifest = Manifest(
+        codec=PixelCodec(levels).identity,
+        codebook_size=levels,
+        latent_shape=(tokens.shape[1], tokens.shape[2]),
+        mirrored=False,
+        classes=classes,
+        sources=pictures.sources,
+        labels=tuple(pictures.labels.tolist()),
+        origin=origin,
+    )
+    write_latents(root, tokens, manifest, overwrite=True)
 
 
 def quantise(pixels: np.ndarray, white: int, levels: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -10,7 +11,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from sundae.errors import UserError
-from sundae.files import atomic_path, make_folder, write_text, writing_to
+from sundae.files import atomic_path, write_text, writing_to
 from sundae.latent_format import (
     MANIFEST_NAME,
     PARTIAL_NAME,
@@ -20,9 +21,12 @@ from sundae.latent_format import (
     write_manifest,
 )
 from sundae.latent_writer import refuse_finished
+from sundae.locking import folder_lock
 
 JOURNAL_NAME = "progress.jsonl"
 SKIPPED_NAME = "skipped.txt"
+
+_NAMES = (MANIFEST_NAME, JOURNAL_NAME, PARTIAL_NAME, TOKENS_NAME, SKIPPED_NAME)
 
 Settings = dict[str, Any]
 
@@ -48,8 +52,8 @@ class ResumableWriter:
             overwrite: drop what the folder holds, finished or not.
 
         Raises:
-            UserError: root holds finished latents, was begun with other settings, is damaged, or
-                cannot be written to.
+            UserError: root holds finished latents, was begun with other settings, is damaged, is
+                being written by another process, or cannot be written to.
         """
         self.root = root
         self.pictures_done = 0
@@ -57,12 +61,14 @@ class ResumableWriter:
         self.skipped: dict[int, str] = {}
         self._dtype = token_dtype(settings["codebook_size"])
         self._grid = tuple(settings["latent_shape"])
-        make_folder(root)
-        with writing_to(root):
-            if overwrite:
-                for name in (MANIFEST_NAME, JOURNAL_NAME, PARTIAL_NAME, TOKENS_NAME, SKIPPED_NAME):
-                    (root / name).unlink(missing_ok=True)
-            self._open(settings)
+        with ExitStack() as stack:
+            stack.enter_context(folder_lock(root))
+            with writing_to(root):
+                if overwrite:
+                    for name in _NAMES:
+                        (root / name).unlink(missing_ok=True)
+                self._open(settings)
+            self._lock = stack.pop_all()
 
     def _open(self, settings: Settings) -> None:
         journal = self.root / JOURNAL_NAME
@@ -148,12 +154,17 @@ class ResumableWriter:
             shutil.copyfileobj(rows, whole, 1 << 22)
 
     def _remove_traces(self) -> None:
-        self.close()
+        self._close_files()
         (self.root / JOURNAL_NAME).unlink()
         (self.root / PARTIAL_NAME).unlink()
+        self.close()
 
     def close(self) -> None:
-        """Closes the files; the work can be continued later."""
+        """Closes the files; the work can be continued later, by another process, too."""
+        self._close_files()
+        self._lock.close()
+
+    def _close_files(self) -> None:
         self._tokens.close()
         self._journal.close()
 

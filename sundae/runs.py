@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from sundae.config import RunConfig, dump_toml, load_config, parse_config, with_
 from sundae.errors import UserError
 from sundae.files import make_folder, write_text
 from sundae.latents import Latents, TokenDataset, check_agreement, open_latents
+from sundae.locking import output_folder
 from sundae.prior import null_class
 from sundae.shipped import checkpoint_or_shipped
 from sundae.splits import split_rows
@@ -90,12 +93,11 @@ def _open_checked(cfg: RunConfig, root: Path, codec_identity: str) -> Latents:
     return latents
 
 
-def choose_run_folder(cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None) -> Path:
-    """Where a run is kept; writes nothing.
+def choose_run_folder(run: Path | None, checkpoint: Checkpoint | None) -> Path | None:
+    """Where a run is kept, None for a folder of its own; writes nothing.
 
     Args:
-        run: where to, as the user asked. Otherwise a run that goes on stays where it is, and a new
-            one is kept in EXP_DIR/EXP_NAME_<date and time>.
+        run: where to, as the user asked. Otherwise a run that goes on stays where it is.
         checkpoint: what to go on from.
 
     Raises:
@@ -110,14 +112,57 @@ def choose_run_folder(cfg: RunSettings, run: Path | None, checkpoint: Checkpoint
                 f"choose a --run-dir for another way on from {checkpoint.folder.resolve().name}"
             )
         return run
-    if run is None:
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        run = Path(cfg.trainer.exp_dir) / f"{cfg.trainer.exp_name}_{stamp}"
-    if list_checkpoints(run):
+    if run is not None and list_checkpoints(run):
         raise UserError(
             f"{run} holds a run already; go on with --resume {run}, or choose another --run-dir"
         )
     return run
+
+
+@contextmanager
+def run_folder(
+    cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None, accelerator: Accelerator
+) -> Iterator[Path | None]:
+    """The folder of a run, which no other process fills meanwhile, the same in all processes.
+
+    A run that has no folder yet gets EXP_DIR/EXP_NAME_<date and time>. It is None where nothing is
+    saved.
+
+    Args:
+        run, checkpoint: see `choose_run_folder`.
+
+    Raises:
+        UserError: see `choose_run_folder`; or another process fills the folder, or it cannot be
+            written to.
+        SystemExit: with 2, in all processes but the main one, which says what is wrong.
+    """
+    if not cfg.trainer.save_outputs:
+        yield None
+        return
+    with ExitStack() as stack:
+        folder, error = None, None
+        if accelerator.is_main_process:
+            try:
+                folder = stack.enter_context(_locked_run_folder(cfg, run, checkpoint))
+            except UserError as refusal:
+                error = refusal
+        folder, failed = agreed(folder, error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            sys.exit(2)
+        yield folder
+
+
+@contextmanager
+def _locked_run_folder(
+    cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None
+) -> Iterator[Path]:
+    chosen = choose_run_folder(run, checkpoint)
+    parent = Path(cfg.trainer.exp_dir)
+    with output_folder(chosen, parent, cfg.trainer.exp_name) as folder:
+        choose_run_folder(run, checkpoint)  # another process may have ended a run there just now
+        yield folder
 
 
 def keep_run_file(cfg: RunConfig, run: Path) -> None:
@@ -208,6 +253,11 @@ def check_same_classes(classes: Sequence[str] | None, checkpoint: Checkpoint) ->
             f"{checkpoint.folder} was trained on the classes {', '.join(before)}, the data has "
             f"{', '.join(now)}: generate the data again from folders of the old names"
         )
+
+
+def learned_classes(cfg: RunConfig, data: TokenDataset) -> list[str] | None:
+    """Names of the classes that a network learns; None for an unconditional one."""
+    return list(data.latents.classes or ()) if cfg.net.conditional else None
 
 
 def class_number(name: str, names: list[str], *, named: str = "--class") -> int:

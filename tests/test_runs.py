@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_tiny_data
+from accelerate import Accelerator
+from conftest import contents, write_tiny_data
 
 from sundae.checkpoint import Checkpoint, CheckpointInfo
 from sundae.config import RunConfig, load_config
 from sundae.errors import UserError
+from sundae.locking import Lock
 from sundae.runs import (
     check_same_classes,
     check_same_codec,
@@ -20,6 +22,7 @@ from sundae.runs import (
     class_number,
     keep_run_file,
     open_datasets,
+    run_folder,
     run_of,
 )
 
@@ -109,32 +112,67 @@ def test_classes_of_two_folders_have_to_be_the_same(config: Config, tmp_path: Pa
         open_datasets(config({"data.eval_root": str(root)}), "pixels-5")
 
 
-def test_a_run_folder_is_chosen_without_writing_and_holds_the_run_file(
-    config: Config, tmp_path: Path
-) -> None:
-    cfg = config()
-    run = choose_run_folder(cfg, None, None)
-    assert run.parent == tmp_path / "exp"
-    assert run.name.startswith("tiny_20")
-    assert choose_run_folder(cfg, tmp_path / "here", None) == tmp_path / "here"
-    assert not run.exists()
-    keep_run_file(cfg, run)
+def test_a_run_gets_a_folder_of_its_own_for_the_run_file(config: Config, tmp_path: Path) -> None:
+    cfg, accelerator = config(), Accelerator(cpu=True)
+    with (
+        run_folder(cfg, None, None, accelerator) as run,
+        run_folder(cfg, None, None, accelerator) as other,
+    ):  # in the same second
+        assert run is not None and other is not None and run != other
+        assert {run.parent, other.parent} == {tmp_path / "exp"}
+        assert run.name.startswith("tiny_20")
+        keep_run_file(cfg, run)
     assert load_config(run / "config.toml") == cfg
+    assert list(contents(run)) == ["config.toml"]
+    assert not other.exists()  # nothing came of it
+    with run_folder(config({"trainer.save_outputs": False}), None, None, accelerator) as none:
+        assert none is None
+
+
+def test_a_run_folder_is_for_one_process_at_a_time(config: Config, tmp_path: Path) -> None:
+    cfg, accelerator = config(), Accelerator(cpu=True)
+    checkpoint = checkpoint_of(cfg, tmp_path / "run")
+    for given, resumed in ((tmp_path / "new", None), (None, checkpoint)):
+        with (
+            run_folder(cfg, given, resumed, accelerator) as run,
+            pytest.raises(UserError, match=f"{run} is being written by this process"),
+            run_folder(cfg, given, resumed, accelerator),
+        ):
+            pass
+
+
+def test_a_run_that_another_process_ended_meanwhile_is_not_overwritten(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked free at first, and nobody holds its lock any more."""
+    entered = Lock.__enter__
+
+    def late(self: Lock) -> Lock:
+        checkpoint_of(config(), tmp_path / "run")
+        return entered(self)
+
+    monkeypatch.setattr(Lock, "__enter__", late)
+    with (
+        pytest.raises(UserError, match="holds a run already"),
+        run_folder(config(), tmp_path / "run", None, Accelerator(cpu=True)),
+    ):
+        pass
 
 
 def test_a_run_goes_on_where_it_is_and_no_other_run_is_overwritten(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = config()
-    checkpoint = checkpoint_of(cfg, tmp_path / "run")
-    checkpoint_of(cfg, tmp_path / "other")
-    assert choose_run_folder(cfg, None, checkpoint) == tmp_path / "run"
-    assert choose_run_folder(cfg, tmp_path / "new", checkpoint) == tmp_path / "new"
+    checkpoint = checkpoint_of(config(), tmp_path / "run")
+    checkpoint_of(config(), tmp_path / "other")
+    assert choose_run_folder(None, None) is None
+    assert choose_run_folder(tmp_path / "here", None) == tmp_path / "here"
+    assert choose_run_folder(None, checkpoint) == tmp_path / "run"
+    assert choose_run_folder(tmp_path / "new", checkpoint) == tmp_path / "new"
     monkeypatch.chdir(tmp_path)
-    assert choose_run_folder(cfg, Path("run"), checkpoint) == tmp_path / "run"
+    assert choose_run_folder(Path("run"), checkpoint) == tmp_path / "run"
     for resumed in (None, checkpoint):
         with pytest.raises(UserError, match="other holds a run already; go on with --resume"):
-            choose_run_folder(cfg, tmp_path / "other", resumed)
+            choose_run_folder(tmp_path / "other", resumed)
 
 
 def test_a_run_that_has_gone_on_is_not_overwritten_from_an_older_checkpoint(
@@ -143,8 +181,8 @@ def test_a_run_that_has_gone_on_is_not_overwritten_from_an_older_checkpoint(
     older = checkpoint_of(config(), tmp_path / "run", step=4)
     checkpoint_of(config(), tmp_path / "run", step=8)
     with pytest.raises(UserError, match=r"gone on to step-0000008: .* --run-dir .* step-0000004"):
-        choose_run_folder(config(), None, older)
-    assert choose_run_folder(config(), tmp_path / "branch", older) == tmp_path / "branch"
+        choose_run_folder(None, older)
+    assert choose_run_folder(tmp_path / "branch", older) == tmp_path / "branch"
 
 
 def test_the_run_of_a_checkpoint(

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from sundae.errors import UserError
-from sundae.files import atomic_path, make_folder, write_text
+from sundae.files import atomic_path, write_text
+from sundae.locking import target_lock
 from sundae.vqgan.codec import VQGANCodec
 from sundae.vqgan.load import NATIVE_FORMAT, NATIVE_VERSION
 
@@ -40,22 +41,23 @@ def save_codec(
         vqgan.safetensors and vqgan.json.
     half: write `rounded(codec)`, in float16.
 
-    Returns the two paths. Raises UserError when one exists and `overwrite` is false.
+    Returns the two paths. Raises UserError when one exists and `overwrite` is false, or when
+    another process is writing them.
     """
     codec = rounded(codec) if half else codec
     weights = destination
     if weights.suffix != ".safetensors":
         weights = destination / "vqgan.safetensors"
     description = weights.with_suffix(".json")
-    for path in (weights, description):
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists; choose another destination or pass --overwrite")
-    make_folder(weights.parent)
-    dtype = torch.float16 if half else torch.float32
-    tensors = {n: t.to("cpu", dtype).contiguous() for n, t in codec.model.state_dict().items()}
-    with atomic_path(weights) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
-    write_text(description, _describe(codec))
+    with target_lock(weights):  # two writers would leave the weights of one, the text of the other
+        for path in (weights, description):
+            if path.exists() and not overwrite:
+                raise UserError(f"{path} exists; choose another destination or pass --overwrite")
+        dtype = torch.float16 if half else torch.float32
+        tensors = {n: t.to("cpu", dtype).contiguous() for n, t in codec.model.state_dict().items()}
+        with atomic_path(weights) as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        write_text(description, _describe(codec))
     return [weights, description]
 
 
