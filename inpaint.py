@@ -17,6 +17,7 @@ from sundae.codecs import SparingCodec
 from sundae.compiling import compiling_pays
 from sundae.errors import UserError
 from sundae.masks import MASK_SIZES
+from sundae.naming import path_component
 from sundae.prior import Prior, sample_seeds, schedule_of
 from sundae.repainting import (
     name_pictures,
@@ -28,7 +29,7 @@ from sundae.repainting import (
     write_answers,
 )
 from sundae.runs import chosen_classes, open_to_sample
-from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, seed_everything
+from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, say, seed_everything
 
 
 def parse_args() -> argparse.Namespace:
@@ -101,7 +102,7 @@ def main() -> None:
     check_canvas(grid, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir = args.out_dir or Path("inpainted") / f"{cfg.trainer.exp_name}_{stamp}"
+    out_dir = args.out_dir or Path("inpainted") / f"{path_component(cfg.trainer.exp_name)}_{stamp}"
     read = partial(open_task, wish=wish, grid=grid, factor=codec.factor, whole=args.whole)
     pictures, unreadable = readable(pictures, read)
     prepare_answers(out_dir, list(pictures), count, overwrite=args.overwrite)
@@ -134,9 +135,9 @@ def main() -> None:
         )
         write_answers(out_dir / name, answers, task, codec)
     for error in unreadable:
-        print(f"skipped {error}")
-    print(f"{count} answers to each of {len(pictures)} pictures in {out_dir} "
-          f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
+        say(f"skipped {error}")
+    say(f"{count} answers to each of {len(pictures)} pictures in {out_dir} "
+        f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

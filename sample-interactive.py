@@ -12,6 +12,7 @@ from pathlib import Path
 from sundae.errors import UserError
 from sundae.interactive.session import Session
 from sundae.interactive.terminal import Terminal
+from sundae.naming import path_component
 from sundae.prior import Prior
 from sundae.runs import open_to_sample
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
@@ -84,7 +85,8 @@ def main() -> None:
         serve(session, settings, host=args.host, port=args.port, out_dir=args.out_dir)
         return
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir = args.out_dir or Path("samples") / f"{session.prior.cfg.trainer.exp_name}_{stamp}"
+    name = path_component(session.prior.cfg.trainer.exp_name)
+    out_dir = args.out_dir or Path("samples") / f"{name}_{stamp}"
     Terminal(session, settings, out_dir, bar=not args.quiet).run()
 
 

@@ -8,6 +8,7 @@ from sundae.canvas import check_canvas, parse_canvas
 from sundae.codecs import SparingCodec
 from sundae.compiling import compiling_pays
 from sundae.errors import UserError
+from sundae.naming import path_component
 from sundae.prior import (
     Prior,
     prepare_out_dir,
@@ -21,6 +22,7 @@ from utils import (
     add_sampling_flags,
     choose_device,
     run_cli,
+    say,
     seed_everything,
 )
 
@@ -65,7 +67,7 @@ def main() -> None:
     check_canvas(canvas, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir = args.out_dir or Path("samples") / f"{cfg.trainer.exp_name}_{stamp}"
+    out_dir = args.out_dir or Path("samples") / f"{path_component(cfg.trainer.exp_name)}_{stamp}"
     prepare_out_dir(out_dir, count, offset, overwrite=args.overwrite)
 
     seed, schedule = seed_everything(args.seed), schedule_of(cfg.sampling)
@@ -91,8 +93,8 @@ def main() -> None:
         offset=offset,
         progress=not (args.quiet or args.no_tqdm),
     )
-    print(f"{count} samples in {out_dir}, the grid in {grid} "
-          f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
+    say(f"{count} samples in {out_dir}, the grid in {grid} "
+        f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

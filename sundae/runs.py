@@ -19,6 +19,7 @@ from sundae.config import RunConfig, dump_toml, load_config, parse_config, with_
 from sundae.errors import UserError
 from sundae.files import make_folder, write_text
 from sundae.latents import Latents, TokenDataset, check_agreement, open_latents
+from sundae.naming import path_component
 from sundae.prior import null_class
 from sundae.shipped import checkpoint_or_shipped
 from sundae.splits import split_rows
@@ -112,7 +113,7 @@ def choose_run_folder(cfg: RunSettings, run: Path | None, checkpoint: Checkpoint
         return run
     if run is None:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        run = Path(cfg.trainer.exp_dir) / f"{cfg.trainer.exp_name}_{stamp}"
+        run = Path(cfg.trainer.exp_dir) / f"{path_component(cfg.trainer.exp_name)}_{stamp}"
     if list_checkpoints(run):
         raise UserError(
             f"{run} holds a run already; go on with --resume {run}, or choose another --run-dir"

@@ -117,6 +117,8 @@ def test_a_run_folder_is_chosen_without_writing_and_holds_the_run_file(
     assert run.parent == tmp_path / "exp"
     assert run.name.startswith("tiny_20")
     assert choose_run_folder(cfg, tmp_path / "here", None) == tmp_path / "here"
+    named = choose_run_folder(config({"trainer.exp_name": "../a/b"}), None, None)
+    assert named.parent == tmp_path / "exp" and named.name.startswith("_a_b_20")
     assert not run.exists()
     keep_run_file(cfg, run)
     assert load_config(run / "config.toml") == cfg
