@@ -22,9 +22,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from sundae.checkpoint import atomic_folder
 from sundae.errors import UserError
 from sundae.files import make_folder
+from sundae.folders import atomic_folder, restore_folder
 
 PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
 GROUPS = "unicode-emoji-json@0.9.0"
@@ -75,6 +75,7 @@ def write_emoji(
         raise UserError(f"--size is {size}, expected 1 to {_LARGEST}")
     wanted = {"pictures": PICTURES, "groups": GROUPS, "size": size}
     wanted |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
+    restore_folder(out)
     if not overwrite and _taken(out, wanted, skip_existing):
         return None
     make_folder(out.parent)
