@@ -12,7 +12,7 @@ from sundae.codecs import PixelCodec
 from sundae.errors import UserError
 from sundae.judging import class_accuracy, fit_judge, read_tokens, spread_ratio
 from sundae.latents import open_latents
-from utils import run_cli
+from utils import run_cli, say
 
 CONFIG, RUN = Path("config/digits/demo.toml"), Path("exp/digits-demo")
 SAMPLES = Path("samples/demo")
@@ -21,7 +21,7 @@ COUNT = 500
 
 def run_script(*command: str | Path) -> None:
     """Show a command as the user would type it, and run it."""
-    print("$ python", *command, flush=True)
+    say(f"$ python {' '.join(map(str, command))}")
     status = subprocess.run([sys.executable, *map(str, command)]).returncode
     if status:
         raise UserError(f"{command[0]} ended with status {status}; run `make demo` again to go on")
@@ -36,7 +36,7 @@ def train(run: Path) -> None:
     if last.info.step < last.config.trainer.max_steps:
         run_script("train.py", "--resume", run)
     else:
-        print(f"{run} is trained already; delete it to start over")
+        say(f"{run} is trained already; delete it to start over")
 
 
 def main() -> None:
@@ -53,10 +53,10 @@ def main() -> None:
     tokens = read_tokens(args.out_dir, PixelCodec(cfg.data.vocab_size), COUNT)
     wanted = np.arange(COUNT) % cfg.net.num_classes
     accuracy = class_accuracy(fit_judge(real), tokens, wanted)
-    print(f"a classifier fitted on the real digits recognises {accuracy:.3f} of {COUNT} samples")
-    print(f"samples of a class differ {spread_ratio(tokens, wanted, real):.2f} times as much as "
-          "real digits do")  # fmt: skip
-    print(f"look at them: {args.out_dir}-grid.png; curves: {args.run_dir}/curves.png")
+    say(f"a classifier fitted on the real digits recognises {accuracy:.3f} of {COUNT} samples")
+    say(f"samples of a class differ {spread_ratio(tokens, wanted, real):.2f} times as much as "
+        "real digits do")  # fmt: skip
+    say(f"look at them: {args.out_dir}-grid.png; curves: {args.run_dir}/curves.png")
 
 
 if __name__ == "__main__":

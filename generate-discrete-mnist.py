@@ -35,7 +35,7 @@ def main() -> None:
     args = parse_args()
     written = write_pixel_dataset(**vars(args))
     if not args.quiet:
-        print(f"wrote {args.out}" if written else f"{args.out} is already there")
+        utils.say(f"wrote {args.out}" if written else f"{args.out} is already there")
 
 
 if __name__ == "__main__":

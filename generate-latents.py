@@ -104,7 +104,7 @@ def main() -> None:
         return
     rate = (report.pictures - report.already_done) / (time.perf_counter() - start)
     listed = f" (see {args.latents_out / SKIPPED_NAME})" if report.skipped else ""
-    print(
+    utils.say(
         f"wrote {args.latents_out}: {report.pictures} pictures, {report.rows} rows, "
         f"{len(report.skipped)} skipped{listed}, {rate:.1f} images/s"
     )

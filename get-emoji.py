@@ -38,10 +38,10 @@ def main() -> None:
     args = parse_args()
     counts = write_emoji(**vars(args))
     if counts is None:
-        print(f"{args.out} is already there")
+        utils.say(f"{args.out} is already there")
     else:
         groups = ", ".join(f"{count} {group}" for group, count in counts.items())
-        print(f"wrote {args.out}: {sum(counts.values())} pictures: {groups}")
+        utils.say(f"wrote {args.out}: {sum(counts.values())} pictures: {groups}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from sundae.repainting import (
     write_answers,
 )
 from sundae.runs import chosen_classes, open_to_sample
-from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, seed_everything
+from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, say, seed_everything
 
 
 def parse_args() -> argparse.Namespace:
@@ -132,9 +132,9 @@ def main() -> None:
             )
             write_answers(out_dir / name, answers, task, codec)
     for error in unreadable:
-        print(f"skipped {error}")
-    print(f"{count} answers to each of {len(pictures)} pictures in {out_dir} "
-          f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
+        say(f"skipped {error}")
+    say(f"{count} answers to each of {len(pictures)} pictures in {out_dir} "
+        f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

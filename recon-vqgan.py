@@ -86,11 +86,11 @@ def main() -> None:
             progress=lambda done: bar.update(done - bar.n),
         )
     save_grid(side_by_side(report.pairs), args.out, columns=2)
-    print(report)
+    utils.say(str(report))
     for error in report.unreadable:
-        print(f"skipped {error}")
+        utils.say(f"skipped {error}")
     if not args.quiet:
-        print(
+        utils.say(
             f"wrote {args.out}: originals left, reconstructions right, "
             f"{len(report.pairs)} of {report.pictures} pictures"
         )

@@ -21,6 +21,7 @@ from utils import (
     add_sampling_flags,
     choose_device,
     run_cli,
+    say,
     seed_everything,
 )
 
@@ -91,8 +92,8 @@ def main() -> None:
             offset=offset,
             progress=not (args.quiet or args.no_tqdm),
         )
-    print(f"{count} samples in {out_dir}, the grid in {grid} "
-          f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
+    say(f"{count} samples in {out_dir}, the grid in {grid} "
+        f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

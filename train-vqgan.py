@@ -31,6 +31,7 @@ from utils import (
     choose_device,
     explicit,
     run_cli,
+    say,
     seed_everything,
 )
 
@@ -134,14 +135,14 @@ def train(
     trainer.callbacks.register(CallbackType.SaveCheckpoint, Exports(cfg))
     if not quiet:
         parameters = sum(p.numel() for p in net.vqgan.parameters())
-        print(f"{parameters:,} parameters, perceptual loss {training.perceptual}, "
-              f"{len(train_data):,} training and {len(eval_data):,} held-out pictures, "
-              f"seed {seed}, on {device}, into {run}")  # fmt: skip
+        say(f"{parameters:,} parameters, perceptual loss {training.perceptual}, "
+            f"{len(train_data):,} training and {len(eval_data):,} held-out pictures, "
+            f"seed {seed}, on {device}, into {run}")  # fmt: skip
     trainer.train()
     accelerator.end_training()  # threads of a process group left open can abort what exits
     if accelerator.is_main_process:
         how = "stopped" if trainer.stopped_by else "done"
-        print(f"{how} at step {trainer.step}: {run or 'not saved'}")
+        say(f"{how} at step {trainer.step}: {run or 'not saved'}")
     if trainer.stopped_by:
         sys.exit(128 + trainer.stopped_by)
 

@@ -34,6 +34,7 @@ from utils import (
     choose_device,
     explicit,
     run_cli,
+    say,
     seed_everything,
 )
 
@@ -135,13 +136,13 @@ def train(
     parameters = sum(p.numel() for p in net.parameters())
     if not quiet:
         place = f"into {run}" if run else "not saved"
-        print(f"{parameters:,} parameters, {len(data[0]):,} training and {len(data[1]):,} "
-              f"held-out grids, seed {seed}, on {device}, {place}")  # fmt: skip
+        say(f"{parameters:,} parameters, {len(data[0]):,} training and {len(data[1]):,} "
+            f"held-out grids, seed {seed}, on {device}, {place}")  # fmt: skip
     trainer.train()
     accelerator.end_training()  # threads of a process group left open can abort what exits
     if accelerator.is_main_process:
         how = "stopped" if trainer.stopped_by else "done"
-        print(f"{how} at step {trainer.step}: {run or 'not saved'}")
+        say(f"{how} at step {trainer.step}: {run or 'not saved'}")
     if trainer.stopped_by:
         sys.exit(128 + trainer.stopped_by)
 

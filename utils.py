@@ -1,4 +1,4 @@
-"""What every script needs: flags they share, the device, seeding, and how they end."""
+"""What every script needs: flags they share, the device, seeding, printing, and how they end."""
 
 import argparse
 import functools
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sundae.errors import UserError
+from sundae.naming import printable
 
 Value = TypeVar("Value")
 
@@ -20,15 +21,16 @@ Value = TypeVar("Value")
 def run_cli(main: Callable[[], None]) -> None:
     """Run a script's `main` and end as a shell expects.
 
-    A UserError, or too little memory, becomes one line on stderr and exit code 2, Ctrl-C one line
-    and 130; a reader that went away (`| head`) ends the script quietly with 141. Other exceptions
-    keep their traceback.
+    A UserError, or too little memory, becomes one printable line on stderr and exit code 2, Ctrl-C
+    one line and 130; a reader that went away (`| head`) ends the script quietly with 141. Other
+    exceptions keep their traceback.
     """
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        line = str(error).strip().replace("\n", " ")
+        print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(2)
     except (torch.OutOfMemoryError, MemoryError) as error:
         print(
@@ -44,6 +46,11 @@ def run_cli(main: Callable[[], None]) -> None:
         # Python flushes stdout once more on its way out; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def say(line: str) -> None:
+    """Print a line whose names may come from files: see `sundae.naming.printable`."""
+    print(printable(line), flush=True)
 
 
 def choose_device(no_cuda: bool, quiet: bool = False) -> torch.device:

@@ -17,6 +17,7 @@ from sundae.config import RunConfig
 from sundae.errors import UserError
 from sundae.frechet import frechet_distance
 from sundae.latents import TokenDataset
+from sundae.naming import printable
 from sundae.prior import Prior, sample_seeds, schedule_of
 
 BATCH = 100  # samples at a time
@@ -69,7 +70,7 @@ def open_judge(cfg: RunConfig, data: Data, root: Path, count: int) -> Judge | No
             return open_digits(cfg)
         raise UserError("their classifier needs classes, data.train_root and data.eval_root")
     except UserError as error:
-        print(f"samples are not judged: {error}", file=sys.stderr)
+        print(printable(f"samples are not judged: {error}"), file=sys.stderr)
         return None
 
 

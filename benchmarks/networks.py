@@ -50,7 +50,7 @@ from sundae.logbook import Logbook
 from sundae.network import build_network
 from sundae.prior import Prior, PriorTask
 from sundae.trainer import Trainer
-from utils import add_common_flags, choose_device, explicit, run_cli, seed_everything
+from utils import add_common_flags, choose_device, explicit, run_cli, say, seed_everything
 
 FILES = [Path("config/digits/demo.toml"), Path("config/digits/fast.toml")]
 
@@ -119,7 +119,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines)]
     for first, *rest in lines:
         cells = [text.rjust(width) for text, width in zip(rest, widths[1:])]
-        print("  ".join([first.ljust(widths[0]), *cells]))
+        say("  ".join([first.ljust(widths[0]), *cells]))
 
 
 def parse_args() -> argparse.Namespace:

@@ -35,7 +35,7 @@ from speed_tracks import TRACKS
 from sundae.config import load_config
 from sundae.errors import UserError
 from sundae.files import make_folder, write_text
-from utils import run_cli
+from utils import run_cli, say
 
 ALL_TRACKS: dict[str, Callable[[Bench, int], Track]] = {**TRACKS, "amused": amused}
 
@@ -173,7 +173,7 @@ def seconds_an_image(row: Row) -> float:
 def print_end(setup: Setup, skipped: dict[str, str]) -> None:
     """What is missing, and what makes it."""
     for name, reason in skipped.items():
-        print(f"skipped: {name} ({reason})")
+        say(f"skipped: {name} ({reason})")
     if setup.device == "cpu":
         print("\nGPU figures are missing: nothing was measured on one. With one, run:")
         print(f"  {GPU_COMMAND}")

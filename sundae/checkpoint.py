@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,11 +32,13 @@ from hourglass_transformer import HourglassTransformer
 from sundae.config import RunConfig, parse_config
 from sundae.errors import UserError
 from sundae.files import write_text, writing_to
+from sundae.folders import atomic_folder, restore_folder, restore_folders
 from sundae.network import build_network
 from sundae.schema import shown
 
 FORMAT = 1
 CODEC = "vqgan.safetensors"  # where it lies in a checkpoint's folder, it is that run's codec
+_NAME = re.compile(r"step-[0-9]{7,}")
 _INFO, _MODEL, _EMA, _TRAINING = (
     "checkpoint.json",
     "model.safetensors",
@@ -92,6 +92,12 @@ class Checkpoint:
 
     folder: Path
     info: CheckpointInfo
+
+    @property
+    def files(self) -> list[Path]:
+        """What is read to sample: the readable part, the weights, and a codec beside them."""
+        names = (_INFO, _MODEL, _EMA, CODEC, Path(CODEC).with_suffix(".json").name)
+        return [self.folder / name for name in names if (self.folder / name).exists()]
 
     @cached_property
     def config(self) -> RunConfig:
@@ -166,18 +172,14 @@ def open_checkpoint(path: Path, *, kind: str = "prior", prefer_best: bool = True
 
 def _find(path: Path, prefer_best: bool) -> Path:
     folder = path.parent if path.is_file() else path
+    restore_folder(folder)
     if (folder / _INFO).exists():
         return folder
     if not folder.is_dir():
         raise UserError(f"{path} does not exist; give a run folder or a checkpoint folder")
-    if prefer_best and (folder / "best.json").exists():
-        best: Path = (
-            folder / "checkpoints" / str(_read_json(folder / "best.json").get("checkpoint"))
-        )
-        if (best / _INFO).exists():
-            return best
     if found := list_checkpoints(folder):
-        return found[-1]
+        best = _best_name(folder) if prefer_best else None
+        return next((checkpoint for checkpoint in found if checkpoint.name == best), found[-1])
     if (folder / "config.toml").exists():
         raise UserError(
             f"{path} was stopped before its first checkpoint; train it from the start with "
@@ -188,9 +190,29 @@ def _find(path: Path, prefer_best: bool) -> Path:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
+    restore_folders(run / "checkpoints")
     found = (info.parent for info in (run / "checkpoints").glob(f"step-*/{_INFO}"))
+    named = (folder for folder in found if _NAME.fullmatch(folder.name))
     # Beyond seven digits names no longer sort as their numbers do.
-    return sorted(found, key=lambda folder: (len(folder.name), folder.name))
+    return sorted(named, key=lambda folder: (len(folder.name), folder.name))
+
+
+def _best_name(run: Path) -> str | None:
+    """Which checkpoint of the run was marked as the best; it may be gone.
+
+    Raises:
+        UserError: best.json says nothing like it.
+    """
+    path = run / "best.json"
+    if not path.exists():
+        return None
+    remedy = "delete it, and the last checkpoint counts as the best"
+    name = _read_json(path, remedy).get("checkpoint")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(
+            f"{path}: checkpoint is {shown(name)}, expected a name such as step-0001000; {remedy}"
+        )
+    return name
 
 
 def save_checkpoint(
@@ -239,14 +261,15 @@ def prune_checkpoints(run: Path, keep: int) -> None:
 
     What a killed run has left half written goes, too.
     """
-    best = run / "best.json"
-    spared = _read_json(best).get("checkpoint") if best.exists() else None
+    spared = _best_name(run)
     with writing_to(run):
-        for folder in list_checkpoints(run)[:-keep] if keep else []:
-            if folder.name != spared:
-                os.replace(folder, _partial(folder))  # half deleted, it must not look complete
-        for leftover in (run / "checkpoints").glob(".step-*.partial"):
-            shutil.rmtree(leftover)
+        complete = list_checkpoints(run)
+        for folder in complete[:-keep] if keep else []:
+            if folder.name != spared:  # half deleted, it must not look complete
+                os.replace(folder, folder.with_name(f".{folder.name}.partial"))
+        for kind in ("partial", "replaced"):
+            for leftover in (run / "checkpoints").glob(f".step-*.{kind}"):
+                shutil.rmtree(leftover)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -269,41 +292,17 @@ def load_into(net: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
         ) from error
 
 
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill; it takes the name `target`, replacing what was there, on success."""
-    # A name of its own, so that two writers of one target do not delete each other's files.
-    own = target.with_name(f"{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    partial, replaced = _partial(own), _partial(own.with_name(f"{own.name}.replaced"))
-    with writing_to(target):
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            if target.exists():
-                os.replace(target, replaced)
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
-
-
 def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, remedy: str = "use another checkpoint") -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({_first_line(error)}); use another checkpoint"
-        ) from error
+        raise UserError(f"{path} cannot be read ({_first_line(error)}); {remedy}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object; use another checkpoint")
+        raise UserError(f"{path}: expected a JSON object; {remedy}")
     return values
 
 

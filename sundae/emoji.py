@@ -22,9 +22,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from sundae.checkpoint import atomic_folder
 from sundae.errors import UserError
-from sundae.files import make_folder
+from sundae.folders import atomic_folder, restore_folder
+from sundae.locking import target_lock
 
 PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
 GROUPS = "unicode-emoji-json@0.9.0"
@@ -69,33 +69,43 @@ def write_emoji(
         Pictures of each group, or None when skip_existing found all there.
 
     Raises:
-        UserError: `out` is taken, or npm or a package cannot be had.
+        UserError: `out` is taken or being written by another process, or npm or a package cannot
+            be had.
     """
     if not 1 <= size <= _LARGEST:
         raise UserError(f"--size is {size}, expected 1 to {_LARGEST}")
     wanted = {"pictures": PICTURES, "groups": GROUPS, "size": size}
     wanted |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
+    restore_folder(out)
     if not overwrite and _taken(out, wanted, skip_existing):
         return None
-    make_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix="emoji-") as temporary:
-        pictures, groups = (
+    with target_lock(out), tempfile.TemporaryDirectory(prefix="emoji-") as temporary:
+        if not overwrite and _taken(out, wanted, skip_existing):
+            return None  # by another process, meanwhile
+        packages = [
             _unpack(_tarball(package, tarballs, Path(temporary)), Path(temporary) / name)
             for package, name in ((PICTURES, "pictures"), (GROUPS, "groups"))
-        )
-        group_of = read_groups(groups / "data-by-emoji.json")
-        paths = sorted((pictures / "assets").glob("*.webp"))
-        chosen = [path for path in paths if skin_tones or not has_skin_tone(codepoints(path.stem))]
-        counts: Counter[str] = Counter()
-        with atomic_folder(out) as folder:
-            for path in tqdm(chosen, unit="img", disable=True if quiet else None):
-                group = group_of.get(bare(codepoints(path.stem)), "flags")  # tagged regional flags
-                (folder / group).mkdir(exist_ok=True)
-                picture = on_background(path, size, BACKGROUNDS[background])
-                picture.save(folder / group / f"{file_name(path.stem)}.png")
-                counts[group] += 1
-            manifest = json.dumps({**wanted, "counts": counts}, indent=2, sort_keys=True)
-            (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+        ]
+        return _write(out, *packages, wanted, quiet)
+
+
+def _write(
+    out: Path, pictures: Path, groups: Path, wanted: dict[str, Any], quiet: bool
+) -> dict[str, int]:
+    """Pictures of each group, written as `wanted` says from the two unpacked packages."""
+    group_of = read_groups(groups / "data-by-emoji.json")
+    paths = sorted((pictures / "assets").glob("*.webp"))
+    chosen = [p for p in paths if wanted["skin_tones"] or not has_skin_tone(codepoints(p.stem))]
+    counts: Counter[str] = Counter()
+    with atomic_folder(out) as folder:
+        for path in tqdm(chosen, unit="img", disable=True if quiet else None):
+            group = group_of.get(bare(codepoints(path.stem)), "flags")  # tagged regional flags
+            (folder / group).mkdir(exist_ok=True)
+            picture = on_background(path, wanted["size"], BACKGROUNDS[wanted["background"]])
+            picture.save(folder / group / f"{file_name(path.stem)}.png")
+            counts[group] += 1
+        manifest = json.dumps({**wanted, "counts": counts}, indent=2, sort_keys=True)
+        (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     return dict(sorted(counts.items()))
 
 

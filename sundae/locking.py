@@ -14,6 +14,7 @@ from typing import Self
 
 from sundae.errors import UserError
 from sundae.files import make_folder, writing_to
+from sundae.naming import path_component
 
 try:
     import fcntl
@@ -148,10 +149,13 @@ def target_lock(target: Path) -> Lock:
 def new_dated_folder(parent: Path, name: str) -> Path:
     """Creates PARENT/NAME_<date and time>, or with _2, _3 and so on where that exists.
 
+    Args:
+        name: any text, of which `path_component` makes one.
+
     Raises:
         UserError: it cannot be written.
     """
-    dated = f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    dated = f"{path_component(name)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     make_folder(parent)
     number = 1
     while True:

@@ -1,4 +1,4 @@
-"""What file names say: their natural order, and which pictures are variants of one another."""
+"""Names from files: their order, variants of one picture, safe in paths and on a terminal."""
 
 import re
 from pathlib import PurePath, PurePosixPath
@@ -8,6 +8,16 @@ NaturalKey = tuple[tuple[tuple[str | int, ...], ...], str]
 _DIGITS = re.compile(r"([0-9]+)")
 _MIRROR_MARK = re.compile(r"[_-](flip|hflip|mirror|aug)$")
 _ORIGINAL_MARK = re.compile(r"[_-]orig$")
+
+# What a terminal acts on instead of showing it: control characters (C0, DEL, C1), line breaks, and
+# overrides of the direction of text, which make a line read as another one. Lone surrogates stand
+# for bytes that are no UTF-8, and cannot be printed.
+_UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL = re.compile(f"[{_UNPRINTABLE}]")
+# The separators of all systems, and what Windows takes in no name.
+_NOT_IN_A_COMPONENT = re.compile(f'[{_UNPRINTABLE}/\\\\:*?"<>|]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
+_LONGEST = 100  # bytes; file systems take 143 or more, and suffixes and marks are added
 
 
 def natural_key(name: str | PurePath) -> NaturalKey:
@@ -45,3 +55,34 @@ def family_name(path: str) -> str:
     """
     name = PurePosixPath(picture_name(path))
     return name.with_name(name.name.split("@")[0] or name.name).as_posix()
+
+
+def path_component(name: str) -> str:
+    """A name as one component of a path, valid on all systems and visible.
+
+    Names that are so already stay as they are; two names may become the same.
+
+    Args:
+        name: any text, such as a run's name in somebody else's checkpoint.
+
+    Returns:
+        1 to 100 bytes of UTF-8 without separators, control characters and lone surrogates; no dot
+        at the start, no dot or space at the end, no name of a device on Windows.
+    """
+    component = _shortened(_NOT_IN_A_COMPONENT.sub("_", name).lstrip("."))
+    if _DEVICE.match(component):
+        component = _shortened(f"_{component}")
+    return component or "unnamed"
+
+
+def _shortened(name: str) -> str:
+    return name.encode()[:_LONGEST].decode(errors="ignore").rstrip(". ")
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may show it, in one line: what would control the terminal is escaped.
+
+    Control characters with line breaks and tabs, direction overrides and lone surrogates become
+    \\x1b, \\n, \\u202e, \\udce9 and so on; everything else stays as it is.
+    """
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,11 +29,15 @@ from sundae.images import (
 )
 from sundae.inpainting import fit_picture, image_to_image, inpaint, outpaint_canvas
 from sundae.masks import MASK_SIZES, make_mask, read_mask
+from sundae.naming import path_component
 from sundae.prior import GRID_LIMIT, Prior, grid_path, sample_path
 from sundae.sampling import Refinement, Schedule
 
 # Pictures in a row of a grid: the original, what is known of it, and some answers.
 _COLUMNS = 8
+
+# What `write_answers` calls the files that it writes; a folder of that name would be in their way.
+_ANSWER_FILE = re.compile(r"([0-9]{5}|-grid)\.png$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -258,21 +265,46 @@ def second_panel(task: Task, codec: Codec) -> Tensor:
 def name_pictures(path: Path, limit: int) -> dict[str, Path]:
     """The pictures to work on: a file, or the first of a folder, under the names of their answers.
 
-    A name is the path within the folder without the suffix, unless two share it.
+    A name is the path within the folder without the suffix, unless two share it, and each component
+    of it is safe (see `path_component`). No two are the same, also where letter case does not
+    count, and none is a file of another picture's answers.
 
     Raises:
         UserError: there is nothing of that name, or a folder without pictures.
     """
     if path.is_file():
-        return {path.stem: path}
+        return {_answers_name(Path(path.name), suffix=False): path}
     paths = list_images(path)[:limit]
-    plain = Counter(picture.relative_to(path).with_suffix("") for picture in paths)
-    names = {}
-    for picture in paths:
-        name = picture.relative_to(path)
-        short = name.with_suffix("")
-        names[str(short if plain[short] == 1 else name)] = picture
+    relative = [picture.relative_to(path) for picture in paths]
+    short = [_answers_name(name, suffix=False) for name in relative]
+    full = [_answers_name(name, suffix=True) for name in relative]
+    return dict(zip(_distinct(short, full), paths, strict=True))
+
+
+def _distinct(short: list[str], full: list[str]) -> list[str]:
+    """The short names, the full ones of those who share a short one, with numbers if need be."""
+    sharing = Counter(map(_same_file, short))
+    names: list[str] = []
+    taken: set[str] = set()
+    for name, longer in zip(short, full, strict=True):
+        alone = sharing[_same_file(name)] == 1
+        numbered = (f"{longer}-{number}" for number in itertools.count(2))
+        candidates = itertools.chain([name] * alone, [longer], numbered)
+        names.append(next(name for name in candidates if _same_file(name) not in taken))
+        taken.add(_same_file(names[-1]))
     return names
+
+
+def _answers_name(name: Path, *, suffix: bool) -> str:
+    """A picture's path within its folder as the name of the folder of its answers."""
+    parts = [*name.parent.parts, name.name if suffix else name.stem]
+    safe = [path_component(part) for part in parts]
+    return "/".join(f"{part}_" if _ANSWER_FILE.search(part) else part for part in safe)
+
+
+def _same_file(name: str) -> str:
+    """Equal for two names that some file system takes for one."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def readable(

@@ -149,6 +149,52 @@ def test_a_run_gives_its_best_checkpoint_to_sample_and_its_last_to_go_on(save: S
     assert open_checkpoint(run).info.step == 3
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_best_checkpoint_is_one_of_the_run(save: Save, tmp_path: Path, absolute: bool) -> None:
+    run = save(1).parents[1]
+    elsewhere = shutil.copytree(save(2), tmp_path / "elsewhere")
+    best = str(elsewhere) if absolute else "../../elsewhere"
+    assert (run / "checkpoints" / best / "checkpoint.json").exists()
+    (run / "best.json").write_text(json.dumps({"checkpoint": best}))
+    with pytest.raises(UserError, match=r"best\.json: checkpoint is .*, expected a name"):
+        open_checkpoint(run)
+    assert open_checkpoint(run, prefer_best=False).info.step == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"checkpoint": null}', '{"checkpoint": ["step-0000001"]}',
+             '{"checkpoint": ".."}', '{"checkpoint": "step-0000001/"}', '{"checkpoint": "step-1"}']
+)  # fmt: skip
+def test_a_damaged_best_json_is_named_with_the_way_out(save: Save, text: str) -> None:
+    run = save(1).parents[1]
+    (run / "best.json").write_text(text)
+    for act in (lambda: open_checkpoint(run), lambda: prune_checkpoints(run, keep=1)):
+        with pytest.raises(UserError, match=r"best\.json.*; delete it, and the last"):
+            act()
+    (run / "best.json").unlink()
+    assert open_checkpoint(run).info.step == 1
+
+
+def test_only_folders_that_are_named_as_checkpoints_count_as_such(save: Save) -> None:
+    run = save(1).parents[1]
+    shutil.copytree(run / "checkpoints/step-0000001", run / "checkpoints/step-0000001-copy")
+    assert [folder.name for folder in list_checkpoints(run)] == ["step-0000001"]
+
+
+@pytest.mark.parametrize("named", ["checkpoint", "run"])
+def test_a_checkpoint_whose_replacing_was_killed_is_found_again(save: Save, named: str) -> None:
+    folder = save(1)
+    aside = folder.with_name(".step-0000001.123-0123abcd.replaced")
+    folder.rename(aside)
+    run = folder.parents[1]
+    assert open_checkpoint(folder if named == "checkpoint" else run).folder == folder
+    shutil.copytree(folder, aside)  # killed a moment later, it is left over
+    save(2)
+    prune_checkpoints(run, keep=0)
+    names = sorted(path.name for path in folder.parent.iterdir())
+    assert names == ["step-0000001", "step-0000002"]
+
+
 def test_the_last_checkpoint_is_last_beyond_seven_digits(save: Save) -> None:
     run = save(9_999_999).parents[1]
     save(10_000_000)

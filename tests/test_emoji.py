@@ -76,6 +76,15 @@ def test_white_background_and_no_skin_tones(tmp_path: Path, tarballs: Path) -> N
         assert empty.getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_what_a_killed_call_moved_aside_is_there_again(tmp_path: Path, tarballs: Path) -> None:
+    out = tmp_path / "out"
+    write_emoji(out, size=4, tarballs=tarballs, quiet=True)
+    out.rename(tmp_path / ".out.123-0123abcd.replaced")
+    with pytest.raises(UserError, match="out holds the emoji already"):
+        write_emoji(out, size=4, tarballs=tarballs, quiet=True)
+    assert out.is_dir()
+
+
 def test_what_exists_is_kept_skipped_or_replaced_as_asked(tmp_path: Path, tarballs: Path) -> None:
     out = tmp_path / "out"
     write_emoji(out, size=4, tarballs=tarballs, quiet=True)

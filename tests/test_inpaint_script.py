@@ -1,6 +1,8 @@
 """inpaint.py as a shell sees it, with a prior of 4x4 grey pixels."""
 
 import importlib
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from sundae.codecs import PixelCodec
 from sundae.images import load_image, resize_and_crop, to_tensor
+from sundae.naming import path_component
+from sundae.repainting import name_pictures
 
 Run = Callable[..., Ended]
 
@@ -273,3 +277,97 @@ def test_answers_are_kept_unless_overwriting_is_asked_for(inpaint: Run, tmp_path
     assert contents(tmp_path) == before
     assert inpaint(picture, "--nb-samples", 2, "--seed", 5, "--overwrite").code == 0
     assert contents(tmp_path) != before
+
+
+# -- names from files -----------------------------------------------------------------------------
+
+
+def renamed(prior: Path, run: Path, **changes: object) -> Path:
+    """A copy of a run whose checkpoint says something else of [trainer] or its classes."""
+    shutil.copytree(prior, run)
+    for path in run.glob("checkpoints/*/checkpoint.json"):
+        values = json.loads(path.read_text())
+        values["classes"] = changes.pop("classes", values["classes"])
+        values["config"]["trainer"] |= changes
+        path.write_text(json.dumps(values))
+    return run
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "/abs/x", "a/b", "..", "con", ".hidden", "a\x1b[31m\n\0", "\ud800", "x" * 300],
+)
+def test_a_runs_name_is_one_folder_whatever_the_checkpoint_says(
+    script: Run, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    name = name.replace("/abs", str(tmp_path / "abs"))
+    run = renamed(prior, tmp_path / "run", exp_name=name)
+    picture = draw(tmp_path / "p.png")
+    here = tmp_path / "work" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    before = contents(tmp_path)
+    flags = ("--resume", run, "--nb-samples", 1, "--steps", 1)
+    for words, folder in ((["sample"], "samples"), (["inpaint", picture], "inpainted")):
+        ended = script(*words, *flags)
+        assert (ended.code, ended.out.count("\n")) == (0, 1) and "\x1b" not in ended.out
+        made = {Path(path) for path in contents(tmp_path).keys() - before.keys()}
+        assert {path.parts[:3] for path in made} == {("work", "here", folder)}
+        assert all(path.parts[3].startswith(f"{path_component(name)}_20") for path in made)
+        shutil.rmtree(here / folder)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_without_a_name_is_one_line(script: Run, prior: Path, tmp_path: Path) -> None:
+    run = renamed(prior, tmp_path / "run", exp_name="")
+    assert "trainer.exp_name: expected a string" in script("sample", "--resume", run).refusal()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("...png", "unnamed"), ("con.png", "_con"), (".a.png", "a")]
+)
+def test_answers_stay_below_the_folder_whatever_the_picture_is_called(
+    inpaint: Run, tmp_path: Path, name: str, folder: str
+) -> None:
+    picture = draw(tmp_path / "in.png").rename(tmp_path / name)
+    before = contents(tmp_path)
+    assert inpaint(picture, "--nb-samples", 1, out="new/out").code == 0
+    made = contents(tmp_path).keys() - before.keys()
+    assert made == {f"new/out/{folder}/00000.png", f"new/out/{folder}-grid.png"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"x.png": "x.png", "x.jpg": "x.jpg", "x.png.gif": "x.png.gif"},  # three, not two of them
+        {"x*.png": "x_.png", "x?.png": "x_.png-2", "x|.jpg": "x_.jpg"},
+        {"a/x.png": "a/x.png", "a ./x.png": "a/x.png-2", "b/...png": None},
+        {"X.png": "X.png", "x.png": "x.png-2"},  # one file where letter case does not count
+        {"y.png": "y", "y-grid.png.jpg": "y-grid.png_", "y/00001.png.jpg": "y/00001.png_"},
+        {"con/nul.png": "_con/_nul", ".hidden/x.png": None, "e\x1b[0m.png": "e_[0m"},
+    ],
+    ids=str,
+)
+def test_two_pictures_never_share_the_folder_of_their_answers(
+    tmp_path: Path, names: dict[str, str | None]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = name_pictures(tmp_path, 9)
+    assert {str(path.relative_to(tmp_path)): name for name, path in found.items()} == {
+        picture: name for picture, name in names.items() if name
+    }
+
+
+def test_names_on_the_terminal_are_escaped(
+    script: Run, inpaint: Run, prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "caf\udce9\x1b[31m.png").write_text("no picture")
+    ended = inpaint(tmp_path / "in", "--nb-samples", 1)
+    assert ended.code == 0
+    assert r"in/caf\udce9\x1b[31m.png: " in ended.out and "\x1b" not in ended.out
+    run = renamed(prior, tmp_path / "run", classes=["\x1b[31mred", "two\nlines", "\u202eright"])
+    line = script("sample", "--resume", run, "--class", "x").refusal()
+    assert r"expected one of \x1b[31mred, two lines, \u202eright, or 0 to 2" in line

@@ -73,9 +73,10 @@ def test_the_library_imports_no_script_and_no_utils() -> None:
         assert not packages_of(path) & forbidden, path.name
 
 
-def test_utils_imports_torch_and_the_users_error_only() -> None:
+def test_utils_imports_torch_the_users_error_and_how_to_print_it_only() -> None:
     ours = {name for name in imports_of(ROOT / "utils.py") if name.startswith("sundae")}
-    assert ours == {"sundae.errors"}
+    assert ours == {"sundae.errors", "sundae.naming"}
+    assert not packages_of(ROOT / "sundae" / "naming.py")  # as light as it was
     assert packages_of(ROOT / "utils.py") == {"numpy", "torch", "sundae"}
 
 

@@ -1,7 +1,13 @@
 """A released folder: half the size, nothing else needed, the same pictures."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +19,16 @@ from sundae.checkpoint import list_checkpoints, open_checkpoint
 from sundae.codecs import open_codec
 from sundae.latent_format import Manifest
 from sundae.latent_writer import write_latents
-from sundae.release import main, release
+from sundae.naming import path_component
+from sundae.release import _FILES, _portable, main, release
 from sundae.vqgan import load_vqgan
 from sundae.vqgan.convert import save_codec
 
+ROOT = Path(__file__).parents[1]
 Script = Callable[..., Ended]
 
 
-def trained(tmp_path: Path, script: Script, *, half: bool = True) -> Path:
+def trained(tmp_path: Path, script: Script, *, half: bool = True, **extra: Any) -> Path:
     """A run of two steps on tokens of a codec that float16 holds, or does not."""
     case = CASES["taming"](tmp_path)
     codec_file = tmp_path / "codec.safetensors"
@@ -46,7 +54,7 @@ def trained(tmp_path: Path, script: Script, *, half: bool = True) -> Path:
         "vqgan.checkpoint": str(codec_file),
         "vqgan.latent_shape": [4, 4],
     }
-    run_file = write_run_file(tmp_path, tmp_path, changes)
+    run_file = write_run_file(tmp_path, tmp_path, changes | extra)
     run = tmp_path / "run"
     ended = script("train", "--cfg-path", run_file, "--run-dir", run, "--seed", 0)
     assert ended.code == 0, ended
@@ -113,3 +121,151 @@ def test_a_folder_that_holds_anything_else_is_never_replaced(
     assert main([str(run), str(run), "--overwrite"]) == 2
     assert "no part of a release" in capsys.readouterr().err
     assert contents(run) == before
+
+
+def test_a_released_folder_says_nothing_of_its_authors_machine(
+    tmp_path: Path, script: Script
+) -> None:
+    extra = {
+        "trainer.exp_name": "../../secret",
+        "wandb.project": "mine",
+        "wandb.entity": "me",
+        "wandb.name": "mine",
+    }
+    run, out = trained(tmp_path, script, **extra), tmp_path / "out"
+    release(run, out)
+    text = (out / "checkpoint.json").read_text()
+    assert str(tmp_path) not in text and str(tmp_path.parent) not in text
+    config = json.loads(text)["config"]
+    assert config["trainer"]["exp_name"] == path_component("../../secret") == "_.._secret"
+    assert config["trainer"]["exp_dir"] == "exp"
+    assert config["data"]["root"] == "latents"
+    assert config["vqgan"] == {"checkpoint": "vqgan.safetensors", "latent_shape": [4, 4]}
+    assert config["wandb"] == {"mode": "online"}
+    # Whatever says how the network was trained is all there.
+    ours, theirs = open_checkpoint(out).config, open_checkpoint(run).config
+    assert (ours.net, ours.sampling) == (theirs.net, theirs.sampling)
+    assert ours.trainer.learning_rate == theirs.trainer.learning_rate
+    assert ours.data.split_sizes == theirs.data.split_sizes
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("data/emoji64-latents", "data/emoji64-latents"),
+        ("exp", "exp"),
+        ("/home/me/data", "data"),
+        ("../data", "data"),
+        ("data/../../me", "me"),
+        ("~me/data", "data"),
+        ("C:\\Users\\me\\data", "data"),
+        ("\\\\server\\share\\data", "data"),
+        ("/", "unnamed"),
+        ("..", "unnamed"),
+    ],
+)
+def test_paths_that_lead_elsewhere_keep_their_last_component(path: str, expected: str) -> None:
+    assert _portable(path) == expected
+
+
+def test_nothing_but_its_files_is_ever_in_a_released_folder(tmp_path: Path, script: Script) -> None:
+    run, out = trained(tmp_path, script), tmp_path / "out"
+    (list_checkpoints(run)[-1] / "private.txt").write_text("mine")
+    release(run, out)
+    assert contents(out).keys() == _FILES - {"README.md"}
+    (out / "README.md").write_text("what this is")
+    release(run, out, overwrite=True)
+    assert contents(out).keys() == _FILES
+    release(out, tmp_path / "again")  # a released folder is a checkpoint, too
+    assert contents(tmp_path / "again").keys() == _FILES - {"README.md"}
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What the command line says to a user's mistake."""
+    capsys.readouterr()
+    assert main([*map(str, words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def test_links_in_out_are_not_followed_and_given_away(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = trained(tmp_path, script), tmp_path / "out"
+    private = tmp_path / "private.txt"
+    private.write_text("mine")
+    out.mkdir()
+    (out / "README.md").symlink_to(private)
+    assert "README.md is no plain file" in refusal(capsys, run, out, "--overwrite")
+    (out / "README.md").unlink()
+    (out / "README.md").mkdir()
+    assert "README.md is no plain file" in refusal(capsys, run, out, "--overwrite")
+    (tmp_path / "link").symlink_to(out)
+    assert "link is a link; give" in refusal(capsys, run, tmp_path / "link", "--overwrite")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert "dangling is a link" in refusal(capsys, run, tmp_path / "dangling")
+    assert "private.txt is no folder" in refusal(capsys, run, private, "--overwrite")
+    line = refusal(capsys, run, tmp_path / "private.txt" / "\x1b[31m")
+    assert r"\x1b[31m" in line and "\x1b" not in line
+    assert private.read_text() == "mine"
+    assert sorted(path.name for path in out.iterdir()) == ["README.md"]
+
+
+def test_links_out_of_the_run_are_refused_and_a_run_behind_a_link_is_not(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = trained(tmp_path, script), tmp_path / "out"
+    (tmp_path / "link").symlink_to(run)
+    release(tmp_path / "link", out)
+    checkpoint = list_checkpoints(run)[-1]
+    moved = tmp_path / "moved"
+    for path in (checkpoint / "ema.safetensors", checkpoint / "checkpoint.json", checkpoint):
+        path.rename(moved)
+        path.symlink_to(moved)
+        line = refusal(capsys, run, out, "--overwrite")
+        assert f"leads out of {run}" in line and str(moved) in line
+        if path == checkpoint:
+            release(checkpoint, out, overwrite=True)  # what was named itself may be a link
+        path.unlink()
+        moved.rename(path)
+    inside = run / "weights"
+    (checkpoint / "model.safetensors").rename(inside)
+    (checkpoint / "model.safetensors").symlink_to(inside)
+    release(run, out, overwrite=True)
+
+
+# Dies as soon as the old folder is out of its place, on a system that cannot exchange folders.
+DYING = """
+import os, signal, sys
+from sundae import folders, release
+
+def replace(source, target):
+    rename(source, target)
+    if str(target).endswith(".replaced"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+rename, os.replace = os.replace, replace
+folders._exchange = lambda first, second: False
+release.main(sys.argv[1:])
+"""
+
+
+def test_killed_while_it_replaces_a_release_leaves_the_old_one(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = trained(tmp_path, script), tmp_path / "out"
+    release(run, out)
+    (out / "README.md").write_text("what this is")
+    before = contents(out)
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, str(run), str(out), "--overwrite"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL and not out.exists()
+    assert "out exists; choose another OUT" in refusal(capsys, run, out)
+    assert contents(out) == before
+    assert open_checkpoint(out).info.step == 2

@@ -121,6 +121,12 @@ def test_a_run_gets_a_folder_of_its_own_for_the_run_file(config: Config, tmp_pat
         assert run is not None and other is not None and run != other
         assert {run.parent, other.parent} == {tmp_path / "exp"}
         assert run.name.startswith("tiny_20")
+    outside = config({"trainer.exp_name": "../a/b"})
+    with run_folder(outside, None, None, accelerator) as safe:
+        assert safe is not None and safe.parent == tmp_path / "exp"
+        assert safe.name.startswith("_a_b_20")
+    with run_folder(cfg, None, None, accelerator) as run:
+        assert run is not None
         keep_run_file(cfg, run)
     assert load_config(run / "config.toml") == cfg
     assert list(contents(run)) == ["config.toml"]

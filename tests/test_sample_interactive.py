@@ -108,6 +108,23 @@ def test_what_auto_means_is_shown_with_the_steps_as_they_are(talk: Talk) -> None
     assert "strategy is halton" in ended.out
 
 
+def test_class_names_cannot_control_the_terminal(
+    script: Script, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    for path in run.glob("checkpoints/*/checkpoint.json"):
+        path.write_text(path.read_text().replace('"one"', '"\\u001b[31m\\u009b2J\\nred"'))
+    lines = ("3", "class", "x", "1", "4", "5")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    ended = script("sample-interactive", "--resume", run, "--out-dir", tmp_path / "out")
+    assert ended.code == 0
+    name = r"\x1b[31m\x9b2J\nred"
+    assert f"class: 'all', or some of zero, {name}, two" in ended.out
+    assert f"class x: expected one of zero, {name}, two" in ended.out
+    assert f"class is {name}\n" in ended.out
+    assert not set("\x1b\x9b") & set(ended.out)
+
+
 def test_a_bad_value_is_asked_again_and_enter_keeps_the_old_one(talk: Talk) -> None:
     ended = talk("3", "steps", "ten", "0", "9", "3", "steps", "x", "", "4")
     lines = ended.out.splitlines()

@@ -39,6 +39,21 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "error: no data in x; make some\n"
 
 
+def test_names_in_an_error_or_a_report_cannot_control_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main() -> None:
+        utils.say("skipped \x1b[2J\nx\udce9.png")
+        raise UserError("class \x1b[31mred\u202e\x85: expected another")
+
+    with pytest.raises(SystemExit, match="2"):
+        utils.run_cli(main)
+    assert capsys.readouterr() == (
+        "skipped \\x1b[2J\\nx\\udce9.png\n",
+        "error: class \\x1b[31mred\\u202e\\x85: expected another\n",
+    )
+
+
 def test_ctrl_c_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="130"):
         utils.run_cli(lambda: signal.raise_signal(signal.SIGINT))

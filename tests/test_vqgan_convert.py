@@ -56,6 +56,9 @@ def test_a_failed_conversion_writes_nothing(
 ) -> None:
     assert main(["convert", str(case.checkpoint), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert main(["convert", str(tmp_path / "\x1b[31m.ckpt"), str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert r"\x1b[31m.ckpt" in line and "\x1b" not in line and line.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

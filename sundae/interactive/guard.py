@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sundae.interactive.session_files import NOBODY, SessionFiles
+from sundae.naming import printable
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -132,7 +133,8 @@ class Guard:
         try:
             await self.app(_without_compression(scope), receive, response)
         except Exception as error:  # of the protocol, such as an unknown session; handlers catch
-            print(f"warning: {request.method} {request.path}: {error!r}"[:300], file=sys.stderr)
+            said = printable(f"warning: {request.method} {request.path}: {error!r}")
+            print(said[:300], file=sys.stderr)
             await response.end()
 
     # -- whom it is addressed to, and who sent it -------------------------------------------------

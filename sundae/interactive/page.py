@@ -24,6 +24,7 @@ from sundae.interactive.recording import Outcome, View, new_folder, record
 from sundae.interactive.session import Progress, Session
 from sundae.interactive.session_files import SessionFiles
 from sundae.interactive.settings import Settings
+from sundae.naming import printable
 
 Given = dict[gr.components.Component, Any]
 Updates = dict[gr.components.Component, Any]
@@ -79,7 +80,7 @@ def build_page(
 
 def _told(error: UserError) -> str:
     """An error for the page, which takes messages for HTML; names of files may be anything."""
-    return html.escape(str(error))
+    return html.escape(printable(str(error)))
 
 
 def _message(error: UserError) -> gr.Error:

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from sundae.animation import save_animation, within
-from sundae.checkpoint import atomic_folder
 from sundae.errors import UserError
 from sundae.files import make_folder
+from sundae.folders import atomic_folder
 from sundae.images import make_grid, save_grid, save_image, to_pil
 from sundae.interactive.session import Progress
 from sundae.prior import GRID_LIMIT, sample_path

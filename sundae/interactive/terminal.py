@@ -14,6 +14,7 @@ from sundae.errors import UserError
 from sundae.interactive.recording import Outcome, View, new_folder, record
 from sundae.interactive.session import Session
 from sundae.interactive.settings import Settings
+from sundae.naming import printable
 from sundae.schema import suggestion
 
 with contextlib.suppress(ImportError):  # arrow keys and earlier lines, where the system has it
@@ -70,7 +71,7 @@ class Terminal:
                     if choice:
                         actions[choice]()
                 except UserError as error:
-                    print(error)
+                    _say(error)
 
     def sample(self) -> None:
         """Sample with the current settings."""
@@ -88,19 +89,19 @@ class Terminal:
         name = self._choose("which one? (Enter for none) ", self.settings.names)
         if not name:
             return
-        print(f"{name}: {self.settings.expected(name)}; Enter keeps {self.settings.shown(name)}")
+        _say(f"{name}: {self.settings.expected(name)}; Enter keeps {self.settings.shown(name)}")
         while text := self._ask(f"{name} = "):
             try:
                 self.settings = self.settings.changed_by_text(name, text)
                 break
             except UserError as error:
-                print(error)
-        print(f"{name} is {self.settings.explained(name)}")
+                _say(error)
+        _say(f"{name} is {self.settings.explained(name)}")
 
     def show(self) -> None:
         """Print all settings."""
         for number, name in enumerate(self.settings.names, 1):
-            print(f"  {number:2}  {name:<22} {self.settings.explained(name)}")
+            _say(f"  {number:2}  {name:<22} {self.settings.explained(name)}")
 
     def _sample(self, settings: Settings) -> None:
         try:
@@ -111,7 +112,8 @@ class Terminal:
             print("stopped; nothing of it was kept")
             return
         self.last = settings
-        print(report(outcome, settings))
+        for line in report(outcome, settings):
+            _say(line)
 
     def _record(self, settings: Settings) -> Outcome:
         states = self.session.sample(settings)
@@ -134,7 +136,7 @@ class Terminal:
             if len(near) == 1:
                 return near[0]
             hint = suggestion(text, near or names)
-            print(f"expected a number from 1 to {len(names)} or a name, got '{text}'{hint}")
+            _say(f"expected a number from 1 to {len(names)} or a name, got '{text}'{hint}")
         return ""
 
     def _ask(self, prompt: str) -> str:
@@ -144,12 +146,17 @@ class Terminal:
             print()
             raise _Leave from None
         if not sys.stdin.isatty():  # so that what was piped in can be read like a conversation
-            print(text)
+            _say(text)
         return text.strip()
 
 
-def report(outcome: Outcome, settings: Settings) -> str:
-    """What a sampling took and where its files are."""
+def _say(line: object) -> None:
+    """Print a line that may hold names of classes and folders."""
+    print(printable(str(line)))
+
+
+def report(outcome: Outcome, settings: Settings) -> list[str]:
+    """What a sampling took and where its files are, in lines."""
     steps = settings.cfg.sampling.steps
     lines = [
         f"{len(outcome.samples)} samples in {outcome.seconds:.2f} s, {outcome.steps} of {steps} "
@@ -159,4 +166,4 @@ def report(outcome: Outcome, settings: Settings) -> str:
     if outcome.animation is not None:
         steps_folder = outcome.history[0][1].parent.name
         lines.append(f"each step in {steps_folder}/, played by {outcome.animation.name}")
-    return "\n".join(lines)
+    return lines

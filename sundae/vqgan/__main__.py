@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from sundae.errors import UserError
+from sundae.naming import printable
 from sundae.vqgan.convert import rounded, save_codec
 from sundae.vqgan.load import load_vqgan
 from sundae.vqgan.quantise import DISTANCES
@@ -43,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         codec = rounded(codec) if args.half else codec
         written = save_codec(codec, args.destination, half=args.half, overwrite=args.overwrite)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
-    print(f"wrote {' and '.join(str(path) for path in written)}")
+    print(printable(f"wrote {' and '.join(str(path) for path in written)}"))
     print(f"{codec.codebook_size} codes, {codec.factor} px a token, {codec.identity}")
     return 0
 
