@@ -23,7 +23,7 @@ from sundae.errors import UserError
 from sundae.files import make_folder, write_text
 from sundae.logbook import Logbook, check_wandb, start_wandb
 from sundae.optimizers import share_out
-from sundae.runs import agreed, choose_run_folder, run_folder
+from sundae.runs import agreed, check_run_folder, run_folder
 from sundae.trainer import Trainer
 from utils import (
     add_common_flags,
@@ -82,8 +82,7 @@ def main() -> None:
         cache=training.cache,
     )
     perceptual = load_perceptual(training.perceptual)
-    if training.save_outputs:  # said before the slow part, and looked at once more after it
-        choose_run_folder(args.run_dir, checkpoint)
+    check_run_folder(cfg, args.run_dir, checkpoint)  # once more after the slow part
 
     device = choose_device(not training.use_cuda, args.quiet)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")

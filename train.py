@@ -18,10 +18,10 @@ from sundae.network import build_network
 from sundae.prior import PriorTask, SampleGrids
 from sundae.runs import (
     agreed,
+    check_run_folder,
     check_same_classes,
     check_same_codec,
     check_same_network,
-    choose_run_folder,
     keep_run_file,
     learned_classes,
     open_datasets,
@@ -85,8 +85,7 @@ def main() -> None:
     if checkpoint is not None:
         check_same_codec(codec.identity, checkpoint)
         check_same_classes(learned_classes(cfg, train_data), checkpoint)
-    if cfg.trainer.save_outputs:  # said before the slow part, and looked at once more after it
-        choose_run_folder(args.run_dir, checkpoint)
+    check_run_folder(cfg, args.run_dir, checkpoint)  # once more after the slow part
 
     device = choose_device(not cfg.trainer.use_cuda, args.quiet)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")

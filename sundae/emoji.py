@@ -82,11 +82,11 @@ def write_emoji(
     with target_lock(out), tempfile.TemporaryDirectory(prefix="emoji-") as temporary:
         if not overwrite and _taken(out, wanted, skip_existing):
             return None  # by another process, meanwhile
-        packages = [
+        pictures, groups = (
             _unpack(_tarball(package, tarballs, Path(temporary)), Path(temporary) / name)
             for package, name in ((PICTURES, "pictures"), (GROUPS, "groups"))
-        ]
-        return _write(out, *packages, wanted, quiet)
+        )
+        return _write(out, pictures, groups, wanted, quiet)
 
 
 def _write(

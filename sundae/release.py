@@ -48,8 +48,9 @@ def release(run: Path, out: Path, *, overwrite: bool = False) -> Path:
         overwrite: replace `out`, in which there may be nothing but files of a release.
 
     Raises:
-        UserError: `out` exists, holds anything else, or is being written by another process; a link leads to a file outside of `run`; or
-            the tokens were made by a codec that float16 changes.
+        UserError: `out` exists, holds anything else, or is being written by another process; a
+            link leads to a file outside of `run`; or the tokens were made by a codec that float16
+            changes.
     """
     restore_folder(out)
     _check_replaceable(out, overwrite)

@@ -119,6 +119,12 @@ def choose_run_folder(run: Path | None, checkpoint: Checkpoint | None) -> Path |
     return run
 
 
+def check_run_folder(cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None) -> None:
+    """UserError where a run cannot be kept, as `run_folder` would raise; writes nothing."""
+    if cfg.trainer.save_outputs:
+        choose_run_folder(run, checkpoint)
+
+
 @contextmanager
 def run_folder(
     cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None, accelerator: Accelerator

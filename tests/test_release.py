@@ -207,7 +207,7 @@ def test_links_in_out_are_not_followed_and_given_away(
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     assert "dangling is a link" in refusal(capsys, run, tmp_path / "dangling")
     assert "private.txt is no folder" in refusal(capsys, run, private, "--overwrite")
-    line = refusal(capsys, run, tmp_path / "private.txt" / "\x1b[31m")
+    line = refusal(capsys, run, tmp_path / "private.txt" / "\x1b[31m" / "out")
     assert r"\x1b[31m" in line and "\x1b" not in line
     assert private.read_text() == "mine"
     assert sorted(path.name for path in out.iterdir()) == ["README.md"]

@@ -1,0 +1,241 @@
+"""A folder is filled by one process at a time, whatever happens to the others."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Ended, contents
+from PIL import Image
+
+from sundae import locking
+from sundae.emoji import write_emoji
+from sundae.errors import UserError
+from sundae.locking import (
+    LOCK_NAME,
+    folder_lock,
+    new_dated_folder,
+    output_folder,
+    shared_folder,
+    target_lock,
+)
+from sundae.pixel_data import write_pixel_dataset
+from sundae.release import release
+from sundae.shipped import SHIPPED
+from sundae.vqgan import load_vqgan
+from sundae.vqgan.convert import save_codec
+
+ROOT = Path(__file__).parents[1]
+CODEC_FILE = SHIPPED / "vqgan.safetensors"
+HOLD = """
+import sys
+from pathlib import Path
+from sundae.locking import folder_lock
+with folder_lock(Path(sys.argv[1]), first=int(sys.argv[2]), count=int(sys.argv[3])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+class Holder:
+    """Another process that locks a folder."""
+
+    def __init__(self, folder: Path, first: int = 0, count: int = 0) -> None:
+        words = [sys.executable, "-c", HOLD, str(folder), str(first), str(count)]
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "held\n"
+
+    def end(self) -> None:
+        self.process.communicate("\n", timeout=60)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Holder]:
+    """Holds all of FOLDER/out."""
+    holder = Holder(tmp_path / "out")
+    yield holder
+    holder.kill()
+
+
+def test_a_folder_that_another_process_fills_is_refused_by_its_name(
+    other: Holder, tmp_path: Path
+) -> None:
+    message = f"out is being written by process {other.process.pid} on .*; wait until it ends"
+    with pytest.raises(UserError, match=message), folder_lock(tmp_path / "out"):
+        pass
+    other.end()
+    with folder_lock(tmp_path / "out"):
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_NAME]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(other: Holder, tmp_path: Path) -> None:
+    other.kill()
+    assert (tmp_path / "out" / LOCK_NAME).exists()
+    with folder_lock(tmp_path / "out"):
+        pass
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_other_numbers_can_be_filled_in_meanwhile(tmp_path: Path) -> None:
+    holder, out = Holder(tmp_path / "out", 100, 50), tmp_path / "out"
+    try:
+        for first, count in ((0, 100), (150, 50)):
+            with folder_lock(out, first=first, count=count):
+                pass
+            assert (out / LOCK_NAME).exists()  # the other one's
+        for first, count in ((0, 101), (149, 1), (0, 0), (100, 50)):
+            with pytest.raises(UserError, match="written by another process"):
+                folder_lock(out, first=first, count=count).__enter__()
+    finally:
+        holder.end()
+    assert list(out.iterdir()) == []
+
+
+def test_one_process_does_not_drop_its_own_lock(tmp_path: Path) -> None:
+    """POSIX drops it with any descriptor of the file."""
+    out = tmp_path / "out"
+    with folder_lock(out):
+        with pytest.raises(UserError, match="written by this process"):
+            folder_lock(out).__enter__()
+        words = [sys.executable, "-c", HOLD, str(out), "0", "0"]
+        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert f"is being written by process {os.getpid()} on" in ended.stderr
+    with folder_lock(out):
+        pass
+
+
+def test_a_lock_file_that_is_deleted_under_it_locks_nothing_and_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder's end comes between opening and locking."""
+    lock, deleted = fcntl.lockf, []
+
+    def late(*arguments: Any) -> None:
+        if not deleted:
+            deleted.append((tmp_path / LOCK_NAME).unlink())
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with folder_lock(tmp_path):
+        assert deleted and (tmp_path / LOCK_NAME).exists()
+        with pytest.raises(subprocess.CalledProcessError):
+            words = [sys.executable, "-c", HOLD, str(tmp_path), "0", "0"]
+            subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+
+
+def test_a_file_system_without_locks_is_told_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with folder_lock(tmp_path):
+        pass
+    assert "on a file system without locks; make sure that nothing" in capsys.readouterr().err
+    monkeypatch.setattr(locking, "fcntl", None)  # Windows
+    with folder_lock(tmp_path):
+        pass
+
+
+def test_a_target_that_is_replaced_as_a_whole_is_locked_from_beside(tmp_path: Path) -> None:
+    with target_lock(tmp_path / "deep" / "out"):
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == [".out.lock"]
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_folders_of_the_same_second_have_different_names(tmp_path: Path) -> None:
+    folders = [new_dated_folder(tmp_path / "samples", "../a\x1b") for _ in range(20)]
+    assert len(set(folders)) == 20
+    assert {folder.parent for folder in folders} == {tmp_path / "samples"}
+    assert all(folder.is_dir() and folder.name.startswith("_a__20") for folder in folders)
+
+
+def test_an_output_folder_goes_if_nothing_came_of_it(tmp_path: Path) -> None:
+    given, old = tmp_path / "given", tmp_path / "old"
+    old.mkdir()
+    for folder in (given, old, None):
+        with pytest.raises(RuntimeError), output_folder(folder, tmp_path / "s", "x"):
+            raise RuntimeError
+    assert not given.exists() and old.exists()
+    assert list((tmp_path / "s").iterdir()) == []
+    with output_folder(given, tmp_path, "x") as folder:
+        (folder / "00000.png").touch()
+    assert [path.name for path in given.iterdir()] == ["00000.png"]
+
+
+def test_a_shared_folder_is_not_locked(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for _ in range(2):
+            assert stack.enter_context(shared_folder(tmp_path, tmp_path, "x")) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--cfg-path", "RUN_FILE", "--run-dir", "OUT"],
+        ["train", "--resume", "RUN"],
+        ["sample", "--nb-samples", 1, "--steps", 1, "--out-dir", "OUT"],
+        ["inpaint", "PICTURES", "--nb-samples", 1, "--steps", 1, "--out-dir", "OUT"],
+        ["generate-latents", "--ckpt-path", CODEC_FILE, "--dataset-in", "PICTURES",
+         "--latents-out", "OUT"],
+    ],
+    ids=lambda command: "-".join(command[:2]),
+)  # fmt: skip
+def test_no_script_writes_where_another_process_does(
+    script: Callable[..., Ended],
+    run_file: Callable[..., Path],
+    tmp_path: Path,
+    command: list[Any],
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "pictures" / "red.png")
+    named = {"RUN_FILE": run_file(), "OUT": tmp_path / "out", "PICTURES": tmp_path / "pictures"}
+    named["RUN"] = tmp_path / "run"
+    if "RUN" in command:
+        assert script("train", "--cfg-path", named["RUN_FILE"], "--run-dir", named["RUN"]).code == 0
+        command = [*command, "--set", "trainer.max_steps=4"]
+    filled = named["RUN"] if "RUN" in command else named["OUT"]
+    before = contents(filled)
+    holder = Holder(filled)
+    try:
+        name, *words = [named.get(word, word) for word in command]
+        assert "is being written by process" in script(name, *words).refusal()
+    finally:
+        holder.end()
+    assert contents(filled) == before
+    ended = script(name, *words)
+    assert ended.code == 0, ended
+    assert not list(filled.rglob(LOCK_NAME))
+    assert contents(filled) != before
+
+
+def test_nor_does_anything_that_is_called_without_a_device(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    writers: list[Callable[[], Any]] = [
+        lambda: release(SHIPPED, out),
+        lambda: write_emoji(out, tarballs=tmp_path),
+        lambda: save_codec(load_vqgan(CODEC_FILE), out.with_suffix(".safetensors")),
+    ]
+    with target_lock(out), target_lock(out.with_suffix(".safetensors")):
+        for write in writers:
+            with pytest.raises(UserError, match="is being written by this process"):
+                write()
+    with folder_lock(out), pytest.raises(UserError, match="is being written by this process"):
+        write_pixel_dataset("digits", out)
+    assert list(tmp_path.iterdir()) == [out] and list(out.iterdir()) == []
