@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from test_codec_training_config import values
 
+from sundae.checkpoint import list_checkpoints, mark_best, open_checkpoint
 from sundae.images import save_image
 from sundae.vqgan import load_vqgan
 
@@ -88,6 +89,20 @@ def test_a_resumed_run_equals_an_unbroken_one(
         for which in ("whole", "broken")
     ]
     assert identities[0] == identities[1]
+
+
+def test_a_run_whose_best_checkpoint_is_not_its_last_goes_on_from_the_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "run") == 0
+    first, last = list_checkpoints(Path("run"))
+    mark_best(Path("run"), first, "loss", 0.5)
+    assert open_checkpoint(Path("run"), kind="vqgan").folder == first
+    written = last.stat().st_mtime_ns
+    assert run(monkeypatch, "--resume", "run", "--set", "training.max_steps=6") == 0
+    names = [path.name for path in list_checkpoints(Path("run"))]
+    assert names == ["step-0000002", "step-0000004", "step-0000006"]
+    assert last.stat().st_mtime_ns == written  # going on from the first would write it again
 
 
 def test_nothing_is_written_with_no_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
