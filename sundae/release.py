@@ -14,13 +14,13 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from sundae.checkpoint import CODEC, FORMAT, Checkpoint, atomic_folder, open_checkpoint
 from sundae.config import update_config
 from sundae.errors import UserError
 from sundae.files import write_text
+from sundae.finite import first_non_finite
 from sundae.vqgan import VQGANCodec, load_vqgan
 from sundae.vqgan.convert import rounded, save_codec
 
@@ -37,7 +37,8 @@ def release(run: Path, out: Path, *, overwrite: bool = False) -> Path:
         overwrite: replace `out`.
 
     Raises:
-        UserError: `out` exists, or the tokens were made by a codec that float16 changes.
+        UserError: `out` exists, a weight is NaN, infinite or beyond float16, or the tokens were
+            made by a codec that float16 changes.
     """
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; choose another OUT or pass --overwrite")
@@ -48,8 +49,9 @@ def release(run: Path, out: Path, *, overwrite: bool = False) -> Path:
     codec = _codec_of(checkpoint)
     net = checkpoint.load_network()
     weights = {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()}
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise UserError(f"{checkpoint.folder}: a weight is beyond the range of float16")
+    beyond = first_non_finite(weights)
+    if beyond is not None:
+        raise UserError(f"{checkpoint.folder}: {beyond} is beyond the range of float16")
     info = replace(checkpoint.info, config=_self_contained(checkpoint))
     card = (out / _CARD).read_bytes() if (out / _CARD).exists() else None
     with atomic_folder(out) as folder:

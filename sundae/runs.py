@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from sundae.checkpoint import Checkpoint, list_checkpoints
+from sundae.checkpoint import Checkpoint, list_checkpoints, run_folder
 from sundae.codecs import Codec, open_codec
 from sundae.config import RunConfig, dump_toml, load_config, parse_config, with_sampling_flags
 from sundae.errors import UserError
@@ -144,15 +144,13 @@ def run_of(checkpoint: Checkpoint) -> Path:
     Raises:
         UserError: it was moved out of its run folder.
     """
-    folder = checkpoint.folder
-    if folder.parent.name != "checkpoints":
-        folder = folder.resolve()  # it may be "."
-    if folder.parent.name != "checkpoints":
+    run = run_folder(checkpoint.folder)
+    if run is None:
         raise UserError(
-            f"{folder} does not lie in a run's checkpoints folder; "
+            f"{checkpoint.folder.resolve()} does not lie in a run's checkpoints folder; "
             "choose a --run-dir for what follows"
         )
-    return folder.parent.parent
+    return run
 
 
 def check_same_network(cfg: RunConfig, checkpoint: Checkpoint) -> None:
