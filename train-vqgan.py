@@ -68,7 +68,7 @@ def read_config(args: argparse.Namespace, checkpoint: Checkpoint | None) -> Code
 
 def main() -> None:
     args = parse_args()
-    checkpoint = open_checkpoint(args.resume, kind="vqgan") if args.resume else None
+    checkpoint = args.resume and open_checkpoint(args.resume, kind="vqgan", prefer_best=False)
     cfg = read_config(args, checkpoint)
     training = cfg.training
     args.wandb |= args.wandb_offline

@@ -10,6 +10,9 @@ RUN/best.json                         which checkpoint was best
 
 A released checkpoint (`sundae.release`) has one set of weights, no optimiser, and its codec beside
 it: vqgan.safetensors and vqgan.json.
+
+Weights and moments that are NaN or infinite are never loaded: whoever asks for them gets an error
+that names the last good checkpoint of the run. (`Trainer.save` never writes any.)
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +37,7 @@ from hourglass_transformer import HourglassTransformer
 from sundae.config import RunConfig, parse_config
 from sundae.errors import UserError
 from sundae.files import write_text, writing_to
+from sundae.finite import NonFiniteError, check_finite, named_tensors
 from sundae.folders import atomic_folder, restore_folder, restore_folders
 from sundae.network import build_network
 from sundae.schema import shown
@@ -81,6 +87,10 @@ _KEY_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+# Weights, averaged weights if there are any, and the optimiser's state and counters.
+TrainingState = tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint on disk; its readable part is parsed and checked, its weights are not read yet.
@@ -105,9 +115,15 @@ class Checkpoint:
         return parse_config(self.info.config, source=str(self.folder / _INFO))
 
     def load_network(self, *, ema: bool = True) -> HourglassTransformer:
-        """The network with its averaged (or raw) weights, in evaluation mode, on the CPU."""
-        averaged = self.folder / _EMA
-        weights = load_weights(averaged if ema and averaged.exists() else self.folder / _MODEL)
+        """The network with its averaged (or raw) weights, in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: the weights are damaged, not finite, or of another network.
+        """
+        try:
+            weights = self._read_weights(ema)
+        except NonFiniteError as error:
+            raise UserError(f"{error}; {self._to_sample_instead(ema)}") from error
         with torch.device("meta"):
             net = build_network(self.config)
         weights = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
@@ -115,8 +131,24 @@ class Checkpoint:
         net.reset_tables()
         return net.eval()
 
-    def load_training(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]]:
-        """(weights, averaged weights or None, optimiser state and counters), to go on training."""
+    def load_training(self) -> TrainingState:
+        """What training goes on from, on the CPU.
+
+        Raises:
+            UserError: it is missing, damaged or not finite.
+        """
+        try:
+            return self._read_training()
+        except NonFiniteError as error:
+            run = run_containing(self.folder)
+            remedy = way_back(self.info.kind, run) if run else "use another checkpoint"
+            raise UserError(f"{error}; {remedy}") from error
+
+    def _read_weights(self, ema: bool) -> dict[str, Tensor]:
+        averaged = self.folder / _EMA
+        return load_weights(averaged if ema and averaged.exists() else self.folder / _MODEL)
+
+    def _read_training(self) -> TrainingState:
         averaged = self.folder / _EMA
         path = self.folder / _TRAINING
         if not path.exists():
@@ -129,8 +161,21 @@ class Checkpoint:
             raise UserError(
                 f"{path} cannot be read ({_first_line(error)}); use another checkpoint"
             ) from error
+        optimizer = state.get("optimizer") if isinstance(state, dict) else None
+        check_finite(named_tensors(optimizer, "optimizer"), path)
         ema = load_weights(averaged) if averaged.exists() else None
         return load_weights(self.folder / _MODEL), ema, state
+
+    def _to_sample_instead(self, ema: bool) -> str:
+        """The way out for whoever samples from weights that are not finite."""
+        run = run_containing(self.folder)
+        good = _last_good(
+            list_checkpoints(run) if run else [],
+            lambda folder: open_checkpoint(folder)._read_weights(ema),
+        )
+        if good is None:
+            return "use another checkpoint"
+        return f"the last good checkpoint of the run is {good} (--resume {good})"
 
 
 def open_checkpoint(path: Path, *, kind: str = "prior", prefer_best: bool = True) -> Checkpoint:
@@ -215,6 +260,44 @@ def _best_name(run: Path) -> str | None:
     return name
 
 
+def run_containing(folder: Path) -> Path | None:
+    """The run that a checkpoint's folder lies in, or None where it was moved out of one."""
+    if folder.parent.name != "checkpoints":
+        folder = folder.resolve()  # it may be "."
+    return folder.parent.parent if folder.parent.name == "checkpoints" else None
+
+
+def way_back(kind: str, run: Path | None, origin: Path | None = None) -> str:
+    """What to do about a training that has become NaN or infinite: part of an error's line.
+
+    Args:
+        kind: what is trained, see `CheckpointInfo`.
+        run: its run folder, or None where nothing is saved.
+        origin: the checkpoint it was resumed from, which may lie in another run.
+    """
+    section = "trainer" if kind == "prior" else "training"
+    change = f"lower {section}.learning_rate, set {section}.clip_grad or add --no-amp"
+    found = list_checkpoints(run) if run else []
+    earlier = [origin] if origin and origin not in found else []
+    good = _last_good(
+        [*earlier, *found], lambda folder: open_checkpoint(folder, kind=kind)._read_training()
+    )
+    if good is None:
+        return f"the run has no good checkpoint: {change}, and train from the start"
+    # A run does not go on in place from a checkpoint that is not its last.
+    flags = f"--resume {run}" if good in found[-1:] else f"--resume {good} --run-dir NEW"
+    return f"the last good checkpoint is {good}: {change}, and go on with {flags}"
+
+
+def _last_good(folders: list[Path], read: Callable[[Path], object]) -> Path | None:
+    """The last of some checkpoints that can be read; what cannot or is not finite is passed by."""
+    for folder in reversed(folders):
+        with suppress(UserError):
+            read(folder)
+            return folder
+    return None
+
+
 def save_checkpoint(
     run: Path,
     info: CheckpointInfo,
@@ -273,13 +356,20 @@ def prune_checkpoints(run: Path, keep: int) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU."""
+    """Tensors of a safetensors file, on the CPU.
+
+    Raises:
+        NonFiniteError: one holds NaN or an infinite value.
+        UserError: the file is missing or damaged.
+    """
     try:
-        return load_file(path)
+        weights: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be read ({_first_line(error)}); use another checkpoint"
         ) from error
+    check_finite(weights, path)
+    return weights
 
 
 def load_into(net: nn.Module, weights: dict[str, Tensor], source: Path) -> None:

@@ -20,7 +20,6 @@ from dataclasses import asdict, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from sundae.checkpoint import CODEC, FORMAT, Checkpoint, CheckpointInfo, open_ch
 from sundae.config import update_config
 from sundae.errors import UserError
 from sundae.files import write_text
+from sundae.finite import first_non_finite
 from sundae.folders import atomic_folder, restore_folder
 from sundae.locking import target_lock
 from sundae.naming import path_component, printable
@@ -49,8 +49,8 @@ def release(run: Path, out: Path, *, overwrite: bool = False) -> Path:
 
     Raises:
         UserError: `out` exists, holds anything else, or is being written by another process; a
-            link leads to a file outside of `run`; or the tokens were made by a codec that float16
-            changes.
+            link leads to a file outside of `run`; a weight is NaN, infinite or beyond float16; or
+            the tokens were made by a codec that float16 changes.
     """
     restore_folder(out)
     _check_replaceable(out, overwrite)
@@ -59,8 +59,9 @@ def release(run: Path, out: Path, *, overwrite: bool = False) -> Path:
     codec = _codec_of(checkpoint)
     net = checkpoint.load_network()
     weights = {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()}
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise UserError(f"{checkpoint.folder}: a weight is beyond the range of float16")
+    beyond = first_non_finite(weights)
+    if beyond is not None:
+        raise UserError(f"{checkpoint.folder}: {beyond} is beyond the range of float16")
     info = replace(checkpoint.info, config=_self_contained(checkpoint))
     with target_lock(out):
         _check_replaceable(out, overwrite)  # another process may have written it meanwhile

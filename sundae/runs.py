@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from sundae.checkpoint import Checkpoint, list_checkpoints
+from sundae.checkpoint import Checkpoint, list_checkpoints, run_containing
 from sundae.codecs import Codec, open_codec
 from sundae.config import RunConfig, dump_toml, load_config, parse_config, with_sampling_flags
 from sundae.errors import UserError
@@ -195,15 +195,13 @@ def run_of(checkpoint: Checkpoint) -> Path:
     Raises:
         UserError: it was moved out of its run folder.
     """
-    folder = checkpoint.folder
-    if folder.parent.name != "checkpoints":
-        folder = folder.resolve()  # it may be "."
-    if folder.parent.name != "checkpoints":
+    run = run_containing(checkpoint.folder)
+    if run is None:
         raise UserError(
-            f"{folder} does not lie in a run's checkpoints folder; "
+            f"{checkpoint.folder.resolve()} does not lie in a run's checkpoints folder; "
             "choose a --run-dir for what follows"
         )
-    return folder.parent.parent
+    return run
 
 
 def check_same_network(cfg: RunConfig, checkpoint: Checkpoint) -> None:

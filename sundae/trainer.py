@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,10 +27,12 @@ from sundae.checkpoint import (
     mark_best,
     prune_checkpoints,
     save_checkpoint,
+    way_back,
 )
 from sundae.config import TrainerConfig
 from sundae.ema import EMA
 from sundae.errors import UserError
+from sundae.finite import NonFiniteError, check_finite, named_tensors
 from sundae.interruption import Interruption
 from sundae.latents import collate_batched
 from sundae.logbook import Logbook
@@ -147,6 +149,7 @@ class Trainer:
         # Several processes could not agree on the step to stop at; that is left to the launcher.
         self._interruption = Interruption(enabled=accelerator.num_processes == 1)
         self._saved_step: int | None = None
+        self._origin: Path | None = None  # the checkpoint that was resumed from
 
     @property
     def eval_net(self) -> nn.Module:
@@ -167,11 +170,15 @@ class Trainer:
     # -- the loop ---------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train until `max_steps`, or until Ctrl-C or a polite kill; both end with a checkpoint."""
+        """Train until `max_steps`, or until Ctrl-C or a polite kill; both end with a checkpoint.
+
+        Raises:
+            UserError: the training became NaN or infinite; names the last good checkpoint.
+        """
         limit = self.cfg.trainer.max_steps or math.inf
         self.callbacks.fire(CallbackType.Start, self)
         batches = self._training_batches()
-        with self._interruption, self._progress() as bar:
+        with self._naming_the_last_good(), self._interruption, self._progress() as bar:
             started = time.monotonic() - self.elapsed
             while self.step < limit and not self.stopped_by:
                 self._update(batches)
@@ -233,7 +240,7 @@ class Trainer:
     def _evaluate_and_log(self) -> bool:
         """Returns whether this is the best evaluation so far."""
         self.callbacks.fire(CallbackType.TrainEpoch, self)
-        self._checked_loss()
+        self._check_finite()
         train = self.means.read(self.accelerator)
         held_out = self.evaluate()
         self.means, self.since_eval = Means(), 0
@@ -282,11 +289,13 @@ class Trainer:
         """Write a checkpoint, if this run is saved, and delete those past their time.
 
         Raises:
-            UserError: the loss is no number; the checkpoints from before stay.
+            UserError: the loss, a weight, its average or a moment is NaN or infinite; nothing is
+                written, and the line names the last good checkpoint.
         """
         if self.run is None:
             return
-        self._checked_loss()
+        with self._naming_the_last_good():
+            self._check_finite()
         if self.accelerator.is_main_process:
             self._write(self.run, best)
         self._saved_step = self.step
@@ -329,7 +338,7 @@ class Trainer:
         """Go on where a checkpoint left off, to the same result as if nothing had happened.
 
         Raises:
-            UserError: it belongs to another network or optimiser, or it is damaged.
+            UserError: it belongs to another network or optimiser, is damaged or not finite.
         """
         weights, ema, state = checkpoint.load_training()
         load_into(self.bare_net, weights, checkpoint.folder)
@@ -345,6 +354,7 @@ class Trainer:
                 "use another checkpoint"
             ) from error
         self.step = self._saved_step = checkpoint.info.step
+        self._origin = checkpoint.folder
         self.metrics = dict(checkpoint.info.metrics)
         self.logbook.rewind(self.step)
 
@@ -435,11 +445,31 @@ class Trainer:
             "loss", self.metrics.get("train/loss", math.nan)
         )
         if self.means.sums and not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {self.step}; lower trainer.learning_rate, "
-                "set trainer.clip_grad, or train with --no-amp, and resume from a checkpoint"
-            )
+            raise NonFiniteError(f"the loss is {loss}")
         return loss
+
+    def _check_finite(self) -> None:
+        """Make sure that the loss and everything a checkpoint holds are numbers.
+
+        Every process looks at its own copy, which is that of all: if the main one alone stopped,
+        the others would wait for it. The loss of a step says nothing yet of the weights after it.
+        """
+        self._checked_loss()
+        tensors = named_tensors(self.bare_net.state_dict(), "network")
+        if self.ema:
+            tensors |= named_tensors(self.ema.net.state_dict(), "average")
+        check_finite(tensors | named_tensors(self.optimizer.state_dict(), "optimizer"))
+
+    @contextmanager
+    def _naming_the_last_good(self) -> Iterator[None]:
+        """Ends a training that became NaN or infinite with the way back to the last good one."""
+        try:
+            yield
+        except NonFiniteError as error:
+            remedy = way_back(self.kind, self.run, self._origin)
+            raise UserError(
+                f"{error} at step {self.step}; nothing was written; {remedy}"
+            ) from error
 
     def _progress(self) -> tqdm[Any]:
         return tqdm(

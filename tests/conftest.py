@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tomli_w
+import torch
+from safetensors.torch import load_file, save_file
 
 from sundae.config import RunConfig, parse_config
 from sundae.latent_format import Manifest
@@ -157,3 +160,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def poison(path: Path, value: float = math.nan) -> str:
+    """Put a value that is not finite into a checkpoint's weights or moments; returns its name."""
+    if path.suffix == ".pt":
+        state = torch.load(path)
+        state["optimizer"].setdefault("state", {})[0] = {"exp_avg": torch.tensor([0.0, value])}
+        torch.save(state, path)
+        return "optimizer.state.0.exp_avg"
+    weights = load_file(path)
+    name = sorted(weights)[-1]
+    weights[name].flatten()[-1] = value
+    save_file(weights, path)
+    return name

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, found again, and refused in one line when they are damaged."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import poison
 from safetensors.torch import load_file, save_file
 
 import sundae.checkpoint as module
@@ -257,6 +259,69 @@ def test_a_checkpoint_without_training_state_can_be_sampled_from_only(save: Save
     open_checkpoint(folder).load_network()
     with pytest.raises(UserError, match="can be sampled from, not trained on"):
         open_checkpoint(folder).load_training()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("ema", "file"), [(True, "ema.safetensors"), (False, "model.safetensors")])
+def test_weights_that_are_not_finite_are_not_sampled_from(
+    save: Save, ema: bool, file: str, value: float
+) -> None:
+    folder = save(1)
+    name = poison(folder / file, value)
+    with pytest.raises(UserError) as refusal:
+        open_checkpoint(folder).load_network(ema=ema)
+    assert str(refusal.value) == (
+        f"{folder / file}: {name} holds NaN or infinite values; use another checkpoint"
+    )
+    open_checkpoint(folder).load_network(ema=not ema)  # does not read that file
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "training.pt"])
+def test_what_is_not_finite_is_not_trained_on(save: Save, file: str) -> None:
+    folder = save(1)
+    name = poison(folder / file)
+    with pytest.raises(UserError) as refusal:
+        open_checkpoint(folder).load_training()
+    assert str(refusal.value) == (
+        f"{folder / file}: {name} holds NaN or infinite values; the run has no good checkpoint: "
+        "lower trainer.learning_rate, set trainer.clip_grad or add --no-amp, and train from the "
+        "start"
+    )
+
+
+def test_the_last_checkpoint_that_is_good_for_the_purpose_is_named(save: Save) -> None:
+    """A moment that has exploded does not matter to samples; raw weights may not be read at all."""
+    one, two, three, four, five, six = (save(step) for step in range(1, 7))
+    run = one.parents[1]
+    poison(three / "model.safetensors")
+    poison(four / "training.pt")
+    poison(five / "ema.safetensors")
+    truncate(six / "ema.safetensors")
+    truncate(six / "model.safetensors")
+
+    def refusal(load: Callable[..., Any], **options: Any) -> str:
+        with pytest.raises(UserError) as refused:
+            load(**options)
+        return str(refused.value)
+
+    sampling = f"; the last good checkpoint of the run is {four} (--resume {four})"
+    assert refusal(open_checkpoint(five).load_network).endswith(sampling)
+    raw = refusal(open_checkpoint(three).load_network, ema=False)
+    assert raw.endswith(f"of the run is {five} (--resume {five})")
+    training = refusal(open_checkpoint(four).load_training)
+    assert f"; the last good checkpoint is {two}: lower trainer.learning_rate" in training
+    assert training.endswith(f"go on with --resume {two} --run-dir NEW")
+    last = save(7)
+    in_place = refusal(open_checkpoint(four).load_training)
+    assert f"is {last}:" in in_place and in_place.endswith(f"go on with --resume {run}")
+
+
+def test_a_checkpoint_outside_of_its_run_has_no_others(save: Save, tmp_path: Path) -> None:
+    moved = shutil.copytree(save(1), tmp_path / "moved")
+    poison(moved / "ema.safetensors")
+    for load in (open_checkpoint(moved).load_network, open_checkpoint(moved).load_training):
+        with pytest.raises(UserError, match="infinite values; use another checkpoint$"):
+            load()
 
 
 class Bomb:

@@ -11,6 +11,7 @@ from sundae.codec_training.codebook import (
     restart,
     usage_and_perplexity,
 )
+from sundae.finite import NonFiniteError
 from sundae.vqgan.quantise import Quantiser
 
 CENTRES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
@@ -54,6 +55,13 @@ def test_restart_revives_dead_codes_where_they_are_missed() -> None:
     restart(quantiser, torch.tensor([False, False, True, True]), rows, generator())
     torch.testing.assert_close(quantiser.embedding.weight[:2], alive_before)
     assert set(nearest(quantiser, rows).tolist()) == {0, 1, 2, 3}
+
+
+@torch.no_grad()
+def test_latents_that_have_exploded_do_not_crash_the_restart() -> None:
+    """Their squared distances are infinite, which ended in a traceback of torch.multinomial."""
+    with pytest.raises(NonFiniteError, match="too large to restart codes"):
+        restart(Quantiser(4, 2), torch.ones(4, dtype=torch.bool), clusters() * 1e30, generator())
 
 
 @pytest.mark.parametrize("init", ["kmeans", "data"])

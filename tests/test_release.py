@@ -1,7 +1,9 @@
 """A released folder: half the size, nothing else needed, the same pictures."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Ended, contents, write_run_file
+from conftest import Ended, contents, poison, write_run_file
 from vqgan_cases import CASES, CODES
 
 from sundae.checkpoint import list_checkpoints, open_checkpoint
@@ -89,6 +91,27 @@ def test_a_codec_that_float16_changes_is_refused_with_the_way_out(
     assert main([str(run), str(tmp_path / "out")]) == 2
     assert "convert --half" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_not_released(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path, script)
+    (last,) = list_checkpoints(run)
+    earlier = shutil.copytree(last, last.with_name("step-0000001"))
+
+    def refusal(value: float) -> str:
+        name = poison(last / "ema.safetensors", value)
+        assert main([str(run), str(tmp_path / "out")]) == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err.replace(name, "NAME")
+
+    assert refusal(1e6) == f"error: {last}: NAME is beyond the range of float16\n"
+    assert refusal(math.nan) == (
+        f"error: {last}/ema.safetensors: NAME holds NaN or infinite values; "
+        f"the last good checkpoint of the run is {earlier} (--resume {earlier})\n"
+    )
+    assert main([str(earlier), str(tmp_path / "out")]) == 0
 
 
 def test_a_release_replaces_only_when_asked_and_keeps_the_card(

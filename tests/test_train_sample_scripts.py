@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ended, contents, write_run_file, write_tiny_data
+from conftest import Ended, contents, poison, write_run_file, write_tiny_data
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -276,6 +277,55 @@ def test_what_cannot_be_resumed_is_one_line_and_stays_as_it_is(
     assert contents(run) == before
 
 
+def flags_to_go_on(line: str, new: Path) -> list[str]:
+    """The flags that a refusal names, which have to work as they stand."""
+    return line.rsplit("go on with ", 1)[1].replace("NEW", str(new)).split()
+
+
+def test_a_training_that_explodes_ends_in_one_line_whose_flags_work(
+    script: Script, run: Path, tmp_path: Path
+) -> None:
+    before = contents(run)
+    longer = ("--set", "trainer.max_steps=30", "--set", "trainer.nb_batches=[1, 0]")
+    explosive = ("--set", "trainer.learning_rate=1e30")
+    line = script("train", "--resume", run, *longer, *explosive).refusal()
+    assert f"; nothing was written; the last good checkpoint is {list_checkpoints(run)[1]}:" in line
+    after = contents(run)
+    kept = [name for name in before if name.startswith(("checkpoints", "best.json"))]
+    assert {name: after.get(name) for name in kept} == {name: before[name] for name in kept}
+    assert [name for name in after if name.startswith("checkpoints")] == kept[1:]
+    ended = script("train", *flags_to_go_on(line, tmp_path / "new"), *longer)
+    assert ended == Ended(0, f"done at step 30: {run}\n", "")
+
+
+def test_a_training_that_explodes_at_once_leaves_no_checkpoint(
+    script: Script, run_file: RunFile, tmp_path: Path
+) -> None:
+    path = run_file({"trainer.learning_rate": 1e30, "trainer.max_steps": 9})
+    line = script("train", "--cfg-path", path, "--run-dir", tmp_path / "run").refusal()
+    assert "; the run has no good checkpoint: lower trainer.learning_rate, " in line
+    assert line.endswith(", and train from the start\n")
+    assert list_checkpoints(tmp_path / "run") == []
+    again = ("--cfg-path", tmp_path / "run" / "config.toml", "--run-dir", tmp_path / "run")
+    assert script("train", *again, "--set", "trainer.learning_rate=1e-3").code == 0
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "training.pt"])
+def test_a_run_whose_last_checkpoint_is_not_finite_goes_on_from_the_one_before(
+    script: Script, run: Path, tmp_path: Path, file: str
+) -> None:
+    earlier, last = list_checkpoints(run)
+    name = poison(last / file)
+    before = contents(run)
+    line = script("train", "--resume", run).refusal()
+    assert f"error: {last / file}: {name} holds NaN or infinite values; " in line
+    assert f"the last good checkpoint is {earlier}: lower trainer.learning_rate, " in line
+    flags = flags_to_go_on(line, tmp_path / "new")
+    assert script("train", *flags, "--set", "trainer.max_steps=12").code == 0
+    assert [folder.name for folder in list_checkpoints(tmp_path / "new")] == ["step-0000012"]
+    assert contents(run) == before
+
+
 def test_wandb_that_is_not_installed_is_one_line(
     script: Script, run_file: RunFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,6 +549,24 @@ def test_what_cannot_be_sampled_from_is_one_line(
     line = script("sample", "--resume", run, "--out-dir", run / "o").refusal()
     assert complaint in line
     assert not (run / "o").exists()
+
+
+def test_weights_that_are_not_finite_are_not_sampled_from(
+    script: Script, run: Path, tmp_path: Path
+) -> None:
+    """They gave pictures of noise, and exit code 0."""
+    earlier, last = list_checkpoints(run)
+    name = poison(last / "ema.safetensors")
+    line = script("sample", "--resume", run, "--out-dir", tmp_path / "o").refusal()
+    assert line == (
+        f"error: {last}/ema.safetensors: {name} holds NaN or infinite values; "
+        f"the last good checkpoint of the run is {earlier} (--resume {earlier})\n"
+    )
+    assert not (tmp_path / "o").exists()
+    flags = re.search(r"\((--resume .*)\)$", line.strip())
+    assert flags is not None
+    assert script("sample", *flags[1].split(), "--out-dir", tmp_path / "o").code == 0
+    assert len(sampled(tmp_path / "o")) == 5
 
 
 def test_an_unconditional_network_samples_and_has_no_classes_to_choose(

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import contents, poison
 from safetensors.torch import load_file
 from test_codec_training_config import values
 
+from sundae.checkpoint import list_checkpoints, mark_best, open_checkpoint
 from sundae.images import save_image
 from sundae.vqgan import load_vqgan
 
@@ -88,6 +90,57 @@ def test_a_resumed_run_equals_an_unbroken_one(
         for which in ("whole", "broken")
     ]
     assert identities[0] == identities[1]
+
+
+def test_a_run_whose_best_checkpoint_is_not_its_last_goes_on_from_the_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "run") == 0
+    first, last = list_checkpoints(Path("run"))
+    mark_best(Path("run"), first, "loss", 0.5)
+    assert open_checkpoint(Path("run"), kind="vqgan").folder == first
+    written = last.stat().st_mtime_ns
+    assert run(monkeypatch, "--resume", "run", "--set", "training.max_steps=6") == 0
+    names = [path.name for path in list_checkpoints(Path("run"))]
+    assert names == ["step-0000002", "step-0000004", "step-0000006"]
+    assert last.stat().st_mtime_ns == written  # going on from the first would write it again
+
+
+def test_a_codec_that_explodes_is_not_exported_and_the_last_good_checkpoint_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "run") == 0
+    before = contents(Path("run"))
+    explosive = ("--set", "training.learning_rate=1e30", "--set", "training.max_steps=6")
+    capsys.readouterr()
+    assert run(monkeypatch, "--resume", "run", *explosive) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: the encoder produced NaN or infinite latents at step 5; nothing")
+    assert line.endswith(
+        "; the last good checkpoint is run/checkpoints/step-0000004: lower training.learning_rate, "
+        "set training.clip_grad or add --no-amp, and go on with --resume run\n"
+    )
+    after = contents(Path("run"))
+    weights = [name for name in before if name.startswith(("checkpoints", "vqgan"))]
+    assert [name for name in after if name.startswith(("checkpoints", "vqgan"))] == weights
+    assert all(after[name] == before[name] for name in weights)
+    assert run(monkeypatch, "--resume", "run", "--set", "training.max_steps=5") == 0
+
+
+def test_a_codec_run_does_not_go_on_from_what_is_not_finite(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "run") == 0
+    earlier, last = list_checkpoints(Path("run"))
+    tensor = poison(last / "ema.safetensors")
+    capsys.readouterr()
+    assert run(monkeypatch, "--resume", "run", "--set", "training.max_steps=6") == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {last}/ema.safetensors: {tensor} holds NaN or infinite values")
+    flags = line.rsplit("go on with ", 1)[1].split()
+    assert flags == ["--resume", str(earlier), "--run-dir", "NEW"]
+    assert run(monkeypatch, *flags, "--set", "training.max_steps=3") == 0
+    assert [path.name for path in list_checkpoints(Path("NEW"))] == ["step-0000003"]
 
 
 def test_nothing_is_written_with_no_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

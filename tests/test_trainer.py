@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import contents
 from torch import Tensor, nn
 
 from sundae.callbacks import CallbackType
@@ -19,6 +21,7 @@ from sundae.checkpoint import list_checkpoints, open_checkpoint
 from sundae.config import RunConfig
 from sundae.ema import EMA
 from sundae.errors import UserError
+from sundae.finite import NonFiniteError
 from sundae.latents import collate_batched
 from sundae.logbook import Logbook
 from sundae.metrics import Means
@@ -565,7 +568,10 @@ def test_checkpoints_come_periodically_for_the_best_and_at_the_end(
     assert not (tmp_path / "only" / "best.json").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_last_good_checkpoint(
+LESS = "lower trainer.learning_rate, set trainer.clip_grad or add --no-amp"
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(
     config: Config, tmp_path: Path
 ) -> None:
     class Diverges(Slope):
@@ -581,9 +587,161 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_last_good_checkpo
         "trainer.keep_checkpoints": 1,
     }
     trainer = make(config(changes), tmp_path, Diverges(), line())
-    with pytest.raises(UserError, match="the loss is nan at step 6; lower trainer.learning_rate"):
+    with pytest.raises(UserError) as refusal:
         trainer.train()
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-0000004"]
+    assert str(refusal.value) == (
+        "the loss is nan at step 6; nothing was written; the last good checkpoint is "
+        f"{list_checkpoints(tmp_path)[-1]}: {LESS}, and go on with --resume {tmp_path}"
+    )
+
+
+class Explodes(Slope):
+    """From step 4 on its gradient is infinite, while its loss is a number."""
+
+    trainer: Trainer
+
+    def of(self, net: nn.Module, loss: Tensor) -> tuple[Tensor, Metrics]:
+        total, metrics = super().of(net, loss)
+        if torch.is_grad_enabled() and self.trainer.step == 4:
+            weight = next(net.parameters())
+            total = total + (weight - weight.detach()).sqrt().sum()  # 0, and steep
+        return total, metrics
+
+
+EXPLOSIONS: dict[str, dict[str, Any]] = {
+    "at-a-checkpoint": {"trainer.checkpoint_frequency": 1},
+    "at-an-evaluation": {"trainer.nb_batches": [5, 1]},
+    "at-the-end": {"trainer.max_steps": 5},
+    "at-an-interruption": {},
+}
+
+
+@pytest.mark.parametrize("when", EXPLOSIONS)
+def test_weights_that_explode_after_a_good_loss_are_never_written(
+    config: Config, tmp_path: Path, when: str
+) -> None:
+    """The loss of a step is computed before it: NaN was the newest checkpoint, and was resumed."""
+    changes = SGD | {"trainer.max_steps": 9, "trainer.nb_batches": [4, 1]}
+    changes = changes | {"trainer.checkpoint_frequency": 4} | EXPLOSIONS[when]
+    task = Explodes()
+    trainer = make(config(changes), tmp_path, task, line())
+    task.trainer = trainer
+    written: dict[str, bytes] = {}
+    trainer.callbacks.register(
+        CallbackType.ParameterUpdate, at_step(5, lambda: written.update(contents(tmp_path)))
+    )
+    if when == "at-an-interruption":
+        trainer.callbacks.register(CallbackType.ParameterUpdate, at_step(5, ctrl_c))
+    with pytest.raises(UserError) as refusal:
+        trainer.train()
+    last = tmp_path / "checkpoints" / "step-0000004"
+    assert str(refusal.value) == (
+        "network.weight holds NaN or infinite values at step 5; nothing was written; the last "
+        f"good checkpoint is {last}: {LESS}, and go on with --resume {tmp_path}"
+    )
+    assert contents(tmp_path) == written
+    assert "checkpoints/step-0000004/training.pt" in written
+
+    open_checkpoint(tmp_path, prefer_best=False).load_training()  # by the flags that are named
+    gentle = make(config(changes | {"trainer.max_steps": 6}), tmp_path, Slope(), line())
+    gentle.resume(open_checkpoint(tmp_path, prefer_best=False))
+    gentle.train()
+    assert gentle.bare_net.weight[0, 0].item() == 0.25 - 6  # a rate and a gradient of 1
+
+
+@pytest.mark.parametrize("main", [True, False], ids=["main-process", "other-process"])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("net", "network.weight"),
+        ("ema", "average.weight"),
+        ("optimizer", "optimizer.state.0.exp_avg_sq"),
+    ],
+)
+def test_everything_a_checkpoint_holds_is_checked_in_every_process(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    name: str,
+    main: bool,
+) -> None:
+    """If the main process alone ended, the others would wait for it."""
+    trainer = make(config({"trainer.max_steps": 1}), tmp_path, Slope(), line())
+    trainer.train()
+    before = contents(tmp_path)
+    moments = trainer.optimizer.state_dict()["state"][0]
+    assert trainer.ema is not None
+    tensors = {
+        "net": trainer.bare_net.weight.data,
+        "ema": trainer.ema.net.weight.data,
+        "optimizer": moments["exp_avg_sq"],
+    }
+    tensors[where][0, 7] = math.inf
+    trainer.step = 2
+    monkeypatch.setattr(Accelerator, "is_main_process", main)
+    with pytest.raises(
+        UserError, match=rf"^{name} holds NaN or infinite values at step 2; nothing"
+    ):
+        trainer.save(best=True)
+    assert contents(tmp_path) == before
+
+
+def test_the_checkpoint_that_is_named_is_good_whoever_wrote_it(
+    config: Config, tmp_path: Path
+) -> None:
+    """Earlier versions wrote NaN; a run must not be sent back to that."""
+    changes = {"trainer.max_steps": 3, "trainer.checkpoint_frequency": 1}
+    cfg = config(changes | {"trainer.keep_checkpoints": 0})
+    trainer = make(cfg, tmp_path, Slope(), line())
+    trainer.train()
+    first, second, third = list_checkpoints(tmp_path)
+    state = torch.load(third / "training.pt")
+    state["optimizer"]["state"][0]["exp_avg"][0, 3] = math.nan
+    torch.save(state, third / "training.pt")
+    nn.init.constant_(trainer.bare_net.weight, math.nan)
+    with pytest.raises(UserError, match=rf"is {second}: .* --resume {second} --run-dir NEW$"):
+        trainer.save()
+    shutil.rmtree(second)
+    shutil.rmtree(first)
+    with pytest.raises(
+        UserError, match=f"; the run has no good checkpoint: {LESS}, and train from"
+    ):
+        trainer.save()
+    with pytest.raises(UserError, match=r"optimizer\.state\.0\.exp_avg holds NaN or infinite"):
+        make(cfg, None, Slope(), line()).resume(open_checkpoint(third))
+
+
+def test_a_branch_that_explodes_before_it_saves_is_sent_back_to_where_it_began(
+    config: Config, tmp_path: Path
+) -> None:
+    make(config(SGD), tmp_path / "run", Slope(), line()).train()
+    (origin,) = list_checkpoints(tmp_path / "run")
+    task = Explodes()
+    changes = SGD | {"trainer.max_steps": 9, "trainer.checkpoint_frequency": 5}
+    cfg = config(changes | {"trainer.checkpoint_best": False})
+    task.trainer = trainer = make(cfg, tmp_path / "branch", task, line())
+    trainer.resume(open_checkpoint(origin))
+    with pytest.raises(UserError, match=f"is {origin}: .* --resume {origin} --run-dir NEW$"):
+        trainer.train()
+    assert list_checkpoints(tmp_path / "branch") == []
+
+
+def test_a_task_that_meets_nan_names_the_last_good_checkpoint(
+    config: Config, tmp_path: Path
+) -> None:
+    """The search for the nearest code refuses NaN before there is a loss of a codec."""
+
+    class Refuses(Slope):
+        def of(self, net: nn.Module, loss: Tensor) -> tuple[Tensor, Metrics]:
+            if trainer.step == 3:
+                raise NonFiniteError("the encoder produced NaN")
+            return super().of(net, loss)
+
+    trainer = make(config({"trainer.max_steps": 9}), tmp_path, Refuses(), line())
+    with pytest.raises(UserError, match="^the encoder produced NaN at step 3; .*step-0000002: low"):
+        trainer.train()
 
 
 def test_without_a_run_folder_nothing_is_written(

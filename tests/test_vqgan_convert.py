@@ -62,6 +62,31 @@ def test_a_failed_conversion_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_float16_cannot_hold_and_what_is_not_finite_are_named(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(value: float, *flags: str) -> str:
+        save_codec(load_vqgan(case.checkpoint, case.config), tmp_path / "x", overwrite=True)
+        weights = tmp_path / "x" / "vqgan.safetensors"
+        tensors = load_file(weights)
+        tensors["quant_conv.bias"][2] = value
+        save_file(tensors, weights)
+        (tmp_path / "x" / "vqgan.json").unlink()
+        rules = ("--distance", "l2", "--input-range", "signed")
+        assert main(["convert", str(weights), str(tmp_path / "out"), *rules, *flags]) == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    assert refused(1e6, "--half") == (
+        "error: quant_conv.bias is beyond the range of float16; leave out --half\n"
+    )
+    for flags in ([], ["--half"]):
+        assert refused(float("nan"), *flags) == (
+            f"error: {tmp_path}/x/vqgan.safetensors: quant_conv.bias holds NaN or infinite values; "
+            "use another checkpoint\n"
+        )
+
+
 def test_weights_and_json_of_different_codecs_are_refused(case: Case, tmp_path: Path) -> None:
     save_codec(load_vqgan(case.checkpoint, case.config), tmp_path / "x")
     weights = tmp_path / "x" / "vqgan.safetensors"

@@ -1,6 +1,7 @@
 """What load_vqgan accepts, and the one line it says about what it does not."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sundae.vqgan import load_vqgan
 from sundae.vqgan.architecture import infer_architecture
 from sundae.vqgan.backbone import VQGAN
 from sundae.vqgan.configs import read_config
+from sundae.vqgan.safe_load import read_tensors
 from sundae.vqgan.statement import architecture_of, check_claims
 
 EXPLICIT = {"distance": "l2", "input_range": "signed"}
@@ -126,6 +128,33 @@ def test_extra_missing_and_misshapen_tensors_are_refused_by_name(
     changed = {name: tensor for name, tensor in (state | change).items() if tensor is not None}
     with pytest.raises(UserError, match=says):
         load_vqgan(write(tmp_path, changed), **EXPLICIT)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name_in_every_family(
+    name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name](tmp_path)
+
+    def read_broken(path: Path) -> dict[str, torch.Tensor]:
+        tensors = {key: tensor.clone() for key, tensor in read_tensors(path).items()}
+        for key, tensor in tensors.items():
+            if key.replace(".", "").endswith("encoderconv_inweight"):  # the averages have no dots
+                tensor[3, 1, 0, 2] = value
+        return tensors
+
+    monkeypatch.setattr("sundae.vqgan.load.read_tensors", read_broken)
+    with pytest.raises(UserError, match=r": encoder\.conv_in\.weight holds NaN or infinite values"):
+        load_vqgan(case.checkpoint, case.config, **case.keywords)
+
+
+def test_a_weight_of_a_discriminator_may_be_anything(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    broken = {"loss.discriminator.main.0.weight": torch.tensor([math.nan])}
+    codec = load_vqgan(write(tmp_path, state | broken), **EXPLICIT)
+    assert torch.equal(codec.model.quant_conv.bias, state["quant_conv.bias"])
 
 
 def test_rules_are_never_guessed(state: dict[str, torch.Tensor], tmp_path: Path) -> None:

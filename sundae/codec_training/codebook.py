@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sundae.codec_training.processes import shared, summed
+from sundae.finite import NonFiniteError
 from sundae.vqgan.quantise import Quantiser
 
 INITIALISATIONS = ("kmeans", "data", "uniform")
@@ -137,11 +138,14 @@ def restart(quantiser: Quantiser, dead: Tensor, rows: Tensor, generator: torch.G
     """Move the dead codes (K,) bool to some of the rows (n, D), preferably badly served ones.
 
     Drawn with a chance proportional to the squared distance from the nearest code, as k-means++
-    does, because most latents of pictures on a plain background are that background.
+    does, because most latents of pictures on a plain background are that background. Raises
+    NonFiniteError when a distance is NaN or infinite: the training has diverged.
     """
     codes = quantiser.embedding.weight
     distance = (rows - codes[nearest(quantiser, rows)]).square().sum(1)
     chance = distance + distance.mean() * 1e-6 + 1e-20
+    if not torch.isfinite(chance).all():  # which is fatal to multinomial, on CUDA to the process
+        raise NonFiniteError("the encoder's latents are too large to restart codes among them")
     enough = len(rows) >= len(codes)
     choice = chance.multinomial(len(codes), replacement=not enough, generator=generator)
     codes.copy_(torch.where(dead[:, None], rows[choice], codes))

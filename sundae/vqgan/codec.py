@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sundae.compiling import compile_modules
 from sundae.errors import UserError
+from sundae.finite import NonFiniteError
 from sundae.precision import autocast
 from sundae.vqgan.backbone import VQGAN
 from sundae.vqgan.quantise import DISTANCES
@@ -131,7 +132,7 @@ class VQGANCodec:
 
         Raises:
             ValueError: wrong shape, dtype or value range (NaN included).
-            UserError: H or W is not a multiple of `factor`.
+            UserError: H or W is not a multiple of `factor`, or the latents are not finite.
         """
         self._check_images(images)
         pixels = images.to(self.device, torch.float32, memory_format=torch.channels_last)
@@ -139,7 +140,14 @@ class VQGANCodec:
             pixels = pixels * 2 - 1
         with self._autocast():
             latents = self.model.encode(self._filled_up(pixels))
-        return self.model.quantize(latents[: len(pixels)])
+        try:
+            tokens: Tensor = self.model.quantize(latents[: len(pixels)])
+        except NonFiniteError as error:
+            raise UserError(
+                f"{error}; the checkpoint or the picture is broken, or the precision is too low: "
+                "try precision='fp32'"
+            ) from error
+        return tokens
 
     def _filled_up(self, pixels: Tensor) -> Tensor:
         """The last picture repeated to the size of a batch that is compiled already."""

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from sundae.errors import UserError
 from sundae.files import atomic_path, write_text
+from sundae.finite import first_non_finite
 from sundae.locking import target_lock
 from sundae.vqgan.codec import VQGANCodec
 from sundae.vqgan.load import NATIVE_FORMAT, NATIVE_VERSION
@@ -21,8 +22,9 @@ def rounded(codec: VQGANCodec) -> VQGANCodec:
     UserError when a weight is beyond float16's range.
     """
     model = copy.deepcopy(codec.model).half().float()
-    if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
-        raise UserError("a weight is beyond the range of float16; leave out --half")
+    beyond = first_non_finite(model.state_dict())
+    if beyond is not None:
+        raise UserError(f"{beyond} is beyond the range of float16; leave out --half")
     return VQGANCodec(
         model,
         codec.rules,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sundae.errors import UserError
+from sundae.finite import first_non_finite
 from sundae.vqgan.architecture import Architecture, infer_architecture
 from sundae.vqgan.backbone import VQGAN
 from sundae.vqgan.codec import Rules, VQGANCodec
@@ -77,7 +78,8 @@ def load_vqgan(
     precision: fp32, bf16 or auto, see `VQGANCodec`.
 
     Raises UserError, before anything is built, when the file is unsafe, damaged or of another kind,
-    when config and tensors contradict each other, or when a rule is neither known nor stated.
+    when config and tensors contradict each other, or when a rule is neither known nor stated; and
+    when a weight is NaN or infinite.
     """
     weights, config_path = _locate(Path(checkpoint), None if config is None else Path(config))
     explicit = Explicit(_range_name(input_range), distance, tanh_out)
@@ -129,7 +131,7 @@ def new_vqgan(config: Path | str, *, precision: str = "auto") -> VQGANCodec:
 def build(arch: Architecture, rules: Rules, tensors: Tensors, source: Path) -> VQGAN:
     """A VQGAN holding `tensors` (canonical names) as float32; no weight is initialised first.
 
-    Raises UserError naming a tensor that is missing, extra or of another shape.
+    Raises UserError naming a tensor that is missing, extra, of another shape or not finite.
     """
     with torch.device("meta"):
         model = VQGAN(arch, rules.distance)
@@ -145,6 +147,9 @@ def build(arch: Architecture, rules: Rules, tensors: Tensors, source: Path) -> V
             raise UserError(f"{source}: {name} has dtype {tensors[name].dtype}, expected floats")
     # Copies: the file stays memory-mapped otherwise, and whoever overwrites it changes the codec.
     own = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    broken = first_non_finite(own)
+    if broken is not None:
+        raise UserError(f"{source}: {broken} holds NaN or infinite values; use another checkpoint")
     model.load_state_dict(own, assign=True)
     return model
 

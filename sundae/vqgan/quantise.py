@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sundae.errors import UserError
+from sundae.finite import NonFiniteError
 
 DISTANCES = ("l2", "cosine", "dot", "gumbel")
 
@@ -43,16 +43,13 @@ class Quantiser(nn.Module):
         """latents: (B, embed_dim, h, w) float -> tokens (B, h, w) int64.
 
         scores_at_once: bound on the (positions x codes) scores in memory; changes no token.
-        Raises UserError when a latent is NaN or infinite, for which every token would be wrong.
+        Raises NonFiniteError for a latent that is NaN or infinite: every token would be wrong.
         """
         batch, _, height, width = latents.shape
         with torch.autocast(latents.device.type, enabled=False), _full_matmul_precision():
             rows = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
             if not torch.isfinite(rows).all():
-                raise UserError(
-                    "the encoder produced NaN or infinite latents; the checkpoint or the picture "
-                    "is broken, or the precision is too low: try precision='fp32'"
-                )
+                raise NonFiniteError("the encoder produced NaN or infinite latents")
             bias, matrix = self._linear_scores()
             chunk = max(1, scores_at_once // len(matrix))
             tokens = [torch.addmm(bias, part, matrix.T).argmax(1) for part in rows.split(chunk)]
