@@ -203,6 +203,9 @@ def test_folders_of_before_are_left_alone(talk: Talk, tmp_path: Path) -> None:
         (["--steps", 0], "--steps: expected an integer at least 1"),
         (["--web", "--port", 99999], "--port 99999: expected a number from 0 to 65535"),
         (["--web"], "--web needs Gradio 6: pip install -r requirements-web.txt"),
+        (["--web", "--auth", "ann:x", "--no-auth"], "--auth and --no-auth contradict each other"),
+        (["--web", "--auth", "ann"], "--auth: expected USER:PASSWORD, neither of them empty"),
+        (["--web", "--auth", ":secret"], "--auth: expected USER:PASSWORD"),
         (["--resume", "nowhere"], "nowhere does not exist"),
     ],
 )
@@ -214,7 +217,7 @@ def test_a_mistake_is_told_in_one_line(
     complaint: str,
 ) -> None:
     module = importlib.import_module("sample-interactive")
-    found = "--port" in flags
+    found = flags != ["--web"]
     monkeypatch.setattr(module, "gradio_version", lambda: 6 if found else 5)
     words = flags if "--resume" in flags else ["--resume", trained, *flags]
     assert complaint in script("sample-interactive", *words).refusal()
