@@ -26,9 +26,10 @@ from sundae.codec_training.dataset import ImageDataset, open_pictures
 from sundae.codec_training.perceptual import EfficientNetDistance, load_perceptual
 from sundae.codecs import Codec, open_codec
 from sundae.errors import UserError
-from sundae.files import make_folder, write_text
+from sundae.files import write_text
 from sundae.frechet import frechet_distance
 from sundae.images import save_grid
+from sundae.locking import output_folder
 from sundae.prior import Prior, even_classes, sample_seeds, schedule_of
 from sundae.runs import class_number
 from sundae.shipped import checkpoint_or_shipped
@@ -128,6 +129,12 @@ def classes_of(held_out: ImageDataset, root: Path, checkpoint: Checkpoint) -> Te
 
 def main() -> None:
     args = parse_args()
+    with output_folder(args.out, args.out.parent, args.out.name):
+        judge(args)
+
+
+def judge(args: argparse.Namespace) -> None:
+    """Write pictures and figures into the folder, and print the figures."""
     checkpoint = checkpoint_or_shipped(args.resume)
     codec = open_codec(checkpoint.config)
     perceptual = load_perceptual("efficientnet-lite0")
@@ -140,7 +147,6 @@ def main() -> None:
     classes, count = classes_of(held_out, args.dataset_in, checkpoint), len(held_out)
     if count > len(train):
         raise UserError(f"{count} pictures are held out and {len(train)} are not; hold out fewer")
-    make_folder(args.out)
 
     scores = judge_codec(codec, held_out, features)
     reconstructions: Tensor = scores.pop("images")
