@@ -65,8 +65,8 @@ def main() -> None:
     canvas = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(canvas, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)
-    numbers = {"first": offset, "count": count}  # other processes may fill in the others
-    with output_folder(args.out_dir, Path("samples"), cfg.trainer.exp_name, **numbers) as out_dir:
+    numbers = range(offset, offset + count)  # other processes may fill in the others
+    with output_folder(args.out_dir, Path("samples"), cfg.trainer.exp_name, numbers) as out_dir:
         prepare_out_dir(out_dir, count, offset, overwrite=args.overwrite)
         seed, schedule = seed_everything(args.seed), schedule_of(cfg.sampling)
         device = choose_device(args.no_cuda, args.quiet)

@@ -11,8 +11,9 @@ RUN/best.json                         which checkpoint was best
 A released checkpoint (`sundae.release`) has one set of weights, no optimiser, and its codec beside
 it: vqgan.safetensors and vqgan.json.
 
-Weights and moments that are NaN or infinite are never loaded: whoever asks for them gets an error
-that names the last good checkpoint of the run. (`Trainer.save` never writes any.)
+A checkpoint with weights that are NaN or infinite, raw or averaged, is never loaded, and one with
+such moments is not trained on: the error names the last good checkpoint of the run. `Trainer.save`
+never writes any.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from sundae.schema import shown
 
 FORMAT = 1
 CODEC = "vqgan.safetensors"  # where it lies in a checkpoint's folder, it is that run's codec
-_NAME = re.compile(r"step-[0-9]{7,}")
+_NAME = re.compile(r"step-[0-9]+")
 _INFO, _MODEL, _EMA, _TRAINING = (
     "checkpoint.json",
     "model.safetensors",
@@ -145,8 +146,10 @@ class Checkpoint:
             raise UserError(f"{error}; {remedy}") from error
 
     def _read_weights(self, ema: bool) -> dict[str, Tensor]:
-        averaged = self.folder / _EMA
-        return load_weights(averaged if ema and averaged.exists() else self.folder / _MODEL)
+        """The averaged or the raw weights; the others have to be finite, too."""
+        averaged = load_weights(self.folder / _EMA) if (self.folder / _EMA).exists() else None
+        raw = load_weights(self.folder / _MODEL)
+        return averaged if ema and averaged is not None else raw
 
     def _read_training(self) -> TrainingState:
         averaged = self.folder / _EMA

@@ -28,6 +28,11 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def named_path(path: Path) -> Path:
+    """The same path, ending in a name also where it is "." or "..", to name something beside it."""
+    return path if path.name.strip(".") else path.resolve()
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path in the same folder to write to; it takes the name `path` when the block succeeds.

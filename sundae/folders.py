@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sundae.files import writing_to
+from sundae.files import named_path, writing_to
 
 # What writers call their folders beside NAME: .NAME.PID-RANDOM.partial while they fill it, and
 # .NAME.PID-RANDOM.replaced for the old one where it has to be moved aside.
@@ -39,7 +39,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     When the block raises, `target` is as it was and the partial folder is gone. Folders that killed
     writers of the same target left are removed after a day. An OSError becomes a UserError.
     """
-    target = target if target.name.strip(".") else target.resolve()  # it may be "." or ".."
+    target = named_path(target)
     # A name of its own, so that two writers of one target do not delete each other's files.
     partial = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
     with writing_to(target):
@@ -49,7 +49,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             yield partial
             _put_in_place(partial, target)
         finally:
-            _remove(partial)
+            remove_tree(partial)
     _remove_abandoned(target)
 
 
@@ -84,7 +84,7 @@ def _put_in_place(folder: Path, target: Path) -> None:
             os.replace(folder, target)
         finally:
             restore_folder(target)
-        _remove(aside)
+        remove_tree(aside)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -116,10 +116,10 @@ def _remove_abandoned(target: Path) -> None:
     for name, path in _of_writers(target.parent):
         with suppress(OSError):
             if name == target.name and time.time() - path.lstat().st_mtime > _ABANDONED:
-                _remove(path)
+                remove_tree(path)
 
 
-def _remove(path: Path) -> None:
+def remove_tree(path: Path) -> None:
     """Deletes a folder, or a link or file that was in the place of one, as far as that goes."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

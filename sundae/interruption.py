@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 
 
 class Interruption:
-    """While entered, notes Ctrl-C or a polite kill instead of dying; a second one ends at once.
+    """While entered, notes Ctrl-C or SIGTERM instead of ending; a second one ends at once.
 
     Attributes:
         signal: the number of the signal that came, or None.

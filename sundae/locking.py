@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Self
 
 from sundae.errors import UserError
-from sundae.files import make_folder, writing_to
-from sundae.naming import path_component
+from sundae.files import make_folder, named_path, writing_to
+from sundae.naming import path_component, printable
 
 try:
     import fcntl
@@ -27,6 +27,9 @@ LOCK_NAME = ".lock"
 _TAKEN = {errno.EACCES, errno.EAGAIN}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
+_SIGNATURE = "process "  # what the text of a lock file begins with
+_TRIES = 100
+
 # Lock files of this process. Closing one a second time would drop the first lock (POSIX).
 _held: set[Path] = set()
 
@@ -35,19 +38,18 @@ class Lock:
     """A context manager: while it is entered, no other process enters one of the same file.
 
     The operating system drops the lock when its process ends, in whatever way, so that the lock of
-    a killed process is free. The file is deleted at the end.
+    a killed process is free. The file is deleted at the end; a killed process leaves it.
     """
 
-    def __init__(self, path: Path, guarded: Path, *, first: int = 0, count: int = 0) -> None:
-        """Names what is locked; see `folder_lock` and `target_lock`.
+    def __init__(self, path: Path, guarded: Path, numbers: range | None = None) -> None:
+        """Prepares a lock; see `folder_lock` and `target_lock`.
 
         Args:
             path: the lock file, in a folder that exists.
             guarded: what is written, for the message.
-            first, count: locks these numbers of what is written only; all with a count of 0.
+            numbers: locks these numbers of what is written only; None locks all of it.
         """
-        self.path, self.guarded = path, guarded
-        self._first, self._count = first, count
+        self.path, self.guarded, self.numbers = path, guarded, numbers
         self._file: int | None = None
 
     def __enter__(self) -> Self:
@@ -58,82 +60,87 @@ class Lock:
         """
         self._key = self.path.resolve()
         if self._key in _held:
-            raise self._taken("this process")  # reading the file would drop the lock
-        with writing_to(self.guarded):
-            while self._file is None:
+            raise self._refusal("this process")  # reading the file would drop the lock
+        if fcntl is not None:
+            with writing_to(self.path):
                 self._file = self._opened()
-        _held.add(self._key)
+            _held.add(self._key)
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Drops the lock, and deletes its file unless others lock other numbers."""
-        assert self._file is not None
-        if fcntl is not None:
-            with suppress(OSError):
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if self._file is None:
+            return
+        with suppress(OSError):
+            if self._locked(self._file, everything=True):
                 self.path.unlink()
         os.close(self._file)
         self._file = None
         _held.discard(self._key)
 
-    def _opened(self) -> int | None:
-        """The locked file; None where it was deleted meanwhile, so that it locks nothing."""
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            self._lock(file)
-            if not _is_at(file, self.path):
+    def _opened(self) -> int:
+        """The locked file."""
+        for _ in range(_TRIES):
+            file = self._created()
+            try:
+                if not self._locked(file):
+                    raise self._refusal(_text_of(file) or "another process")
+                if _is_at(file, self.path):  # not deleted meanwhile, so that it locks something
+                    self._sign(file)
+                    return file
+            except BaseException:
                 os.close(file)
-                return None
-            self._sign(file)
-        except BaseException:
+                raise
             os.close(file)
-            raise
-        return file
+        raise UserError(f"cannot lock {self.path}; delete it, or choose another place")
 
-    def _lock(self, file: int) -> None:
-        if fcntl is None:
-            return
+    def _created(self) -> int:
+        try:  # what a link in somebody else's folder leads to is not ours to open
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UserError(f"{self.path} is a link; delete it") from None
+            raise
+
+    def _locked(self, file: int, *, everything: bool = False) -> bool:
+        """Whether it could be locked. Where a file system has no locks, it counts as locked."""
+        numbers = range(0) if self.numbers is None or everything else self.numbers
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, self._count, self._first)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, len(numbers), numbers.start)
         except OSError as error:
             if error.errno in _TAKEN:
-                raise self._taken(self._holder()) from None
+                return False
             if error.errno not in _NO_LOCKS:
                 raise
-            print(
-                f"warning: {self.guarded} is on a file system without locks; make sure that "
-                "nothing else writes to it meanwhile",
-                file=sys.stderr,
-            )
+            if not everything:
+                _warn_of_no_locks(self.guarded)
+        return True
 
     def _sign(self, file: int) -> None:
         """Says who it is, for the message of another process."""
+        if _text_of(file)[: len(_SIGNATURE)] not in ("", _SIGNATURE):
+            raise UserError(f"{self.path} is no lock file; move it away")
         os.ftruncate(file, 0)
-        if not self._count:
-            os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        if self.numbers is None:
+            os.pwrite(file, f"{_SIGNATURE}{os.getpid()} on {socket.gethostname()}".encode(), 0)
 
-    def _holder(self) -> str:
-        with suppress(OSError, ValueError):
-            return self.path.read_text(encoding="utf-8")[:100] or "another process"
-        return "another process"
-
-    def _taken(self, holder: str) -> UserError:
+    def _refusal(self, holder: str) -> UserError:
         return UserError(
             f"{self.guarded} is being written by {holder}; wait until it ends, or choose another "
             "place"
         )
 
 
-def folder_lock(folder: Path, *, first: int = 0, count: int = 0) -> Lock:
+def folder_lock(folder: Path, numbers: range | None = None) -> Lock:
     """The lock of a folder, which is created, by a file in it.
 
     Args:
-        first, count: locks these numbers of the files in it only; all with a count of 0.
+        numbers: locks these numbers of the files in it only; None locks all of it.
 
     Raises:
         UserError: the folder cannot be written to.
     """
-    return Lock(make_folder(folder) / LOCK_NAME, folder, first=first, count=count)
+    return Lock(make_folder(folder) / LOCK_NAME, folder, numbers)
 
 
 def target_lock(target: Path) -> Lock:
@@ -142,8 +149,8 @@ def target_lock(target: Path) -> Lock:
     Raises:
         UserError: its folder cannot be written to.
     """
-    name = target.name or target.resolve().name
-    return Lock(make_folder(target.parent) / f".{name}{LOCK_NAME}", target)
+    named = named_path(target)
+    return Lock(make_folder(named.parent) / f".{named.name}{LOCK_NAME}", target)
 
 
 def new_dated_folder(parent: Path, name: str) -> Path:
@@ -170,21 +177,18 @@ def new_dated_folder(parent: Path, name: str) -> Path:
 
 @contextmanager
 def output_folder(
-    given: Path | None, parent: Path, name: str, *, first: int = 0, count: int = 0
+    given: Path | None, parent: Path, name: str, numbers: range | None = None
 ) -> Iterator[Path]:
-    """A folder to fill, which no other process fills meanwhile; it goes if it is left empty.
+    """A folder to fill, which no other process fills meanwhile; removed if it is left empty.
 
     Args:
         given: the folder, if the user named one; otherwise see `new_dated_folder`.
-        first, count: see `folder_lock`.
+        numbers: see `folder_lock`.
 
     Raises:
         UserError: another process fills it, or it cannot be written to.
     """
-    with (
-        shared_folder(given, parent, name) as folder,
-        folder_lock(folder, first=first, count=count),
-    ):
+    with shared_folder(given, parent, name) as folder, folder_lock(folder, numbers):
         yield folder
 
 
@@ -204,6 +208,15 @@ def shared_folder(given: Path | None, parent: Path, name: str) -> Iterator[Path]
 def _is_at(file: int, path: Path) -> bool:
     """Whether an open file is the one that a path names."""
     try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
+        return os.path.samestat(os.fstat(file), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+def _text_of(file: int) -> str:
+    return os.pread(file, 100, 0).decode(errors="replace")
+
+
+def _warn_of_no_locks(guarded: Path) -> None:
+    line = f"{guarded} is on a file system without locks; make sure that nothing else writes to it"
+    print(printable(f"warning: {line}"), file=sys.stderr)

@@ -58,7 +58,7 @@ def family_name(path: str) -> str:
 
 
 def path_component(name: str) -> str:
-    """A name as one component of a path, valid on all systems and visible.
+    """A name as one component of a path, valid on all systems and not hidden.
 
     Names that are so already stay as they are; two names may become the same.
 

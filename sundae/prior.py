@@ -20,7 +20,7 @@ from sundae.codecs import Codec
 from sundae.compiling import Compiled
 from sundae.config import NetConfig, RunConfig, SamplingConfig
 from sundae.errors import UserError
-from sundae.files import make_folder, writing_to
+from sundae.files import make_folder, named_path, writing_to
 from sundae.images import make_grid, save_grid, save_image
 from sundae.objective import unroll
 from sundae.precision import halve_linears, has_bf16
@@ -294,7 +294,7 @@ def sample_path(out_dir: Path, number: int) -> Path:
 
 def grid_path(out_dir: Path, offset: int) -> Path:
     """Where the grid of the samples from `offset` on is written."""
-    folder = out_dir if out_dir.name.strip(".") else out_dir.resolve()  # it may be "." or ".."
+    folder = named_path(out_dir)
     return folder.parent / f"{folder.name}-grid{f'-{offset}' if offset else ''}.png"
 
 

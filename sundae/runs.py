@@ -105,11 +105,17 @@ def choose_run_folder(run: Path | None, checkpoint: Checkpoint | None) -> Path |
     """
     if checkpoint is not None and (run is None or _holds(run, checkpoint)):
         run = run_of(checkpoint)
-        last = list_checkpoints(run)[-1]
-        if last.name != checkpoint.folder.resolve().name:
+        found = [folder.name for folder in list_checkpoints(run)]
+        here = checkpoint.folder.resolve().name
+        if here not in found:
             raise UserError(
-                f"{run} has gone on to {last.name}: resume from there with --resume {run}, or "
-                f"choose a --run-dir for another way on from {checkpoint.folder.resolve().name}"
+                f"{checkpoint.folder} is not named as a checkpoint of a run is, such as "
+                "step-0001000: rename it back, or choose a --run-dir for what follows"
+            )
+        if here != found[-1]:
+            raise UserError(
+                f"{run} has gone on to {found[-1]}: resume from there with --resume {run}, or "
+                f"choose a --run-dir for another way on from {here}"
             )
         return run
     if run is not None and list_checkpoints(run):

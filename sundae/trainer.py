@@ -170,7 +170,7 @@ class Trainer:
     # -- the loop ---------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train until `max_steps`, or until Ctrl-C or a polite kill; both end with a checkpoint.
+        """Train until `max_steps`, or until Ctrl-C or SIGTERM; both end with a checkpoint.
 
         Raises:
             UserError: the training became NaN or infinite; names the last good checkpoint.

@@ -120,6 +120,36 @@ def test_a_body_arrives_unchanged(caller: Caller) -> None:
     assert caller.app.bodies == [body]
 
 
+def test_a_parameter_that_is_there_twice_is_refused(caller: Caller) -> None:
+    """Gradio takes the last one, which may be another user's."""
+    for query in ("session_hash=a&session_hash=b", "session_hash=a&session_hash="):
+        assert caller("GET", f"/gradio_api/queue/data?{query}")[0] == 400
+    assert caller.app.bodies == []
+
+
+def test_a_length_is_needed_that_nothing_overrides(caller: Caller) -> None:
+    for path in ("/gradio_api/queue/join", "/gradio_api/upload"):
+        chunked = {"transfer_encoding": "chunked"}
+        assert caller("POST", path, b"{}", content_length="2", **chunked)[0] == 411
+        for length in ("", "-1", "1.0", "2,2"):
+            assert caller("POST", path, b"{}", content_length=length)[0] == 411
+    assert caller("POST", "/gradio_api/run/predict", b" " * 70_000, content_length="2")[0] == 413
+    assert caller.app.bodies == []
+
+
+def test_values_are_counted_since_gradio_keeps_them(caller: Caller) -> None:
+    assert caller.call({"data": [[]] * 1900}) == 200
+    assert caller.call({"data": [[]] * 2100}) == 413
+    assert caller.call({"data": [{"a": [1] * 1000}] * 2}) == 413
+
+
+def test_gradio_does_not_get_headers_that_lead_it_astray(caller: Caller) -> None:
+    path = caller.files.new_folder("") / "x"
+    headers = {"range": "bytes=0-9", "x_forwarded_host": "evil", "x_gradio_server": "evil"}
+    assert caller("GET", f"/gradio_api/file={path}", **headers)[0] == 200
+    assert [name for name, _ in caller.app.headers] == [b"host"]
+
+
 def test_paths_are_found_wherever_they_stand(caller: Caller) -> None:
     folder = caller.files.new_folder("")
     for path in ("/etc/passwd", str(caller.files.root), 7, [str(folder)]):
@@ -223,12 +253,24 @@ def test_a_password_may_hold_anything_and_wrong_ones_wait(
     assert len(waits) == 4
 
 
+def test_wrong_passwords_that_wait_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "_MOST_WRONG_PASSWORDS", 0)
+    caller = Caller(tmp_path, password="a:b")
+    assert caller("GET", "/", authorization="Basic wrong")[0] == 429
+    right = base64.b64encode(b"a:b").decode()
+    assert caller("GET", "/", authorization=f"Basic {right}")[0] == 200
+
+
 def test_host_names() -> None:
     here = HostNames({"localhost", "127.0.0.1", "::1", "My.Lab"})
     accepted = ("localhost", "LOCALHOST:80", "localhost.", "127.0.0.1:1", "[::1]:7860", "my.lab")
     assert all(here.include(host) for host in accepted)
     refused = ("", "evil.example", "127.0.0.2", "localhost.evil", "[", "[::2]", "a@my.lab.x", ":80")
     assert not any(here.include(host) for host in refused)
+    odd = ("evil@127.0.0.1", "127.0.0.1/x", "127.0.0.1#x", "127.0.0.1?x", "localhost:x", " my.lab")
+    assert not any(here.include(host) for host in odd)
     everywhere = HostNames({"localhost"}, any_address=True)
     assert everywhere.include("10.0.0.7:7860") and everywhere.include("[fe80::1]")
     assert not everywhere.include("10.0.0.7.evil.example")

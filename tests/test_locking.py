@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from sundae.emoji import write_emoji
 from sundae.errors import UserError
 from sundae.locking import (
     LOCK_NAME,
+    Lock,
     folder_lock,
     new_dated_folder,
     output_folder,
@@ -38,7 +40,8 @@ HOLD = """
 import sys
 from pathlib import Path
 from sundae.locking import folder_lock
-with folder_lock(Path(sys.argv[1]), first=int(sys.argv[2]), count=int(sys.argv[3])):
+first, count = map(int, sys.argv[2:])
+with folder_lock(Path(sys.argv[1]), range(first, first + count) if count else None):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -95,12 +98,12 @@ def test_other_numbers_can_be_filled_in_meanwhile(tmp_path: Path) -> None:
     holder, out = Holder(tmp_path / "out", 100, 50), tmp_path / "out"
     try:
         for first, count in ((0, 100), (150, 50)):
-            with folder_lock(out, first=first, count=count):
+            with folder_lock(out, range(first, first + count)):
                 pass
             assert (out / LOCK_NAME).exists()  # the other one's
-        for first, count in ((0, 101), (149, 1), (0, 0), (100, 50)):
+        for numbers in (range(101), range(149, 150), None, range(100, 150)):
             with pytest.raises(UserError, match="written by another process"):
-                folder_lock(out, first=first, count=count).__enter__()
+                folder_lock(out, numbers).__enter__()
     finally:
         holder.end()
     assert list(out.iterdir()) == []
@@ -145,18 +148,59 @@ def test_a_file_system_without_locks_is_told_of_and_used(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with folder_lock(tmp_path):
+    with folder_lock(tmp_path / "a\x1b"):
         pass
-    assert "on a file system without locks; make sure that nothing" in capsys.readouterr().err
-    monkeypatch.setattr(locking, "fcntl", None)  # Windows
-    with folder_lock(tmp_path):
-        pass
+    said = capsys.readouterr().err
+    assert "a\\x1b is on a file system without locks; make sure that nothing" in said
+    assert said.count("\n") == 1 and list((tmp_path / "a\x1b").iterdir()) == []
+
+
+def test_windows_which_has_no_such_locks_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "fcntl", None)
+    monkeypatch.delattr(os, "O_NOFOLLOW")
+    with folder_lock(tmp_path), folder_lock(tmp_path, range(3)):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_in_the_place_of_the_lock_file_is_not_written_to(tmp_path: Path) -> None:
+    """A folder from somebody else may hold anything."""
+    private, lock = tmp_path / "private", tmp_path / "out" / LOCK_NAME
+    private.write_text("mine")
+    lock.parent.mkdir()
+    lock.symlink_to(private)
+    with pytest.raises(UserError, match=r"out/\.lock is a link; delete it"):
+        folder_lock(lock.parent).__enter__()
+    lock.unlink()
+    os.link(private, lock)
+    with pytest.raises(UserError, match=r"out/\.lock is no lock file; move it away"):
+        folder_lock(lock.parent).__enter__()
+    assert private.read_text() == "mine"
+
+
+def test_a_file_that_is_never_the_one_of_its_name_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "_is_at", lambda file, path: False)
+    with pytest.raises(UserError, match="cannot lock"):
+        folder_lock(tmp_path).__enter__()
 
 
 def test_a_target_that_is_replaced_as_a_whole_is_locked_from_beside(tmp_path: Path) -> None:
     with target_lock(tmp_path / "deep" / "out"):
         assert [path.name for path in (tmp_path / "deep").iterdir()] == [".out.lock"]
     assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_the_folder_one_is_in_is_locked_from_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    for inside, target in (("out", "."), ("out/deep", "..")):
+        monkeypatch.chdir(tmp_path / inside)
+        with target_lock(Path(target)), pytest.raises(UserError, match="this process"):
+            target_lock(tmp_path / "out").__enter__()
 
 
 def test_folders_of_the_same_second_have_different_names(tmp_path: Path) -> None:
@@ -239,3 +283,36 @@ def test_nor_does_anything_that_is_called_without_a_device(tmp_path: Path) -> No
     with folder_lock(out), pytest.raises(UserError, match="is being written by this process"):
         write_pixel_dataset("digits", out)
     assert list(tmp_path.iterdir()) == [out] and list(out.iterdir()) == []
+
+
+def test_what_another_process_has_just_written_is_seen_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came between the first look and the lock."""
+    entered, out = Lock.__enter__, tmp_path / "out"
+
+    def late(write: Callable[[], Any]) -> Callable[[Lock], Lock]:
+        def enter(self: Lock) -> Lock:
+            if self.guarded == out and not out.exists():
+                write()
+            return entered(self)
+
+        return enter
+
+    def digits() -> None:
+        shutil.copytree(tmp_path / "digits", out)
+
+    def other() -> None:
+        out.mkdir()
+        (out / "emoji.json").write_text("{}")
+
+    write_pixel_dataset("digits", tmp_path / "digits")
+    (tmp_path / "digits" / "train" / "mark").touch()
+    monkeypatch.setattr(Lock, "__enter__", late(digits))
+    assert write_pixel_dataset("digits", out, skip_existing=True) is False
+    assert (out / "train" / "mark").exists()
+    for write in (lambda: release(SHIPPED, out), lambda: write_emoji(out, tarballs=tmp_path)):
+        shutil.rmtree(out)
+        monkeypatch.setattr(Lock, "__enter__", late(other))
+        with pytest.raises(UserError, match=f"{out} (exists|holds files); choose another OUT"):
+            write()

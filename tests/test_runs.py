@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,30 @@ def test_a_run_folder_is_for_one_process_at_a_time(config: Config, tmp_path: Pat
             run_folder(cfg, given, resumed, accelerator),
         ):
             pass
+
+
+def test_where_the_main_process_is_refused_the_others_end_without_a_word(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sundae.runs.agreed", lambda *mine: [None, True])
+    other = SimpleNamespace(is_main_process=False)
+    with pytest.raises(SystemExit, match="2"), run_folder(config(), tmp_path, None, other):  # type: ignore[arg-type]
+        pass
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sundae.runs.agreed", lambda *mine: [tmp_path / "x", False])
+    with run_folder(config(), None, None, other) as run:  # type: ignore[arg-type]
+        assert run == tmp_path / "x" and not run.exists()
+
+
+def test_a_checkpoint_of_another_name_is_not_gone_on_from_in_place(
+    config: Config, tmp_path: Path
+) -> None:
+    checkpoint = checkpoint_of(config(), tmp_path / "run")
+    renamed = Checkpoint(
+        checkpoint.folder.rename(checkpoint.folder.with_name("mine")), checkpoint.info
+    )
+    with pytest.raises(UserError, match="mine is not named as a checkpoint of a run is"):
+        choose_run_folder(None, renamed)
 
 
 def test_a_run_that_another_process_ended_meanwhile_is_not_overwritten(

@@ -16,12 +16,11 @@ import re
 import secrets
 import sys
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from sundae.interactive.session_files import NOBODY, SessionFiles
 from sundae.naming import printable
@@ -34,11 +33,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 LARGEST_UPLOAD = 50 * 2**20  # bytes of a request that uploads
-LARGEST_BODY = 2**20  # bytes of any other request
-_MOST_FILES = 8  # named in one request; the page names at most three
+LARGEST_BODY = 2**16  # bytes of any other request
+_MOST_ITEMS = 2000  # JSON values of a request; Gradio keeps them for each open page
+_MOST_FILES = 4  # named in one request; the page names at most three
 _MOST_TABS = 10_000  # open pages that are remembered
 _SESSION_AGE = 30 * 86400  # seconds that a browser remembers its session
 _WRONG_PASSWORD_DELAY = 0.5  # seconds, one after the other for all clients together
+_MOST_WRONG_PASSWORDS = 20  # that wait for their answer
 
 _FILE, _UPLOAD = "/gradio_api/file=", "/gradio_api/upload"
 _QUEUE_DATA, _HEARTBEAT = "/gradio_api/queue/data", "/gradio_api/heartbeat/"
@@ -110,6 +111,7 @@ class Guard:
         self._session_cookie, self._access_cookie = session_cookie(port), f"sundae-access-{port}"
         self._owners: OrderedDict[str, str] = OrderedDict()  # of Gradio's session hashes
         self._wrong_password = asyncio.Lock()
+        self._wrong_passwords = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -131,7 +133,7 @@ class Guard:
         if request.path == _UPLOAD:
             response.then = partial(self._note_uploads, self._owner(request))
         try:
-            await self.app(_without_compression(scope), receive, response)
+            await self.app(_forwarded(scope), receive, response)
         except Exception as error:  # of the protocol, such as an unknown session; handlers catch
             said = printable(f"warning: {request.method} {request.path}: {error!r}")
             print(said[:300], file=sys.stderr)
@@ -170,10 +172,19 @@ class Guard:
         if given is not None and _same(given, password):
             return
         if given is not None:
-            async with self._wrong_password:
-                await asyncio.sleep(_WRONG_PASSWORD_DELAY)
+            await self._delay_wrong_password()
         challenge = (b"www-authenticate", b'Basic realm="SUNDAE", charset="UTF-8"')
         raise Refused(401, "a user name and a password are needed", [challenge])
+
+    async def _delay_wrong_password(self) -> None:
+        if self._wrong_passwords >= _MOST_WRONG_PASSWORDS:
+            raise Refused(429, "too many wrong passwords; try again in a while")
+        self._wrong_passwords += 1
+        try:
+            async with self._wrong_password:
+                await asyncio.sleep(_WRONG_PASSWORD_DELAY)
+        finally:
+            self._wrong_passwords -= 1
 
     # -- what it is about -------------------------------------------------------------------------
 
@@ -191,7 +202,7 @@ class Guard:
             _check_length(request, LARGEST_UPLOAD)
         elif request.path in _CALLS:
             _check_length(request, LARGEST_BODY)
-            body = await _read(receive)
+            body = await _read(receive, LARGEST_BODY)
             self._check_call(body, owner)
             return _replay(body, receive)
         return receive
@@ -204,11 +215,11 @@ class Guard:
         if not isinstance(call, dict):
             raise Refused(400, "expected a JSON object")
         self._check_tab(call.get("session_hash"), owner)
-        for number, path in enumerate(_file_paths(call)):
-            if number >= _MOST_FILES:
-                raise Refused(400, f"more than {_MOST_FILES} files in one request")
-            if not (isinstance(path, str) and self.files.may_read(owner, path)):
-                raise Refused(403, "no such file of this session")
+        paths = _file_paths(call)
+        if len(paths) > _MOST_FILES:
+            raise Refused(400, f"more than {_MOST_FILES} files in one request")
+        if not all(isinstance(path, str) and self.files.may_read(owner, path) for path in paths):
+            raise Refused(403, "no such file of this session")
 
     def _check_tab(self, session_hash: Any, owner: str) -> None:
         """What Gradio keeps for an open page is for the browser that opened it."""
@@ -239,7 +250,7 @@ class Guard:
         except ValueError:  # refused by Gradio
             return
         for path in paths if isinstance(paths, list) else ():
-            self.files.add_upload(owner, Path(path))
+            self.files.add_upload(owner, str(path))
 
 
 def session_cookie(port: int) -> str:
@@ -266,11 +277,15 @@ class HostNames:
 
     def include(self, host: str) -> bool:
         """Whether a Host header is one of them."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
+        match = _HOST.fullmatch(host.lower())
+        if match is None:
             return False
+        name = (match["address"] or match["name"]).rstrip(".")
         return name in self._names or (self._any_address and _is_address(name))
+
+
+# "name", "name:80", "[::1]" or "[::1]:80", and nothing that some parser takes for more.
+_HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[\w.-]+))(:[0-9]+)?", re.ASCII)
 
 
 class _Request:
@@ -279,7 +294,8 @@ class _Request:
     def __init__(self, scope: Scope) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self._query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        query = scope.get("query_string", b"").decode("latin-1")
+        self._query = parse_qs(query, keep_blank_values=True)
         self._headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             self._headers.setdefault(name.decode("latin-1").lower(), []).append(
@@ -294,8 +310,11 @@ class _Request:
         return values[0]
 
     def parameter(self, name: str) -> str | None:
-        """The value of a parameter of the query."""
-        return self._query.get(name, [None])[0]
+        """The value of a parameter of the query; refuses a request that has several."""
+        values = self._query.get(name, [None])
+        if len(values) > 1:  # of which Gradio would take another one
+            raise Refused(400, f"more than one {name}")
+        return values[0]
 
     def cookie(self, name: str) -> str | None:
         """The value of a cookie."""
@@ -349,20 +368,22 @@ def _check_route(request: _Request) -> None:
 
 def _check_length(request: _Request, most: int) -> None:
     length = request.header("content-length")
-    if not length.isdecimal():
-        raise Refused(411, "expected a Content-Length")
+    if not length.isdecimal() or request.header("transfer-encoding"):  # which would prevail
+        raise Refused(411, "expected a Content-Length and no Transfer-Encoding")
     if int(length) > most:
         raise Refused(413, f"at most {most:,} bytes are accepted")
 
 
-async def _read(receive: Receive) -> bytes:
-    """The whole body, whose length was checked."""
+async def _read(receive: Receive, most: int) -> bytes:
+    """The whole body, at most so many bytes."""
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refused(400, "the request broke off")
         body += message.get("body", b"")
+        if len(body) > most:
+            raise Refused(413, f"at most {most:,} bytes are accepted")
         if not message.get("more_body"):
             return bytes(body)
 
@@ -379,17 +400,18 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _file_paths(value: Any) -> Iterator[Any]:
+def _file_paths(value: Any) -> list[Any]:
     """What stands under "path" anywhere in JSON values: Gradio takes each for a file."""
-    pending = [value]
-    while pending:
-        item = pending.pop()
+    items, paths = [value], []
+    for item in items:  # which grow meanwhile
         if isinstance(item, dict):
-            if item.get("path") is not None:
-                yield item["path"]
-            pending += item.values()
+            paths += [item["path"]] if item.get("path") is not None else []
+            items += item.values()
         elif isinstance(item, list):
-            pending += item
+            items += item
+        if len(items) > _MOST_ITEMS:
+            raise Refused(413, f"at most {_MOST_ITEMS:,} values are accepted")
+    return paths
 
 
 def _refuse_constant(name: str) -> Any:
@@ -425,11 +447,13 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _without_compression(scope: Scope) -> Scope:
-    """Answers of the API are read here on their way out, and most of them are images anyway."""
-    if not scope["path"].startswith("/gradio_api/"):
-        return scope
-    return {**scope, "headers": [h for h in scope["headers"] if h[0] != b"accept-encoding"]}
+def _forwarded(scope: Scope) -> Scope:
+    """A request as Gradio gets it, without headers that would make it do what nobody needs."""
+    dropped = {b"x-forwarded-host", b"x-gradio-server"}  # would lead the page's links elsewhere
+    if scope["path"].startswith("/gradio_api/"):
+        # Answers are read here on their way out, and those to Range echo the request's headers.
+        dropped |= {b"accept-encoding", b"range"}
+    return {**scope, "headers": [h for h in scope["headers"] if h[0] not in dropped]}
 
 
 def _without_cors(message: Message) -> Headers:

@@ -49,7 +49,7 @@ _EDITOR_SIDE = 640  # pixels of a picture that is painted on
 _TASKS = ("Inpaint", "Outpaint", "Image to image")
 _SIDES = ("left", "right", "top", "bottom")
 _MOST_WAITING = 16  # samplings; further ones are told that the queue is full
-_MOST_TABS = 1000  # open pages whose values Gradio remembers
+_MOST_TABS = 200  # open pages whose values Gradio remembers
 
 
 def build_page(
@@ -75,7 +75,7 @@ def build_page(
                 _SampleTab(session, controls, shelf)
             with gr.Tab("Work on a picture"):
                 _PictureTab(session, controls, shelf)
-    return page.queue(max_size=_MOST_WAITING)
+    return page.queue(max_size=_MOST_WAITING, api_open=False)  # all that is long waits its turn
 
 
 def _told(error: UserError) -> str:

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,8 @@ _SILENCE = {
 }
 
 _MOST_CONNECTIONS = 200  # an open page holds two or three
-_SWEEP_EVERY = 60.0  # seconds
-_LARGEST_IMAGE = 2**25  # pixels; Pillow refuses images of more than twice as many
+_SWEEP_EVERY = 10.0  # seconds
+_LARGEST_IMAGE = 2**25  # pixels; Pillow warns of more, and refuses more than twice as many
 
 
 def serve(
@@ -71,6 +72,7 @@ def serve(
     access = _access(address, password, open_to_all)
     names = reachable_names(host, address, host_names)
     Image.MAX_IMAGE_PIXELS = _LARGEST_IMAGE
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half as many
     with TemporaryDirectory(prefix="sundae-", ignore_cleanup_errors=True) as scratch:
         files = SessionFiles(Path(scratch, "files"))
         keep = None if out_dir is None else make_folder(out_dir).resolve()
@@ -210,7 +212,10 @@ def _swept(files: SessionFiles) -> Iterator[None]:
 
     def sweep() -> None:
         while not ended.wait(_SWEEP_EVERY):
-            files.sweep()
+            try:
+                files.sweep()
+            except OSError as error:
+                print(f"warning: old files of the page: {error}", file=sys.stderr)
 
     threading.Thread(target=sweep, daemon=True, name="sweep").start()
     try:

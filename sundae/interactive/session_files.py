@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from sundae.files import make_folder
+from sundae.folders import remove_tree
 
 # The owner of what a client without a session cookie uploads or samples. Whoever knows the path of
 # such a file may read it; the path holds a hash or a random number of at least 128 bits.
@@ -25,13 +26,18 @@ class Limits:
     Attributes:
         upload_age: seconds that an upload is kept.
         result_age: seconds that a result is kept.
+        stray_age: seconds since its last change that a file is kept which is neither, such as the
+            rest of an upload that broke off.
         uploads: number of uploads kept for a session.
+        upload_size: bytes of all uploads together.
         size: bytes of all files together.
     """
 
     upload_age: float = 3600.0
     result_age: float = 86400.0
+    stray_age: float = 30.0
     uploads: int = 200
+    upload_size: int = 2**30
     size: int = 4 * 2**30
 
 
@@ -43,7 +49,7 @@ class _Entry:
     owners: set[str]
     uploaded: bool
     created: float
-    size: int = field(default=0)
+    size: int
 
 
 class SessionFiles:
@@ -75,15 +81,19 @@ class SessionFiles:
         self._register(path, owner, uploaded=False)
         return path
 
-    def add_upload(self, owner: str, path: Path) -> None:
+    def add_upload(self, owner: str, path: str) -> None:
         """Notes that a file below the root was uploaded by a session."""
         name = self._entry_name(path)
         if name is not None:
             self._register(self.root / name, owner, uploaded=True)
 
-    def may_read(self, owner: str, path: str | Path) -> bool:
-        """Whether a path, links followed, is below an entry of this session or of nobody."""
-        name = self._entry_name(Path(path))
+    def may_read(self, owner: str, path: str) -> bool:
+        """Whether a path is below an entry of this session or of nobody.
+
+        It has to be spelt as it was handed out: without "..", links, and whatever else another
+        reader of the same text could take for another place.
+        """
+        name = self._entry_name(path)
         with self._lock:
             entry = self._entries.get(name) if name is not None else None
             return entry is not None and not entry.owners.isdisjoint((owner, NOBODY))
@@ -93,20 +103,27 @@ class SessionFiles:
         now = self._clock()
         with self._lock:
             self._delete([n for n, entry in self._entries.items() if self._is_old(entry, now)])
-            self._delete(self._beyond_size())
+            for entry in self._entries.values():
+                entry.size = _size(entry.path)
+            self._delete(_oldest_beyond(self._entries, self.limits.size))
             self._delete_strays(now)
 
     def _register(self, path: Path, owner: str, *, uploaded: bool) -> None:
         with self._lock:
             known = self._entries.pop(path.name, None)
             owners = known.owners | {owner} if known else {owner}
-            self._entries[path.name] = _Entry(path, owners, uploaded, self._clock())
+            size = _size(path) if uploaded else 0  # a folder of results has yet to be filled
+            self._entries[path.name] = _Entry(path, owners, uploaded, self._clock(), size)
             self._delete(self._surplus_uploads())
+            uploads = {name: entry for name, entry in self._entries.items() if entry.uploaded}
+            self._delete(_oldest_beyond(uploads, self.limits.upload_size))
 
-    def _entry_name(self, path: Path) -> str | None:
+    def _entry_name(self, path: str) -> str | None:
         """Name of the entry that a path lies in or is; None where it lies in none."""
         try:
-            inside = Path(os.path.realpath(path)).relative_to(self.root)
+            if os.path.realpath(path) != path:
+                return None
+            inside = Path(path).relative_to(self.root)
         except (OSError, ValueError):
             return None
         return inside.parts[0] if inside.parts else None
@@ -128,39 +145,36 @@ class SessionFiles:
                 surplus.append(name)
         return surplus
 
-    def _beyond_size(self) -> list[str]:
-        """The oldest entries, as many as the total is too large by."""
-        for entry in self._entries.values():
-            entry.size = _size(entry.path)
-        excess = sum(entry.size for entry in self._entries.values()) - self.limits.size
-        names = []
-        for name, entry in self._entries.items():
-            if excess <= 0:
-                break
-            names.append(name)
-            excess -= entry.size
-        return names
-
     def _delete(self, names: list[str]) -> None:
         for name in names:
-            _remove(self._entries.pop(name).path)
+            remove_tree(self._entries.pop(name).path)
 
     def _delete_strays(self, now: float) -> None:
         """What Gradio or an upload that broke off has left beside the entries."""
         for path in self.root.iterdir():
-            if path.name not in self._entries and now - _changed(path) > self.limits.upload_age:
-                _remove(path)
+            if path.name not in self._entries and now - _changed(path) > self.limits.stray_age:
+                remove_tree(path)
+
+
+def _oldest_beyond(entries: dict[str, _Entry], limit: int) -> list[str]:
+    """The first of some entries, as many as they are too large by."""
+    excess = sum(entry.size for entry in entries.values()) - limit
+    names = []
+    for name, entry in entries.items():
+        if excess <= 0:
+            break
+        names.append(name)
+        excess -= entry.size
+    return names
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    files = (path, *path.rglob("*")) if path.is_dir() else (path,)
+    """Bytes of all files below a folder; files that are deleted meanwhile do not count."""
     total = 0
-    for file in files:
-        try:
-            total += file.lstat().st_size
-        except OSError:  # deleted meanwhile
-            continue
+    for folder, _, files in os.walk(path):  # which passes by folders that are deleted meanwhile
+        for file in files:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(folder, file)).st_size
     return total
 
 
@@ -169,10 +183,3 @@ def _changed(path: Path) -> float:
         return path.lstat().st_mtime
     except OSError:
         return float("inf")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
