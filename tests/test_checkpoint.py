@@ -165,7 +165,7 @@ def test_the_best_checkpoint_is_one_of_the_run(save: Save, tmp_path: Path, absol
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"checkpoint": null}', '{"checkpoint": ["step-0000001"]}',
-             '{"checkpoint": ".."}', '{"checkpoint": "step-0000001/"}', '{"checkpoint": "step-1"}']
+             '{"checkpoint": ".."}', '{"checkpoint": "step-0000001/"}', '{"checkpoint": "step-1x"}']
 )  # fmt: skip
 def test_a_damaged_best_json_is_named_with_the_way_out(save: Save, text: str) -> None:
     run = save(1).parents[1]
@@ -262,10 +262,12 @@ def test_a_checkpoint_without_training_state_can_be_sampled_from_only(save: Save
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(("ema", "file"), [(True, "ema.safetensors"), (False, "model.safetensors")])
-def test_weights_that_are_not_finite_are_not_sampled_from(
+@pytest.mark.parametrize("file", ["ema.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_checkpoint_with_weights_that_are_not_finite_is_not_sampled_from(
     save: Save, ema: bool, file: str, value: float
 ) -> None:
+    """Whichever weights are wanted: what spoilt the others has not left these as they were."""
     folder = save(1)
     name = poison(folder / file, value)
     with pytest.raises(UserError) as refusal:
@@ -273,7 +275,6 @@ def test_weights_that_are_not_finite_are_not_sampled_from(
     assert str(refusal.value) == (
         f"{folder / file}: {name} holds NaN or infinite values; use another checkpoint"
     )
-    open_checkpoint(folder).load_network(ema=not ema)  # does not read that file
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "training.pt"])
@@ -290,7 +291,7 @@ def test_what_is_not_finite_is_not_trained_on(save: Save, file: str) -> None:
 
 
 def test_the_last_checkpoint_that_is_good_for_the_purpose_is_named(save: Save) -> None:
-    """A moment that has exploded does not matter to samples; raw weights may not be read at all."""
+    """A moment that has exploded does not matter to samples."""
     one, two, three, four, five, six = (save(step) for step in range(1, 7))
     run = one.parents[1]
     poison(three / "model.safetensors")
@@ -306,8 +307,7 @@ def test_the_last_checkpoint_that_is_good_for_the_purpose_is_named(save: Save) -
 
     sampling = f"; the last good checkpoint of the run is {four} (--resume {four})"
     assert refusal(open_checkpoint(five).load_network).endswith(sampling)
-    raw = refusal(open_checkpoint(three).load_network, ema=False)
-    assert raw.endswith(f"of the run is {five} (--resume {five})")
+    assert refusal(open_checkpoint(three).load_network, ema=False).endswith(sampling)
     training = refusal(open_checkpoint(four).load_training)
     assert f"; the last good checkpoint is {two}: lower trainer.learning_rate" in training
     assert training.endswith(f"go on with --resume {two} --run-dir NEW")

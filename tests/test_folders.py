@@ -154,3 +154,12 @@ def test_the_folder_one_is_in_can_be_replaced(
     monkeypatch.chdir(fill(tmp_path / "x", OLD))
     write(Path("."), NEW)
     assert contents(tmp_path) == {f"x/{name}": content for name, content in NEW.items()}
+
+
+def test_a_link_that_leads_nowhere_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.symlink_to(tmp_path / "gone")
+    with atomic_folder(target) as folder:
+        (folder / "x").touch()
+    assert not target.is_symlink() and [path.name for path in target.iterdir()] == ["x"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -265,3 +265,22 @@ def test_token_beyond_the_vocabulary_is_found_before_training(tmp_path: Path) ->
     check_agreement(latents, vocab_size=9, **kept)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="holds token 8, data.vocab_size is 8: raise"):
         check_agreement(latents, vocab_size=8, **kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [b"four", b"\0" * 48, None], ids=["longer", "rows", "shorter"])
+def test_an_array_is_as_long_as_its_header_says(
+    packed: Path, tmp_path: Path, change: bytes | None
+) -> None:
+    """Two writers, or a copy that broke off, leave another length; numpy reads the longer ones."""
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    np.save(loose / "a.npy", np.zeros((2, 3), np.uint8))
+    opened = open_latents(packed)
+    for path in (packed / "tokens.npy", loose / "a.npy"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] if change is None else data + change)
+    for root in (packed, loose):
+        with pytest.raises(UserError, match=r"\.npy (cannot be read|is not a readable array) \("):
+            open_latents(root)
+    with pytest.raises(ValueError, match="its header says|mmap length"):  # in a reading process
+        pickle.loads(pickle.dumps(opened))
