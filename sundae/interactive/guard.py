@@ -319,7 +319,7 @@ class _Request:
     def cookie(self, name: str) -> str | None:
         """The value of a cookie."""
         # Other programs on this host may set cookies that http.cookies cannot parse.
-        pairs = ";".join(self._headers.get("cookie", [])).split(";")
+        pairs = self.header("cookie").split(";")
         cookies = dict(pair.strip().partition("=")[::2] for pair in pairs)
         return cookies.get(name)
 
