@@ -87,7 +87,7 @@ def serve(
             port=port,
         )
         listener.listen()  # whoever follows the link at once waits, and is not turned away
-        print(f"open {_link(host, address, port, access)} (Ctrl-C ends it)", flush=True)
+        print(f"open {_link(address, port, access)} (Ctrl-C ends it)", flush=True)
         # After its own farewell the server passes a signal on; a kill shall clear up, too.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         config = uvicorn.Config(
@@ -133,7 +133,7 @@ def _access(address: str, password: str | None, open_to_all: bool) -> Access:
     return Access(token=secrets.token_urlsafe(32))
 
 
-def _link(host: str, address: str, port: int, access: Access) -> str:
+def _link(address: str, port: int, access: Access) -> str:
     """What to open; where the server listens at all addresses, the machine's name stands in."""
     unspecified = ipaddress.ip_address(address.partition("%")[0]).is_unspecified
     name = socket.gethostname() if unspecified else address
