@@ -207,6 +207,25 @@ def test_what_fails_in_gradio_is_one_line_and_an_answer(
         assert said.count("\n") == 1
 
 
+def test_a_client_that_leaves_is_no_failure(
+    caller: Caller, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def leaves(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.disconnect"
+        raise RuntimeError("nobody is there")
+
+    async def closed(message: Message) -> None:
+        raise OSError("closed")
+
+    async def left() -> Message:
+        return {"type": "http.disconnect"}
+
+    caller.guard.app = leaves
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", HOST.encode())]}
+    asyncio.run(caller.guard(scope, left, closed))
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_web_socket_is_closed(caller: Caller) -> None:
     sent: list[Message] = []
 

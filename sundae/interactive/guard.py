@@ -17,6 +17,7 @@ import secrets
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -132,11 +133,13 @@ class Guard:
         response = _Response(send, self._response_headers(request))
         if request.path == _UPLOAD:
             response.then = partial(self._note_uploads, self._owner(request))
+        client = _Client(receive)
         try:
-            await self.app(_forwarded(scope), receive, response)
+            await self.app(_forwarded(scope), client, response)
         except Exception as error:  # of the protocol, such as an unknown session; handlers catch
-            said = printable(f"warning: {request.method} {request.path}: {error!r}")
-            print(said[:300], file=sys.stderr)
+            if not client.left:
+                said = printable(f"warning: {request.method} {request.path}: {error!r}")
+                print(said[:300], file=sys.stderr)
             await response.end()
 
     # -- whom it is addressed to, and who sent it -------------------------------------------------
@@ -324,6 +327,23 @@ class _Request:
         return cookies.get(name)
 
 
+class _Client:
+    """Passes on what a client sends.
+
+    Attributes:
+        left: it has closed the connection.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.left = False
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.left = message["type"] == "http.disconnect"
+        return message
+
+
 class _Response:
     """Passes an answer on.
 
@@ -352,10 +372,11 @@ class _Response:
 
     async def end(self) -> None:
         """Completes an answer that broke off."""
-        if not self._started:
-            await _answer(self._send, Refused(500, "that did not work"))
-        elif not self._ended:
-            await self._send({"type": "http.response.body", "body": b""})
+        with suppress(Exception):  # it cannot be completed; the server closes the connection
+            if not self._started:
+                await _answer(self._send, Refused(500, "that did not work"))
+            elif not self._ended:
+                await self._send({"type": "http.response.body", "body": b""})
 
 
 def _check_route(request: _Request) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -48,6 +50,7 @@ _LIVE_SIDE = 384  # the same while it is refined, when it has to be sent quickly
 _EDITOR_SIDE = 640  # pixels of a picture that is painted on
 _TASKS = ("Inpaint", "Outpaint", "Image to image")
 _SIDES = ("left", "right", "top", "bottom")
+_PREVIEW_AGE = 20.0  # seconds that the images of a step are kept
 _MOST_WAITING = 16  # samplings; further ones are told that the queue is full
 _MOST_TABS = 200  # open pages whose values Gradio remembers
 
@@ -408,23 +411,25 @@ class _PictureTab:
 
 
 class _Previews:
-    """Folders for the pictures of one step after the other.
+    """Folders for the images of one step after the other.
 
-    Each step has names of its own, since browsers fetch an address once; the one before it stays,
-    since they may still be at it.
+    Each step has names of its own, since browsers fetch an address once. Old ones are deleted after
+    a while, in which a slow browser has fetched them or has been given newer ones.
     """
 
     def __init__(self, parent: Path) -> None:
         self._parent, self._count = parent, 0
+        self._kept: deque[tuple[float, Path]] = deque()
 
     def next(self) -> Path:
-        """A new folder; the one before the last goes."""
+        """Creates a folder, and deletes the old ones."""
+        now = time.monotonic()
+        while self._kept and now - self._kept[0][0] > _PREVIEW_AGE:
+            shutil.rmtree(self._kept.popleft()[1], ignore_errors=True)
         self._count += 1
-        shutil.rmtree(self._folder(self._count - 2), ignore_errors=True)
-        return make_folder(self._folder(self._count))
-
-    def _folder(self, number: int) -> Path:
-        return self._parent / f"step-{number}"
+        folder = make_folder(self._parent / f"step-{self._count}")
+        self._kept.append((now, folder))
+        return folder
 
 
 def _reopened(path: str | None) -> Image.Image:

@@ -31,7 +31,7 @@ class Server:
         self.process, self.folder, self.calls = process, folder, calls
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith("open http://"), (line, process.stderr and process.stderr.read())
+        assert line.startswith("open http://"), line
         self.link = line.split()[1]
         self.url = self.link.partition("/?")[0]
         self.port = int(self.url.rpartition(":")[2])
@@ -61,18 +61,20 @@ def serving(run: Path, root: Path, *flags: object, checked: bool = True) -> Iter
                "sample-interactive.py", "--resume", run, "--web", "--port", 0, "--no-cuda",
                "--quiet", "--out-dir", root / "out", "--steps", LONG, "--no-early-stop",
                *flags]  # fmt: skip
-    process = subprocess.Popen(
-        list(map(str, command)),
-        cwd=ROOT,
-        env=_ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with (root / "stderr.txt").open("w") as stderr:  # a pipe that nobody reads would fill up
+        process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=_ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
     try:
         yield Server(process, root / "out", calls)
         process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=PATIENCE)
+        complaints = (root / "stderr.txt").read_text()
         assert process.returncode == 130
         if "--no-auth" in flags:
             assert complaints.startswith("warning: --no-auth lets everybody in"), complaints
