@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,21 @@ def make_folder(path: Path) -> Path:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return path
+
+
+def make_first_free(folders: Iterable[Path]) -> Path:
+    """Creates the first of some folders that nobody has created, and returns it.
+
+    No two callers get the same one. Raises UserError when it cannot be written.
+    """
+    for folder in folders:
+        with writing_to(folder):
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue
+    raise ValueError("none of the folders is free")
 
 
 def named_path(path: Path) -> Path:

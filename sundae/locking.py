@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Self
 
 from sundae.errors import UserError
-from sundae.files import make_folder, named_path, writing_to
+from sundae.files import make_first_free, make_folder, named_path, writing_to
 from sundae.naming import path_component, printable
 
 try:
@@ -163,16 +164,8 @@ def new_dated_folder(parent: Path, name: str) -> Path:
         UserError: it cannot be written.
     """
     dated = f"{path_component(name)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    make_folder(parent)
-    number = 1
-    while True:
-        folder = parent / (dated if number == 1 else f"{dated}_{number}")
-        with writing_to(folder):
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:
-                number += 1
+    names = chain([dated], (f"{dated}_{number}" for number in count(2)))
+    return make_first_free(make_folder(parent) / name for name in names)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sundae.animation import save_animation, within
 from sundae.errors import UserError
-from sundae.files import make_folder
+from sundae.files import make_first_free, make_folder
 from sundae.folders import atomic_folder
 from sundae.images import make_grid, save_grid, save_image, to_pil
 from sundae.interactive.session import Progress
@@ -125,14 +125,7 @@ def new_folder(parent: Path) -> Path:
         UserError: it cannot be written.
     """
     make_folder(parent)
-    number = 1
-    while True:
-        folder = parent / f"{number:04d}"
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
+    return make_first_free(parent / f"{number:04d}" for number in count(1))
 
 
 class Pace:

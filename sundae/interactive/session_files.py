@@ -102,9 +102,12 @@ class SessionFiles:
         """Deletes what is past its time and, the oldest first, what is beyond the limits."""
         now = self._clock()
         with self._lock:
+            paths = {name: entry.path for name, entry in self._entries.items()}
+        sizes = {name: _size(path) for name, path in paths.items()}  # slow: requests go on
+        with self._lock:
+            for name, entry in self._entries.items():
+                entry.size = sizes.get(name, entry.size)
             self._delete([n for n, entry in self._entries.items() if self._is_old(entry, now)])
-            for entry in self._entries.values():
-                entry.size = _size(entry.path)
             self._delete(_oldest_beyond(self._entries, self.limits.size))
             self._delete_strays(now)
 
