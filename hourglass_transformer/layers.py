@@ -15,6 +15,14 @@ from .windows import Windows
 # Keys up to which bfloat16 attention weights may stand in a CPU's memory.
 _SHORT = 512
 
+# Attention weights of a head, queries times keys, up to which a GPU does better without a kernel.
+_FEW = 64
+
+# On an H100 torch prefers cuDNN's attention. It builds a plan for every new shape, which takes as
+# long as many steps of sampling, and with a mask its gradients may be NaN for windows of 8x8 tokens
+# (pytorch/pytorch issue 196678). Without it torch takes flash attention, as on other GPUs.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 # cos and sin of every (token, channel), each (tokens, head_width)
 Rotation = tuple[Tensor, Tensor]
 
@@ -102,21 +110,32 @@ def rotation_at(rotation: Rotation | None, positions: Tensor | None) -> Rotation
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(width)) v by torch's fused kernels, but by plain products for short
-    bfloat16 sequences on a CPU, where they are several times faster.
+    """softmax(q k^T / sqrt(width)) v by torch's fused kernels, or by plain products where these are
+    several times faster: for short bfloat16 sequences on a CPU, and for tiny ones on a GPU.
 
     Args:
         q: (batch, heads, queries, width), k and v: (batch, heads, keys, width).
         mask: bool, broadcast to (batch, heads, queries, keys): who may look at whom.
         dropout: probability with which a weight is left out.
     """
-    short = k.shape[-2] <= _SHORT
-    if short and q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if _plain(q, k):
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         return F.dropout(scores.softmax(dim=-1), dropout) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _plain(q: Tensor, k: Tensor) -> bool:
+    """Whether to do without a kernel.
+
+    On a GPU it works on blocks of 64 tokens or more, which a cell's one query and few keys leave
+    empty, and flash attention takes no more than 65,535 sequences at once, so many cells as 256
+    samples of 32x32 tokens have.
+    """
+    if q.device.type == "cuda":
+        return q.shape[-2] * k.shape[-2] <= _FEW
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= _SHORT
 
 
 class Attention(nn.Module):

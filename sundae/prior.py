@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hourglass_transformer import HourglassTransformer
 from sundae.canvas import Shape, check_canvas, windowed
 from sundae.categorical import draw_seeds
-from sundae.codecs import Codec
+from sundae.codecs import Codec, SparingCodec
 from sundae.compiling import Compiled
 from sundae.config import NetConfig, RunConfig, SamplingConfig
 from sundae.errors import UserError
@@ -322,19 +322,29 @@ class SampleGrids:
     """A trainer's hook: draws the run file's number of samples and saves them as one picture."""
 
     def __init__(self, cfg: RunConfig, codec: Codec) -> None:
-        self.cfg, self.codec = cfg, codec
+        self.cfg, self.codec = cfg, SparingCodec(codec)
 
     def __call__(self, trainer: Trainer) -> None:
         """Write RUN/samples/step-NNNNNNN.png; the seeds are the same every time."""
         if not trainer.accelerator.is_main_process:
             return
+        # Without an average the network is the compiled one, and every step has another shape here.
+        with torch.compiler.set_stance("force_eager"):
+            grid = make_grid(self._drawn(trainer))
+        if trainer.run is not None:
+            folder = make_folder(trainer.run / "samples")
+            save_image(grid, folder / f"step-{trainer.step:07d}.png")
+        trainer.logbook.log_picture("samples", grid, trainer.step)
+
+    def _drawn(self, trainer: Trainer) -> Tensor:
+        """(nb_samples, 3, H, W) float32 in [0, 1], on the CPU."""
         prior = Prior(trainer.eval_net, self.cfg, trainer.device, use_amp=self.cfg.trainer.use_amp)
         count = self.cfg.sampling.nb_samples
         classes = (
             even_classes(self.cfg.net.num_classes, count) if self.cfg.net.conditional else None
         )
         seeds = sample_seeds(trainer.seed, count)
-        batch = trainer.mini_batch_size
+        batch = prior.rows_at_once(trainer.mini_batch_size)
         pictures = []
         for start in range(0, count, batch):
             rows = slice(start, start + batch)
@@ -344,8 +354,4 @@ class SampleGrids:
                 schedule_of(self.cfg.sampling),
             )
             pictures.append(self.codec.decode(prior.grids(last.tokens)).cpu())
-        grid = make_grid(torch.cat(pictures))
-        if trainer.run is not None:
-            folder = make_folder(trainer.run / "samples")
-            save_image(grid, folder / f"step-{trainer.step:07d}.png")
-        trainer.logbook.log_picture("samples", grid, trainer.step)
+        return torch.cat(pictures)

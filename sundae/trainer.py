@@ -335,7 +335,10 @@ class Trainer:
         prune_checkpoints(run, self.cfg.trainer.keep_checkpoints)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint left off, to the same result as if nothing had happened.
+        """Go on where a checkpoint left off, with the rows and the noise that were to come next.
+
+        On a CPU the result is the same, bit for bit, as if nothing had happened. On a GPU gradients
+        of attention and embeddings are sums in an order that varies from run to run.
 
         Raises:
             UserError: it belongs to another network or optimiser, is damaged or not finite.

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hourglass_transformer import HourglassConfig, layers
 from hourglass_transformer.layers import (
@@ -159,6 +161,29 @@ def test_every_kernel_computes_the_same_attention(
     assert made.dtype == dtype
     tolerance = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     torch.testing.assert_close(made.float(), expected, **tolerance)
+
+
+@pytest.mark.parametrize(("queries", "keys", "fused"), [(1, 4, 0), (1, 16, 0), (64, 16, 1)])
+def test_cells_on_a_gpu_need_no_kernel_that_is_limited_to_65535_sequences(
+    queries: int, keys: int, fused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Tensor] = []
+
+    def kernel(q: Tensor, *others: Tensor, **options: Any) -> Tensor:
+        calls.append(q)
+        return q
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    with FakeTensorMode():  # no GPU, and none of its memory
+        q, k = (torch.empty(2**16, 2, count, 8, device="cuda") for count in (queries, keys))
+        made = attend(q, k, k)
+    assert made.shape == q.shape and made.device.type == "cuda"
+    assert len(calls) == fused
+
+
+def test_cudnn_attention_is_left_out() -> None:
+    """It plans anew for every number of queries, and its gradients can be NaN under a mask."""
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_dropout_leaves_out_weights_of_short_bfloat16_sequences_too() -> None:

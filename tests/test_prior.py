@@ -401,6 +401,35 @@ def test_pictures_during_training_come_from_the_averaged_network(
     assert logged[-1] == ("samples", 31)
 
 
+def test_pictures_of_a_compiled_network_in_training_are_drawn_without_compiling_for_each_step(
+    config: Config,
+) -> None:
+    """As without an average: counts of tokens change from step to step, and batches shrink."""
+    torch._dynamo.reset()
+    compiled: list[object] = []
+
+    def note(graph: torch.fx.GraphModule, _: object) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    net = ClassNet()
+    net.compile(backend=note)
+    trainer: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True),
+        eval_net=net,
+        device=CPU,
+        seed=0,
+        mini_batch_size=2,
+        run=None,
+        step=0,
+        logbook=SimpleNamespace(log_picture=lambda *_: None),
+    )
+    SampleGrids(config({}), PixelCodec(5))(trainer)
+    assert not compiled
+    net(torch.zeros(1, 16, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    assert len(compiled) == 1  # training goes on compiled
+
+
 def test_classes_are_hidden_with_the_chance_asked_for_and_only_in_training(config: Config) -> None:
     classes = torch.arange(3).repeat(4000)
     dropped = drop_classes(classes, 0.25, 3, torch.Generator().manual_seed(0))
