@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ Seconds = dict[str, list[float]]
 
 # Sides of the square matrices whose product shows what a machine can do; the best of them counts.
 _PEAK_SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
+
+# How often the product of a size is repeated at most, for how many seconds, and what counts.
+_PEAK_ROUNDS: dict[str, tuple[int, float]] = {"cpu": (5, math.inf), "cuda": (1000, 0.5)}
+_PEAK_OF = {"cpu": min, "cuda": statistics.median}
 
 
 def in_turns(
@@ -35,10 +40,11 @@ def in_turns(
     A busy machine then slows all of them alike, and the ratio within a round still holds.
 
     Args:
-        warm_ups: what to do in the round that does not count, the calls themselves unless given.
+        warm_ups: what to do in the round that does not count, the calls themselves unless given;
+            empty where everything is warm.
         limit: no further round begins once the counted ones have taken this many seconds.
     """
-    for call in (warm_ups or calls).values():
+    for call in (calls if warm_ups is None else warm_ups).values():
         _timed(call, device)
     seconds: Seconds = {name: [] for name in calls}
     begin = time.perf_counter()
@@ -74,18 +80,20 @@ def print_times(title: str, seconds: Seconds) -> None:
         print(f"  {name:<12}{median_and_range(times, ' s')}{ratio}".rstrip(), flush=True)
 
 
-def matmul_peak(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
-    """FLOP/s of the fastest matrix product found: several sizes, several tries each."""
+def matmul_peak(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest matrix product found among several sizes.
+
+    On a CPU the best of five tries counts, since something else may run beside them; on a GPU the
+    median over half a second, since it keeps its highest clock rate for moments only.
+    """
     best = 0.0
     for side in _PEAK_SIDES[device]:
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(left)
-        (seconds,) = in_turns(
-            {"": lambda: torch.mm(left, right, out=out)},  # noqa: B023  # called at once
-            repeats,
-            device,
-        ).values()
-        best = max(best, 2 * side**3 / min(seconds))
+        product = partial(torch.mm, left, right, out=out)
+        rounds, limit = _PEAK_ROUNDS[device]
+        seconds = in_turns({"": product}, rounds, device, limit=limit)[""]
+        best = max(best, 2 * side**3 / _PEAK_OF[device](seconds))
     return best
 
 

@@ -16,7 +16,6 @@ import difflib
 import json
 import math
 import re
-import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,7 @@ import torch
 
 from benchmarks import costs
 from benchmarks.costs import CodecCosts, Growth
+from benchmarks.efficiency import MEASURED, read_measured
 from sundae.config import RunConfig, load_config
 from sundae.errors import UserError
 from sundae.files import write_text
@@ -36,7 +36,6 @@ from sundae.prior import Prior
 from utils import run_cli
 
 GIB = 2**30
-MEASURED = Path(__file__).with_name("efficiency.json")
 
 # Of a card's memory; the rest is the driver's, the libraries' and lost between blocks.
 USABLE = 0.92
@@ -171,55 +170,6 @@ def same_card(key: str, device: str) -> bool:
     fits = [k for k in CARDS if all(part in _plain(device) for part in k.split("-"))]
     # Of 'h100' and 'h100-pcie', or 'l4' and 'l40s', the longer name says more.
     return (bool(fits) and max(fits, key=len) == key) or _plain(key) == _plain(device)
-
-
-def read_measured(path: Path) -> dict[str, dict[str, Any]]:
-    """Measured shares by device, from efficiency.json or from what speed.py wrote.
-
-    Returns:
-        device -> {"train", "sample", "decode": share of "tflops", or of the vendor's peak where
-        that is missing; "source": text; "precision": "bf16" or "fp32", if it is known;
-        "memory_gb", of a device that is not in the table}.
-
-    Raises:
-        UserError: the file cannot be read or holds neither.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the measurements: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if isinstance(content, dict) and isinstance(content.get("rows"), list):
-        return _from_speed(content, path)
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        form = '{"device": {"train": share, "sample": share, "source": text}}'
-        raise UserError(f"{path}: expected what speed.py --json writes, or {form}")
-    return content
-
-
-def _from_speed(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """Our shares: the fastest path of each track; of several sizes the median."""
-    machine = content.get("machine") or {}
-    entry: dict[str, Any] = {"source": f"{path.name}, {machine.get('date', 'no date')}"}
-    named = {**content, **machine}
-    peak = named.get("peak_tflops") or named.get("peak")
-    if isinstance(peak, int | float):
-        entry["tflops"] = float(peak)
-    for kind, word in (("train", "train"), ("sample", "sampl"), ("decode", "decode")):
-        best: dict[str, tuple[float, str]] = {}
-        for row in content["rows"]:
-            ours = str(row.get("path", "")).startswith("ours")
-            if ours and word in str(row.get("track", "")) and row.get("share"):
-                size, precision = str(row.get("size", "")), str(row.get("precision", "bf16"))
-                # A row's share is of the peak in its own precision; here they share one scale.
-                rate = row.get("tflops")
-                share = rate / entry["tflops"] if rate and "tflops" in entry else row["share"]
-                best[size] = max(best.get(size, (0.0, "")), (float(share), precision))
-        if best:
-            entry[kind] = statistics.median(share for share, _ in best.values())
-            entry["precision"] = next(iter(best.values()))[1]
-    return {str(machine.get("device", "unknown device")): entry}
 
 
 def rate_of(

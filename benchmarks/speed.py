@@ -15,12 +15,14 @@ product that this machine was seen to do in the same precision. README and GPU.m
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ import torch
 from measuring import in_turns, machine, matmul_peak, median_and_range, tiny_codec
 from speed_amused import amused
 from speed_jobs import CONFIGS, SIZES, Bench, Job, Setup, Track, Way, cpu_memory, cuda_memory
-from speed_tracks import TRACKS
+from speed_tracks import TEXTBOOK, TRACKS
 
 from sundae.config import load_config
 from sundae.errors import UserError
@@ -52,40 +54,112 @@ Row = dict[str, Any]
 
 
 def measured_peaks(bench: Bench, before: dict[str, float]) -> dict[str, float]:
-    """TFLOP/s of the fastest matrix product by precision, now or before."""
-    dtypes = {"fp32": torch.float32}
-    if bench.precision == "bf16":
-        dtypes["bf16"] = torch.bfloat16
+    """TFLOP/s of the fastest matrix product in each precision that ways have, now or before."""
+    dtypes = {bench.precision: torch.bfloat16 if bench.precision == "bf16" else torch.float32}
+    if bench.setup.wants_name(TEXTBOOK):
+        dtypes["fp32"] = torch.float32
     now = {name: matmul_peak(bench.setup.device, dtype) / 1e12 for name, dtype in dtypes.items()}
     return {name: max(value, before.get(name, 0)) for name, value in now.items()}
 
 
-def measure(
-    key: str, bench: Bench, batch: int, peaks: dict[str, float], skipped: dict[str, str]
-) -> list[Row]:
-    """A row for each way of a track, printed as a table."""
-    track = ALL_TRACKS[key](bench, batch)
-    jobs: dict[str, Job] = {}
-    for way in track.ways:
-        job = way.make()
-        if job is None:
-            skipped[f"{track.name}: {way.name}"] = "torch.compile does not work here"
-        else:
-            jobs[way.name] = job
-    seconds = in_turns(
-        {name: job.run for name, job in jobs.items()},
-        bench.setup.rounds,
-        bench.setup.device,
-        warm_ups={name: job.warm_up or job.run for name, job in jobs.items()},
-        limit=bench.setup.limit,
-    )
-    rows = []
-    for way in track.ways:
-        if way.name in jobs:
-            extra = extra_bytes(key, bench.setup, batch, way, jobs[way.name])
-            rows.append(row_of(track, way, seconds[way.name], extra, peaks))
+@dataclass
+class Results:
+    """What was measured so far.
+
+    Attributes:
+        size: as --size names it.
+        path: JSON file for all of it, if there is to be one.
+        machine: what the numbers belong to.
+        peaks: TFLOP/s of the fastest matrix product by precision.
+        skipped: what could not be measured -> why.
+    """
+
+    setup: Setup
+    size: str
+    path: Path | None
+    machine: dict[str, Any]
+    peaks: dict[str, float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def write(self, more: Sequence[Row] = ()) -> None:
+        """Write the JSON file anew, with rows that are not final yet.
+
+        A program that is killed later leaves what it has measured.
+        """
+        rows = [row | {"size": self.size} for row in (*self.rows, *more)]
+        for row in rows:  # the peak may have become known better since
+            if row["tflops"] is not None:
+                row["share"] = row["tflops"] / self.peaks[row["precision"]]
+        values = asdict(self.setup).items()
+        content = {
+            "machine": self.machine,
+            "size": self.size,
+            "peaks_tflops": self.peaks,
+            "peak_tflops": self.peaks.get("bf16", self.peaks.get("fp32")),
+            "setup": {name: str(v) if isinstance(v, Path) else v for name, v in values},
+            "rows": rows,
+            "skipped": self.skipped,
+        }
+        if self.path:
+            write_text(self.path, json.dumps(content, indent=2) + "\n")
+
+
+def measure(key: str, bench: Bench, batch: int, results: Results) -> list[Row]:
+    """A row for each way of a track, printed as a table; none where there are no rounds.
+
+    Compiling can take longer than there is time: before it, the other ways are measured once.
+    """
+    track, rounds = ALL_TRACKS[key](bench, batch), bench.setup.rounds
+    ways = [way for way in track.ways if bench.setup.wants(way)]
+    compiled = [way for way in ways if way.compiled]
+    jobs = warmed_up(track, [way for way in ways if not way.compiled], results.skipped)
+    if jobs and compiled:
+        results.write(timed(key, track, bench, batch, jobs, results.peaks, rounds=1))
+    jobs |= warmed_up(track, compiled, results.skipped)
+    if not jobs or not rounds:
+        return []
+    rows = timed(key, track, bench, batch, jobs, results.peaks, rounds=rounds)
     print_table(track.title, rows)
     return rows
+
+
+def warmed_up(track: Track, ways: list[Way], skipped: dict[str, str]) -> dict[str, Job]:
+    """A job for each way that can be had, after it did its work once."""
+    jobs: dict[str, Job] = {}
+    for way in ways:
+        try:
+            job = way.make()
+            if job is None:
+                skipped[f"{track.name}: {way.name}"] = "torch.compile does not work here"
+                continue
+            (job.warm_up or job.run)()
+            jobs[way.name] = job
+        except torch.OutOfMemoryError:
+            skipped[f"{track.name}: {way.name}"] = f"out of memory, {track.images} images at once"
+    return jobs
+
+
+def timed(
+    key: str,
+    track: Track,
+    bench: Bench,
+    batch: int,
+    jobs: dict[str, Job],
+    peaks: dict[str, float],
+    *,
+    rounds: int,
+) -> list[Row]:
+    """A row for each job, all of them taking turns."""
+    setup = bench.setup
+    calls = {name: job.run for name, job in jobs.items()}
+    seconds = in_turns(calls, rounds, setup.device, warm_ups={}, limit=setup.limit)
+    return [
+        row_of(track, way, seconds[way.name],
+               extra_bytes(key, setup, batch, way, jobs[way.name]), peaks)
+        for way in track.ways
+        if way.name in jobs
+    ]  # fmt: skip
 
 
 def extra_bytes(key: str, setup: Setup, batch: int, way: Way, job: Job) -> int | None:
@@ -93,7 +167,7 @@ def extra_bytes(key: str, setup: Setup, batch: int, way: Way, job: Job) -> int |
     if not setup.memory or way.flop is None:
         return None
     if setup.device == "cuda":
-        return cuda_memory(job)
+        return None if way.graphs else cuda_memory(job)
     if key in CPU_MEMORY_TRACKS and not way.compiled:
         return cpu_memory(ALL_TRACKS[key], setup, batch, way.name)
     return None
@@ -194,7 +268,10 @@ def parse_args() -> argparse.Namespace:
     flag("--device", choices=("cpu", "cuda"), default="cpu")
     flag("--tracks", metavar="A,B", help=f"among {','.join(ALL_TRACKS)}; all unless given, "
          "but amused on a GPU only")  # fmt: skip
-    flag("--rounds", type=int, default=7, help="to take medians of (7)")
+    flag("--paths", default="", metavar="REGEX",
+         help="only the ways whose names hold this, such as ^ours (all)")  # fmt: skip
+    flag("--rounds", type=int, default=7,
+         help="to take medians of (7); 0 only fills the compiler's cache")  # fmt: skip
     flag("--batch-size", type=int, nargs="+", metavar="N",
          help="samples at once, one or several (4; on a GPU 1 and 32)")  # fmt: skip
     flag("--steps", type=int, metavar="N",
@@ -206,9 +283,15 @@ def parse_args() -> argparse.Namespace:
     flag("--no-memory", action="store_true", help="leave the peaks of memory out")
     flag("--json", type=Path, metavar="FILE", help="write all numbers there")
     args = parser.parse_args()
-    counts = [args.rounds, args.threads, *(args.batch_size or [])]
-    if min(counts) < 1 or (args.steps is not None and args.steps < 1) or args.limit < 0:
-        parser.error("--rounds, --threads, --batch-size and --steps start at 1, --limit at 0")
+    counts = [args.threads, *(args.batch_size or [])]
+    if min(counts) < 1 or (args.steps is not None and args.steps < 1):
+        parser.error("--threads, --batch-size and --steps start at 1")
+    if min(args.rounds, args.limit) < 0:
+        parser.error("--rounds and --limit start at 0")
+    try:
+        re.compile(args.paths)
+    except re.error as error:
+        parser.error(f"--paths {args.paths}: no regular expression ({error})")
     return args
 
 
@@ -244,6 +327,7 @@ def setup_of(args: argparse.Namespace, folder: Path) -> Setup:
         compiles=not args.no_compile,
         memory=not args.no_memory,
         limit=args.limit,
+        paths=args.paths,
     )
 
 
@@ -274,39 +358,37 @@ def batches_of(key: str, bench: Bench, wanted: list[int] | None) -> list[int]:
     return [max(several)] if key in ("train", "latents", "forward", "amused") else several
 
 
-def run_all(args: argparse.Namespace, setup: Setup) -> dict[str, Any]:
-    """Measures one track after the other, printing each table when it is done."""
+def run_all(args: argparse.Namespace, setup: Setup) -> None:
+    """Measures one track after the other; prints each table, then writes the JSON anew."""
     setup.begin()
     bench = Bench(setup)
-    about = {"machine": machine(setup.device), "size": args.size}
-    print(", ".join(f"{key} {value}" for key, value in about["machine"].items()), flush=True)
-    peaks = measured_peaks(bench, {})
+    results = Results(setup, args.size, args.json, machine(setup.device))
+    print(", ".join(f"{key} {value}" for key, value in results.machine.items()), flush=True)
+    peaks = results.peaks = measured_peaks(bench, {}) if setup.rounds else {}
     print("fastest matrix product: " + ", ".join(f"{k} {v:.3g} TFLOP/s" for k, v in peaks.items()))
-    rows: list[Row] = []
-    skipped: dict[str, str] = {}
     for key in chosen_tracks(args):
         if key in CODEC_TRACKS and setup.codec_config is None:
-            skipped[key] = "the run file names no codec's configuration"
+            results.skipped[key] = "the run file names no codec's configuration"
             continue
         for batch in batches_of(key, bench, args.batch_size):
-            peaks = measured_peaks(bench, peaks)  # the first time, something else may have run
+            if setup.rounds:  # the first time, something else may have run
+                results.peaks = measured_peaks(bench, results.peaks)
             try:
-                rows += measure(key, bench, batch, peaks, skipped)
+                results.rows += measure(key, bench, batch, results)
             except UserError as error:
-                skipped[key] = str(error)
-    for row in rows:  # now that the peak is known best
-        if row["tflops"] is not None:
-            row["share"] = row["tflops"] / peaks[row["precision"]]
-    print_whole_images(rows)
-    print_end(setup, skipped)
-    setting = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(setup).items()}
-    return about | {
-        "peaks_tflops": peaks,
-        "peak_tflops": peaks[bench.precision],
-        "setup": setting,
-        "rows": [row | {"size": args.size} for row in rows],
-        "skipped": skipped,
-    }
+                results.skipped[key] = str(error)
+            release_memory(setup.device)
+            results.write()
+    print_whole_images(results.rows)
+    print_end(setup, results.skipped)
+
+
+def release_memory(device: str) -> None:
+    """Returns what the ways of a track held, and what was compiled for them."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def plan() -> None:
@@ -327,9 +409,7 @@ def main() -> None:
     if args.json:
         make_folder(args.json.parent)
     with tempfile.TemporaryDirectory() as folder:
-        results = run_all(args, setup_of(args, Path(folder)))
-    if args.json:
-        write_text(args.json, json.dumps(results, indent=2) + "\n")
+        run_all(args, setup_of(args, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -49,6 +50,7 @@ class Setup:
         codec_config: YAML of the codec, or None where the run file names none.
         steps: of a whole sampling, those of the run file unless given.
         limit: seconds after which a track begins no further round.
+        paths: regular expression; only ways whose names it is found in are measured.
     """
 
     config: Path
@@ -61,10 +63,20 @@ class Setup:
     compiles: bool
     memory: bool
     limit: float
+    paths: str = ""
+
+    def wants(self, way: Way) -> bool:
+        """Whether a way is to be measured; with no rounds, compiled ones are to be compiled."""
+        return self.wants_name(way.name) and (way.compiled or self.rounds > 0)
+
+    def wants_name(self, name: str) -> bool:
+        """Whether a way of this name would be measured."""
+        return re.search(self.paths, name) is not None
 
     def begin(self) -> None:
-        """Puts the process that measures in order."""
+        """Puts the process that measures in order; float32 stays float32 in convolutions, too."""
         torch.set_num_threads(self.threads)
+        torch.backends.cudnn.allow_tf32 = False
         torch.manual_seed(0)
 
 
@@ -94,6 +106,7 @@ class Way:
         precision: of its matrix products, fp32 or bf16; empty if it has none.
         flop: of one call, matrix products only.
         evaluations: of the network for one image.
+        graphs: whether it replays CUDA graphs, whose memory is taken once, not by each call.
     """
 
     name: str
@@ -103,6 +116,7 @@ class Way:
     flop: int | None = None
     evaluations: int | None = None
     compiled: bool = False
+    graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -294,7 +308,10 @@ def batch_of(bench: Bench, batch: int) -> dict[str, Tensor]:
 def sampling_job(
     bench: Bench, prior: Prior, batch: int, schedule: Schedule, warm_up: Schedule | None
 ) -> Job | None:
-    """Refine a batch from noise; None where compiling does not work."""
+    """Refine a batch from noise; None where compiling does not work.
+
+    A CUDA graph is recorded when a kind of step runs for the second time, so all kinds do so here.
+    """
     seeds = sample_seeds(0, batch).to(bench.device)
     classes = bench.classes(batch)
 
@@ -302,7 +319,8 @@ def sampling_job(
         for _ in prior.refine(seeds, classes, schedule):
             pass
 
-    run(warm_up or schedule)
+    for _ in range(2):
+        run(warm_up or schedule)
     if prior.compiled is not None and not prior.compiled.works:
         return None
     return Job(lambda: run(schedule), lambda: None)

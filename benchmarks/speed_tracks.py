@@ -115,7 +115,9 @@ def _sampling_ways(
 
     def way(name: str, precision: str, make: Callable[[], Job | None], compiled: bool) -> Way:
         flop = batch * costs.sampling(schedule, all_logits=name == TEXTBOOK)
-        return Way(name, make, precision, costs.parameters, flop, schedule.steps, compiled)
+        return Way(
+            name, make, precision, costs.parameters, flop, schedule.steps, compiled, compiled
+        )
 
     def ours(compiled: bool) -> Job | None:
         return sampling_job(bench, bench.prior(compiled), batch, schedule, warm_up)

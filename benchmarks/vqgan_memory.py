@@ -67,6 +67,9 @@ def main() -> None:
     activations = memory(device.type, peak=True)
     optimizer.step()
     ema.update(net)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start  # of a first step, with all that is done once
     parameters = sum(p.numel() for p in net.parameters())
     figures = {
         "config": args.config.name,
@@ -75,7 +78,7 @@ def main() -> None:
         "gradient_checkpointing": training.gradient_checkpointing,
         "perceptual": training.perceptual,
         "parameters": parameters,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         "after_backward_gb": (activations - before) / 1e9,
         "peak_gb": (memory(device.type, peak=True) - before) / 1e9,
         **machine(device.type),

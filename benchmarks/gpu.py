@@ -1,0 +1,289 @@
+"""Everything of this project that needs a GPU, in one command that cannot waste one.
+
+    python benchmarks/gpu.py --minutes 9 --out out/gpu --train config/emoji/64.toml
+    python benchmarks/gpu.py --pack out/pack --train config/emoji/64.toml
+    python benchmarks/gpu.py --device cpu --tiny --out out/gpu-tiny
+
+Three stages: *smoke* (is everything right?), *speed* (how fast is it?) and *showcase* (a training
+for the rest of the time). Each part of them is a process of its own with a time limit. After every
+part, OUT/results.json and OUT/report.md are written anew; GPU.md says what is in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from efficiency import MEASURED, read_measured
+from gpu_report import write_report
+from gpu_run import ROOT, Outcome, Stage, run_stage
+from gpu_stages import stages
+
+from sundae.errors import UserError
+from sundae.files import make_folder, write_text
+from sundae.folders import remove_tree
+
+# Prints what a GPU and its software are, without leaving memory taken in the process that asks.
+_PROBE = """
+import json, torch
+cuda = torch.cuda.is_available()
+about = {"torch": torch.__version__, "CUDA": torch.version.cuda or "none", "device": "CPU"}
+if cuda:
+    card = torch.cuda.get_device_properties(0)
+    about |= {"device": card.name, "memory": f"{card.total_memory / 2**30:.1f} GiB"}
+print(json.dumps(about | {"available": cuda}))
+"""
+_PROBE_SECONDS = 120
+_DRIVER = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+
+
+# -- what was done --------------------------------------------------------------------------------
+
+
+class Record:
+    """The outcomes so far, on disk after every part, so that a later call can go on."""
+
+    def __init__(
+        self, out: Path, work: Path, about: dict[str, Any], kept: Sequence[Outcome]
+    ) -> None:
+        """kept: outcomes of an earlier call."""
+        self.out, self.path, self.about = out, work / "outcomes.json", about
+        self.outcomes = {outcome.key: outcome for outcome in kept}
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep an outcome, print it in a line, and write the report."""
+        print(f"{outcome.state:>12} {outcome.seconds:6.0f} s  {outcome.key}", flush=True)
+        self.outcomes[outcome.key] = outcome
+        write_text(self.path, json.dumps([asdict(o) for o in self.outcomes.values()]) + "\n")
+        write_report(self.out, self.about, list(self.outcomes.values()))
+
+    @property
+    def passed(self) -> bool:
+        """Whether every part passed that has to."""
+        return all(outcome.good for outcome in self.outcomes.values())
+
+
+def read_record(work: Path) -> list[Outcome]:
+    """What an earlier call did in a work folder; nothing where there was none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = work / "outcomes.json"
+    if not path.exists():
+        return []
+    try:
+        return [Outcome(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); leave out --resume") from None
+
+
+class Interrupted:
+    """Set by Ctrl-C and SIGTERM, so that the parts are killed and the report is written."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.signal = number
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+
+# -- the machine ----------------------------------------------------------------------------------
+
+
+def machine(device: str, tiny: bool) -> dict[str, Any]:
+    """What the results belong to.
+
+    Raises:
+        UserError: there is no GPU, or no working PyTorch.
+    """
+    try:
+        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True,
+                              timeout=_PROBE_SECONDS)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UserError(f"PyTorch did not start within {_PROBE_SECONDS} s; try again") from None
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise UserError(f"PyTorch does not start here: {last[0]}")
+    about = json.loads(done.stdout.splitlines()[-1])
+    if not about.pop("available") and device == "cuda":
+        raise UserError("there is no CUDA device here; --device cpu --tiny proves the command")
+    if device == "cpu":
+        about |= {"device": f"CPU, {platform.machine()}"}
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **about,
+        "driver": _first_line(_DRIVER),
+        "Python": platform.python_version(),
+        "commit": _first_line(["git", "rev-parse", "--short", "HEAD"]),
+        "sizes": "tiny, to prove the command" if tiny else "full",
+    }  # fmt: skip
+
+
+def _first_line(command: list[str]) -> str:
+    """Of a command's output; "unknown" where it cannot be run."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return (done.stdout.strip().splitlines() or ["unknown"])[0]
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = parser.add_argument
+    flag("--out", type=Path, metavar="DIR", help="folder for the results")
+    flag("--work", type=Path, metavar="DIR", help="folder for logs and scratch files (OUT-work)")
+    flag("--minutes", type=float, default=9.0, metavar="N", help="for everything (9)")
+    flag("--device", choices=("cuda", "cpu"), default="cuda")
+    flag("--tiny", action="store_true", help="everything as small as it can be, in two minutes")
+    flag("--only", action="append", metavar="STAGE", help="a stage or a part, such as smoke or "
+         "speed/train; may be repeated")  # fmt: skip
+    flag("--train", metavar="FILE", help="run file that the showcase trains; none without it")
+    flag("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
+         help="override a key of that run file; may be repeated")  # fmt: skip
+    flag("--resume", action="store_true", help="skip the parts that have passed already")
+    flag("--overwrite", action="store_true", help="replace the results of an earlier call")
+    flag("--list", action="store_true", help="show stages and parts, and do nothing")
+    flag("--pack", type=Path, metavar="DIR", help="gather what must travel to a machine without a "
+         "network, and print the command to type there")  # fmt: skip
+    args = parser.parse_args()
+    if not args.minutes > 0:
+        parser.error("--minutes: expected a number above 0")
+    if args.out is None and not (args.list or args.pack):
+        parser.error("--out DIR is missing: the folder for the results")
+    return args
+
+
+def chosen(found: list[Stage], only: Sequence[str] | None) -> list[Stage]:
+    """The stages, or the parts of them that --only names; these may take all the minutes.
+
+    Raises:
+        UserError: there is no such stage or part.
+    """
+    if only is None:
+        return found
+    names = [stage.name for stage in found] + [part.key for stage in found for part in stage.parts]
+    for name in only:
+        if name not in names:
+            hint = " (it needs --train FILE)" if name.startswith("showcase") else ""
+            raise UserError(f"--only {name}: expected one of {', '.join(names)}{hint}")
+    return [
+        Stage(stage.name, None, parts, stage.at_once)
+        for stage in found
+        if (parts := tuple(p for p in stage.parts if p.stage in only or p.key in only))
+    ]
+
+
+def prepare(args: argparse.Namespace, work: Path) -> list[Outcome]:
+    """Create the folders; returns the outcomes of an earlier call that count.
+
+    Raises:
+        UserError: there are results, and neither --resume nor --overwrite is given.
+    """
+    before = read_record(work) if args.resume else []
+    existing = [path for path in (args.out / "results.json", work / "outcomes.json")
+                if path.exists()]  # fmt: skip
+    if existing and not (args.resume or args.overwrite):
+        raise UserError(f"{existing[0]} exists; pass --resume to go on, --overwrite to start anew, "
+                        "or choose another --out")  # fmt: skip
+    if not args.resume:
+        for stage in ("smoke", "speed", "showcase"):
+            remove_tree(work / stage)
+    make_folder(args.out)
+    make_folder(work)
+    return before
+
+
+def print_list(found: Sequence[Stage]) -> None:
+    """A line a part."""
+    for stage in found:
+        limit = "the time that is left" if stage.limit is None else f"{stage.limit:.0f} s"
+        print(f"{stage.name}: {limit}, {stage.at_once} at once")
+        for part in stage.parts:
+            print(f"  {part.key:<24} {part.shows}")
+
+
+def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int:
+    """Run stages; returns the exit code."""
+    began = time.monotonic()
+    before = prepare(args, work)
+    about = machine(args.device, args.tiny) | {"command": " ".join(sys.argv)}
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    done = {outcome.key for outcome in before if outcome.state == "passed"}
+    record, interrupted = Record(args.out, work, about, before), Interrupted()
+    for stage in found:
+        left = tuple(part for part in stage.parts if part.key not in done)
+        run_stage(Stage(stage.name, stage.limit, left, stage.at_once), work,
+                  began + 60 * args.minutes, record.add, interrupted=interrupted)  # fmt: skip
+        if stage.name == "speed" and args.device == "cuda" and not args.tiny:
+            keep_efficiency(args.out / "efficiency.json")
+    print(f"{'all parts passed' if record.passed else 'NOT all parts passed'} after "
+          f"{time.monotonic() - began:.0f} s: {args.out / 'report.md'}")  # fmt: skip
+    if interrupted.signal:
+        return 128 + interrupted.signal
+    return 0 if record.passed else 1
+
+
+def keep_efficiency(path: Path) -> None:
+    """Add what was measured to the file that the planner reads."""
+    if path.exists():
+        measured = {**read_measured(MEASURED), **read_measured(path)}
+        write_text(MEASURED, json.dumps(measured, indent=2) + "\n")
+
+
+def run() -> int:
+    """What the flags ask for; returns the exit code."""
+    args = parse_args()
+    if args.pack:
+        from gpu_pack import pack
+
+        pack(args.pack, args.train, args.overrides)
+        return 0
+    out = args.out or Path("out")
+    found = chosen(
+        stages(args.device, args.tiny, args.train, args.overrides, out.resolve()), args.only
+    )
+    if args.list:
+        print_list(found)
+        return 0
+    work = args.work or out.with_name(f"{out.name}-work")
+    return run_all(args, found, work.resolve())
+
+
+def main() -> None:
+    """Ends as a shell expects: 0 passed, 1 a part did not, 2 a mistake of the user's."""
+    try:
+        code = run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The stages of `gpu.py` and their parts, most valuable first."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_run import Part, Stage
+
+HERE = Path(__file__).resolve().parent
+
+# Seconds of a stage.
+SMOKE, SPEED = 90.0, 180.0
+
+SMOKE_PARTS = {
+    "train": "digits, 60 steps, eager and compiled: the loss falls, and alike",
+    "sample": "bundled model: eager, compiled, CUDA graphs and CPU give equal tokens in fp32",
+    "kernels": "draws as on a CPU to the bit; attention right in every shape that is special",
+    "codec": "bundled codec: encoding and decoding as on a CPU, in fp32 and bf16",
+    "resume": "resumed training equals training without a break, bit for bit",
+    "latents": "generate-latents.py on 64 images gives the tokens of a CPU",
+    "codec-training": "train-vqgan.py, 20 steps with its discriminator",
+    "waiting": "neither a sampling step nor a training step waits for the GPU",
+    "checkpointing": "gradient checkpointing: equal gradients, less memory",
+    "canvas": "sampling on a canvas larger than the grid",
+    "inpaint": "inpainting changes the hole only",
+}
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """A part of *speed*: flags of speed.py, and whether it compiles for longer than it measures."""
+
+    name: str
+    shows: str
+    flags: str
+    limit: float
+    compiles: bool = False
+
+    @property
+    def tracks(self) -> str:
+        """What is measured."""
+        words = self.flags.split()
+        return words[words.index("--tracks") + 1]
+
+
+_OURS = "--size ffhq1024 --paths ^ours --limit 5"
+
+# Compiling takes most of the time, so what is not a goal is measured eager, or last.
+SPEED_PARTS = (
+    _Speed("train", "ffhq1024: training step, share of the matrix product's peak, memory",
+           f"{_OURS} --tracks train --rounds 7", 80, compiles=True),
+    _Speed("sample-32", "ffhq1024: 100 steps at batch 32, share of the peak, memory",
+           f"{_OURS} --tracks sampling --batch-size 32 --rounds 3", 80, compiles=True),
+    _Speed("decode", "ffhq1024: tokens to 1024x1024 images, 8 at once",
+           f"{_OURS} --tracks decode --rounds 7", 45, compiles=True),
+    _Speed("fast", "the fast run file: 16 steps at batch 32 and 1",
+           "--size config/ffhq1024/fast.toml --paths ^ours --limit 5 --tracks sampling"
+           " --batch-size 32 1 --rounds 5", 60, compiles=True),
+    _Speed("amused", "aMUSEd-512 at equal parameters, and at equal arithmetic, 12 evaluations each",
+           "--size ffhq1024 --tracks amused --batch-size 32 --rounds 3 --limit 5 --no-memory"
+           " --no-compile --paths guidance$|its", 60),
+    _Speed("steps", "ffhq1024, eager: forward pass, one sampling step, encoding",
+           f"{_OURS} --tracks forward,step,encode --batch-size 32 --rounds 5 --no-compile", 45),
+    _Speed("sample-1", "ffhq1024: 100 steps at batch 1",
+           f"{_OURS} --tracks sampling --batch-size 1 --rounds 3", 60),
+    _Speed("amused-compiled", "the same as speed/amused, all compiled",
+           "--size ffhq1024 --tracks amused --batch-size 32 --rounds 3 --limit 5 --no-memory"
+           " --paths guidance.compiled$|its.*compiled$", 240),
+)  # fmt: skip
+_TINY_SPEED = "--size ci --no-compile --batch-size 2 --rounds 1 --no-memory"
+
+
+def stages(device: str, tiny: bool, train: str | None, overrides: list[str], out: Path
+           ) -> list[Stage]:  # fmt: skip
+    """All stages in order.
+
+    Args:
+        device: cpu or cuda.
+        tiny: everything as small as it can be.
+        train: run file of the showcase, None for no showcase.
+        overrides: KEY=VALUE for that run file.
+        out: folder that gets the showcase's weights.
+    """
+    found = [smoke(device, tiny), speed(device, tiny)]
+    if train is not None:
+        found.append(showcase(device, tiny, train, overrides, out))
+    return found
+
+
+def smoke(device: str, tiny: bool) -> Stage:
+    """Checks side by side; with a GPU, the compiler's cache is filled for *speed* meanwhile."""
+    checks = [
+        Part("smoke", name, shows, _python("gpu_smoke.py", name, *_common(device, tiny)), SMOKE)
+        for name, shows in SMOKE_PARTS.items()
+    ]
+    if tiny or device == "cpu":
+        return Stage("smoke", None if tiny else SMOKE, tuple(checks), at_once=2)
+    compiling = [
+        Part("smoke", f"compile-{part.name}", f"fills the compiler's cache for speed/{part.name}",
+             _python("speed.py", *_speed_words(part, device, tiny), "--rounds", "0"), SMOKE,
+             optional=True)
+        for part in SPEED_PARTS
+        if part.compiles
+    ]  # fmt: skip
+    return Stage("smoke", SMOKE, (*checks[:3], *compiling, *checks[3:]), at_once=8)
+
+
+def speed(device: str, tiny: bool) -> Stage:
+    """One after the other, since they are timed."""
+    parts = tuple(
+        Part("speed", part.name, part.shows,
+             _python("speed.py", *_speed_words(part, device, tiny)), part.limit)
+        for part in SPEED_PARTS
+    )  # fmt: skip
+    return Stage("speed", SPEED, parts, at_once=2 if tiny else 1)
+
+
+def showcase(device: str, tiny: bool, train: str, overrides: list[str], out: Path) -> Stage:
+    """All the time that is left."""
+    settings = [word for setting in overrides for word in ("--set", setting)]
+    command = _python("gpu_showcase.py", "--train", train, *settings, "--seconds", "{seconds}",
+                      *_common(device, tiny), "--out", str(out))  # fmt: skip
+    limit = 45.0 if tiny else float("inf")
+    shows = f"{train}: trained for the time that is left, its weights in parts"
+    return Stage("showcase", None, (Part("showcase", "train", shows, command, limit),))
+
+
+def _common(device: str, tiny: bool) -> list[str]:
+    words = ["--device", device, "--folder", "{folder}", "--result", "{result}"]
+    return [*words, "--tiny"] if tiny else words
+
+
+def _speed_words(part: _Speed, device: str, tiny: bool) -> list[str]:
+    flags = f"{_TINY_SPEED} --tracks {part.tracks}" if tiny else part.flags
+    return [*flags.split(), "--device", device, "--json", "{result}"]
+
+
+def _python(script: str, *words: str) -> tuple[str, ...]:
+    return (sys.executable, str(HERE / script), *words)
