@@ -7,7 +7,7 @@ memory beyond weights, gradients and optimiser state, TFLOP/s, and the share of 
 product that this machine was seen to do in the same precision. README and GPU.md have results.
 
     python benchmarks/speed.py
-    python benchmarks/speed.py --device cuda --size ffhq1024 --json speed-cuda.json
+    python benchmarks/speed.py --device cuda --size ffhq1024 --paths ^ours --json speed-cuda.json
     python benchmarks/speed.py --size ffhq1024 --batch-size 1 --tracks amused --rounds 1
     python benchmarks/speed.py --plan config/ffhq1024.toml --gpu h100
 """
@@ -45,7 +45,7 @@ ALL_TRACKS: dict[str, Callable[[Bench, int], Track]] = {**TRACKS, "amused": amus
 CODEC_TRACKS = ("encode", "decode")
 CPU_MEMORY_TRACKS = ("train", "step", *CODEC_TRACKS)
 
-GPU_COMMAND = "python benchmarks/speed.py --device cuda --size ffhq1024 --json speed-cuda.json"
+GPU_COMMAND = "python benchmarks/gpu.py --minutes 9 --out out/gpu"
 
 Row = dict[str, Any]
 
