@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import runpy
 import sys
@@ -11,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from sundae.files import make_folder, write_text
-from sundae.images import save_image
+from sundae.images import load_image, save_image, to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,10 +91,11 @@ class Bench:
 
 def photos(count: int, side: int) -> Tensor:
     """(count, 3, side, side) float32 in [0, 1]: squares of the two photos in scikit-learn."""
+    package = importlib.util.find_spec("sklearn")  # not imported: that takes seconds
+    assert package is not None and package.origin is not None
     squares = []
-    for image in load_sample_images().images:
-        pixels = torch.tensor(image).permute(2, 0, 1).float() / 255
-        tiles = pixels.unfold(1, side, side).unfold(2, side, side)
+    for path in sorted((Path(package.origin).parent / "datasets" / "images").glob("*.jpg")):
+        tiles = to_tensor(load_image(path)).unfold(1, side, side).unfold(2, side, side)
         squares.append(tiles.permute(1, 2, 0, 3, 4).flatten(0, 1))
     tiles = torch.cat(squares)
     return tiles[torch.linspace(0, len(tiles) - 1, count).long()]

@@ -45,6 +45,10 @@ class _Speed:
         return words[words.index("--tracks") + 1]
 
 
+_AMUSED = (
+    "--size config/ffhq1024/fast.toml --tracks amused --batch-size 32 --rounds 3 --limit 5"
+    " --no-memory"
+)
 _OURS = "--size ffhq1024 --paths ^ours --limit 5"
 
 # Compiling takes most of the time, so what is not a goal is measured eager, or last.
@@ -58,16 +62,14 @@ SPEED_PARTS = (
     _Speed("fast", "the fast run file: 16 steps at batch 32 and 1",
            "--size config/ffhq1024/fast.toml --paths ^ours --limit 5 --tracks sampling"
            " --batch-size 32 1 --rounds 5", 60, compiles=True),
-    _Speed("amused", "aMUSEd-512 and the fast layout at equal parameters, at equal arithmetic; 12 evaluations",
-           "--size config/ffhq1024/fast.toml --tracks amused --batch-size 32 --rounds 3 --limit 5 --no-memory"
-           " --no-compile --paths guidance$|its", 60),
+    _Speed("amused", "aMUSEd-512 and the fast layout in 12 evaluations, at equal parameters and "
+           "at equal arithmetic", f"{_AMUSED} --no-compile --paths guidance$|its", 60),
     _Speed("steps", "ffhq1024, eager: forward pass, one sampling step, encoding",
            f"{_OURS} --tracks forward,step,encode --batch-size 32 --rounds 5 --no-compile", 45),
     _Speed("sample-1", "ffhq1024: 100 steps at batch 1",
            f"{_OURS} --tracks sampling --batch-size 1 --rounds 3", 60),
     _Speed("amused-compiled", "the same as speed/amused, all compiled",
-           "--size config/ffhq1024/fast.toml --tracks amused --batch-size 32 --rounds 3 --limit 5 --no-memory"
-           " --paths guidance.compiled$|its.*compiled$", 240),
+           f"{_AMUSED} --paths guidance.compiled$|its.*compiled$", 240),
 )  # fmt: skip
 _TINY_SPEED = "--size ci --no-compile --batch-size 2 --rounds 1 --no-memory"
 

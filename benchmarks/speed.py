@@ -377,17 +377,18 @@ def run_all(args: argparse.Namespace, setup: Setup) -> None:
                 results.rows += measure(key, bench, batch, results)
             except UserError as error:
                 results.skipped[key] = str(error)
-            release_memory(setup.device)
+            release_memory(setup)
             results.write()
     print_whole_images(results.rows)
     print_end(setup, results.skipped)
 
 
-def release_memory(device: str) -> None:
+def release_memory(setup: Setup) -> None:
     """Returns what the ways of a track held, and what was compiled for them."""
-    torch._dynamo.reset()
+    if setup.compiles:
+        torch._dynamo.reset()
     gc.collect()
-    if device == "cuda":
+    if setup.device == "cuda":
         torch.cuda.empty_cache()
 
 
