@@ -39,8 +39,8 @@ class Part:
         stage, name: together the key, such as "smoke/train".
         shows: what its result shows, in a line.
         command: words of the command line. "{result}" in a word stands for the path of the JSON
-            file that the part may write, "{folder}" for a folder of its own, and "{seconds}" for
-            the seconds it has.
+            file that the part may write, "{folder}" for a folder of its own, which keeps what an
+            earlier call left, and "{seconds}" for the seconds it has.
         limit: seconds at most.
         optional: whether nothing is wrong if it does not pass.
     """
@@ -129,14 +129,15 @@ def run_stage(
                 ended(Outcome(part.key, part.shows, "not reached", optional=part.optional))
             waiting.clear()
         while waiting and len(running) < stage.at_once:
-            running.append(_Process(waiting.pop(0), work, until))
+            running.append(_Process(waiting.pop(0), work, until, stage.at_once))
         time.sleep(_TICK)
 
 
 class _Process:
     """A part that runs."""
 
-    def __init__(self, part: Part, work: Path, until: float) -> None:
+    def __init__(self, part: Part, work: Path, until: float, beside: int) -> None:
+        """beside: number of parts that share the processors."""
         self.part, self.began = part, time.monotonic()
         self.deadline = min(until, self.began + part.limit)
         self.folder = work / part.stage / part.name
@@ -145,7 +146,12 @@ class _Process:
         self.result.unlink(missing_ok=True)
         self.log = self.folder / "log.txt"
         self.stopped: State | None = None
-        environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+        threads = max(1, 2 * (os.cpu_count() or 1) // beside)
+        environment = os.environ | {
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "TORCHINDUCTOR_COMPILE_THREADS": str(min(threads, 16)),
+        }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self._words(),
@@ -159,7 +165,7 @@ class _Process:
 
     def _words(self) -> list[str]:
         seconds = max(1, round(self.deadline - self.began - _GRACE))
-        values = {"{result}": str(self.result), "{folder}": str(self.folder),
+        values = {"{result}": str(self.result), "{folder}": str(self.folder / "files"),
                   "{seconds}": str(seconds)}  # fmt: skip
         words = list(self.part.command)
         for mark, value in values.items():
