@@ -17,12 +17,14 @@ import gpu
 import gpu_pack
 import gpu_showcase
 import pytest
+import speed
 import torch
 from efficiency import efficiency_of, read_measured
-from gpu_checks import Bench
+from gpu_checks import Bench as Checks
 from gpu_report import goals_of, write_report
 from gpu_run import Outcome, Part, Stage, run_stage
-from gpu_stages import stages
+from gpu_stages import SPEED_PARTS, stages
+from speed_jobs import Bench
 
 from sundae.config import load_config
 from sundae.errors import UserError
@@ -253,6 +255,28 @@ def test_smoke_and_speed_leave_half_of_nine_minutes(tmp_path: Path) -> None:
     assert found["speed"].at_once == 1  # what is timed is alone
 
 
+@pytest.mark.parametrize("part", SPEED_PARTS, ids=lambda part: part.name)
+def test_the_flags_of_every_part_of_speed_choose_ways_that_exist(
+    part: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As far as that can be known without a GPU, which its command line asks for."""
+    monkeypatch.setattr(sys, "argv", ["speed.py", *part.flags.split()])
+    args = speed.parse_args()
+    bench = Bench(speed.setup_of(args, tmp_path))
+    assert part.compiles <= bench.setup.compiles
+    for key in speed.chosen_tracks(args):
+        if key == "amused":
+            suffix = " compiled" if bench.setup.compiles else ""
+            names = [f"aMUSEd, 12 steps, no guidance{suffix}", f"ours, 12 steps, its FLOP{suffix}",
+                     f"ours, 12 steps, its parameters{suffix}"]  # fmt: skip
+            assert all(map(bench.setup.wants_name, names))
+            assert not bench.setup.wants_name(f"ours, 100 steps, recommended{suffix}")
+            continue
+        ways = [way for way in speed.ALL_TRACKS[key](bench, 1).ways if bench.setup.wants(way)]
+        assert ways and all(way.name.startswith("ours") for way in ways)
+        assert any(way.compiled for way in ways) or not bench.setup.compiles
+
+
 # -- the report -----------------------------------------------------------------------------------
 
 
@@ -341,7 +365,7 @@ def test_a_training_that_would_take_longer_is_asked_to_save_and_end(
     (tmp_path / "train.py").write_text(waits)
     monkeypatch.setattr(gpu_showcase, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_showcase, "open_checkpoint", lambda *_, **__: pytest.fail("saved"))
-    bench = Bench(torch.device("cpu"), True, tmp_path, tmp_path / "result.json")
+    bench = Checks(torch.device("cpu"), True, tmp_path, tmp_path / "result.json")
     with pytest.raises(pytest.fail.Exception, match="saved"):  # it had ended by then
         gpu_showcase.train(bench, tmp_path / "run", [], seconds=3)
     assert bench.checks[0]["found"] == "exit code 143" and bench.checks[0]["passed"]
