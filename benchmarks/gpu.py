@@ -1,7 +1,7 @@
 """Everything of this project that needs a GPU, in one command that cannot waste one.
 
-    python benchmarks/gpu.py --minutes 9 --out out/gpu --train config/emoji/64.toml
-    python benchmarks/gpu.py --pack out/pack --train config/emoji/64.toml
+    python benchmarks/gpu.py --minutes 9 --out out/gpu --train RUNFILE
+    python benchmarks/gpu.py --pack out/pack --train RUNFILE
     python benchmarks/gpu.py --device cpu --tiny --out out/gpu-tiny
 
 Three stages: *smoke* (is everything right?), *speed* (how fast is it?) and *showcase* (a training
