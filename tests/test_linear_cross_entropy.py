@@ -95,9 +95,8 @@ def test_no_gradient_is_computed_where_none_is_enabled(monkeypatch: pytest.Monke
 def test_nothing_of_the_size_of_the_logits_waits_for_the_backward_pass() -> None:
     _, features, targets, _ = case()
     wide = nn.Linear(DIM, 1000)
-    node = linear_cross_entropy(features, wide, targets).loss.grad_fn
-    assert node is not None
-    kept = [saved.numel() for saved in node.saved_tensors]  # type: ignore[attr-defined]
+    loss = linear_cross_entropy(features, wide, targets).loss  # torch 2.11 frees all that it saved
+    kept = [saved.numel() for saved in loss.grad_fn.saved_tensors]  # type: ignore[union-attr]
     assert sorted(kept) == sorted([features.numel(), wide.weight.numel(), 1000])
     assert max(kept) < ROWS * 1000
 
