@@ -36,9 +36,11 @@ from sundae.errors import UserError
 from sundae.files import make_folder, write_text
 from sundae.folders import remove_tree
 
-# Prints what a GPU and its software are, without leaving memory taken in the process that asks.
+# Prints what a GPU and its software are, without leaving memory taken in the process that asks; and
+# fails where a package is missing that the stages need.
 _PROBE = """
 import json, torch
+import sundae.prior, sundae.trainer, torchvision
 cuda = torch.cuda.is_available()
 about = {"torch": torch.__version__, "CUDA": torch.version.cuda or "none", "device": "CPU"}
 if cuda:
@@ -116,13 +118,16 @@ def machine(device: str, tiny: bool) -> dict[str, Any]:
         UserError: there is no GPU, or no working PyTorch.
     """
     try:
-        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True,
-                              timeout=_PROBE_SECONDS)  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", _PROBE], cwd=ROOT, capture_output=True,
+                              text=True, timeout=_PROBE_SECONDS)  # fmt: skip
     except subprocess.TimeoutExpired:
         raise UserError(f"PyTorch did not start within {_PROBE_SECONDS} s; try again") from None
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise UserError(f"PyTorch does not start here: {last[0]}")
+        remedy = (
+            "install requirements.txt, or gather what is missing with --pack where it can be had"
+        )
+        raise UserError(f"the project does not start here ({last[0]}): {remedy}")
     about = json.loads(done.stdout.splitlines()[-1])
     if not about.pop("available") and device == "cuda":
         raise UserError("there is no CUDA device here; --device cpu --tiny proves the command")

@@ -111,8 +111,11 @@ def write_photos(folder: Path, count: int, side: int) -> Tensor:
 
 
 def curve(run: Path, name: str) -> list[float]:
-    """A column of a run's curves.csv, such as "eval/loss", in order."""
-    with (run / "curves.csv").open(newline="") as file:
+    """A column of a run's curves.csv, such as "eval/loss", in order; empty before there is one."""
+    path = run / "curves.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 

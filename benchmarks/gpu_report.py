@@ -11,8 +11,6 @@ from typing import Any
 
 from efficiency import efficiency_of
 from gpu_run import Outcome
-from matplotlib.figure import Figure
-from PIL import Image
 
 from sundae.files import atomic_path, write_text
 
@@ -215,6 +213,9 @@ def draw_images(images: Sequence[dict[str, str]], path: Path) -> None:
     """All images that parts left, as one."""
     if not images:
         return
+    from matplotlib.figure import Figure
+    from PIL import Image
+
     rows = -(-len(images) // _COLUMNS)
     figure = Figure(figsize=(5 * _COLUMNS, 5 * rows), layout="constrained")
     for place, image in enumerate(images, 1):

@@ -11,6 +11,7 @@ again with the same folder, it goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ from utils import run_cli
 PART = 15_000_000
 
 # Seconds that are kept for the last checkpoint, the weights and the samples.
-RESERVE, RESERVE_TINY = 45.0, 15.0
+RESERVE, RESERVE_TINY = 45.0, 40.0
 
 SAMPLES = 36
 
@@ -62,8 +63,10 @@ def train(bench: Bench, run: Path, words: list[str], seconds: float) -> None:
     step = open_checkpoint(run, prefer_best=False).info.step
     bench.check("steps are done", step > 0, f"step {step} after {time.monotonic() - began:.0f} s")
     losses = curve(run, "eval/loss")
-    bench.check("held-out loss", losses[-1] == losses[-1], f"{losses[0]:.4f} to {losses[-1]:.4f}")
-    bench.show("curves", run / "curves.png")
+    if losses:  # the time was enough for an evaluation
+        finite = all(math.isfinite(loss) for loss in losses)
+        bench.check("held-out loss", finite, f"{losses[0]:.4f} to {losses[-1]:.4f}")
+        bench.show("curves", run / "curves.png")
 
 
 def weights(run: Path, folder: Path) -> Path:

@@ -93,12 +93,13 @@ def stages(device: str, tiny: bool, train: str | None, overrides: list[str], out
 
 def smoke(device: str, tiny: bool) -> Stage:
     """Checks side by side; with a GPU, the compiler's cache is filled for *speed* meanwhile."""
+    limit = SMOKE if not tiny else 4 * SMOKE  # a CPU compiles for long
     checks = [
-        Part("smoke", name, shows, _python("gpu_smoke.py", name, *_common(device, tiny)), SMOKE)
+        Part("smoke", name, shows, _python("gpu_smoke.py", name, *_common(device, tiny)), limit)
         for name, shows in SMOKE_PARTS.items()
     ]
     if tiny or device == "cpu":
-        return Stage("smoke", None if tiny else SMOKE, tuple(checks), at_once=2)
+        return Stage("smoke", limit, tuple(checks), at_once=2)
     compiling = [
         Part("smoke", f"compile-{part.name}", f"fills the compiler's cache for speed/{part.name}",
              _python("speed.py", *_speed_words(part, device, tiny), "--rounds", "0"), SMOKE,
@@ -124,7 +125,7 @@ def showcase(device: str, tiny: bool, train: str, overrides: list[str], out: Pat
     settings = [word for setting in overrides for word in ("--set", setting)]
     command = _python("gpu_showcase.py", "--train", train, *settings, "--seconds", "{seconds}",
                       *_common(device, tiny), "--out", str(out))  # fmt: skip
-    limit = 45.0 if tiny else float("inf")
+    limit = 75.0 if tiny else float("inf")
     shows = f"{train}: trained for the time that is left, its weights in parts"
     return Stage("showcase", None, (Part("showcase", "train", shows, command, limit),))
 

@@ -72,7 +72,7 @@ def diffusers_pipeline() -> Any:
     except (ImportError, RuntimeError) as error:
         raise UserError(
             "the comparison with aMUSEd needs diffusers and transformers: "
-            f"pip install -r requirements-bench.txt ({type(error).__name__})"
+            f"pip install -r requirements-bench.txt ({type(error).__name__}: {str(error)[:100]})"
         ) from None
     return AmusedPipeline, AmusedScheduler, UVit2DModel
 
