@@ -21,6 +21,7 @@ import speed
 import torch
 from efficiency import efficiency_of, read_measured
 from gpu_checks import Bench as Checks
+from gpu_checks import curve
 from gpu_report import goals_of, write_report
 from gpu_run import Outcome, Part, Stage, run_stage
 from gpu_stages import SPEED_PARTS, stages
@@ -247,6 +248,19 @@ def test_without_a_gpu_the_command_says_how_to_prove_itself(
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_a_missing_package_is_named_before_any_part_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tomli_w.py").write_text("raise ModuleNotFoundError(\"No module 'tomli_w'\")")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = ["--device", "cpu", "--tiny", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "benchmarks/gpu.py", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "No module 'tomli_w'" in done.stderr and "requirements.txt" in done.stderr
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_smoke_and_speed_leave_half_of_nine_minutes(tmp_path: Path) -> None:
     found = {stage.name: stage for stage in stages("cuda", False, "run.toml", [], tmp_path)}
     assert list(found) == ["smoke", "speed", "showcase"]
@@ -369,6 +383,12 @@ def test_a_training_that_would_take_longer_is_asked_to_save_and_end(
     with pytest.raises(pytest.fail.Exception, match="saved"):  # it had ended by then
         gpu_showcase.train(bench, tmp_path / "run", [], seconds=3)
     assert bench.checks[0]["found"] == "exit code 143" and bench.checks[0]["passed"]
+
+
+def test_a_training_without_an_evaluation_yet_has_no_curve(tmp_path: Path) -> None:
+    assert curve(tmp_path, "eval/loss") == []
+    (tmp_path / "curves.csv").write_text("step,eval/loss\n1,\n2,0.5\n")
+    assert curve(tmp_path, "eval/loss") == [0.5]
 
 
 # -- packing --------------------------------------------------------------------------------------
