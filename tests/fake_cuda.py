@@ -130,7 +130,8 @@ class FakeCuda(TorchDispatchMode):
     """Runs every operation on the CPU, and sees what a GPU would.
 
     Attributes:
-        waits: operations that make the host wait for the device, in turn; for a test to clear.
+        waits: what makes the host wait for the device, in turn; for a test to clear.
+        operations: how many there were.
     """
 
     def __init__(self, place: torch.device) -> None:
@@ -138,6 +139,7 @@ class FakeCuda(TorchDispatchMode):
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # torch then looks for no driver
         self.place = place
         self.waits: list[str] = []
+        self.operations = 0
         self.arriving: list[Tensor] = []  # in pinned memory, from the device
 
     @classmethod
@@ -147,6 +149,7 @@ class FakeCuda(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self.operations += 1
         kwargs = dict(kwargs or {})
         given, device = leaves((args, kwargs)), kwargs.get("device")
         there = [value for value in given if isinstance(value, CudaTensor)]
@@ -240,16 +243,22 @@ class FakeGenerator(_GENERATOR):
 
 
 class FakeEvent:
-    """Recorded after copies to pinned memory; they have arrived when it was waited for."""
+    """Recorded after copies to pinned memory; they have arrived when it was waited for.
+
+    With operations between, the host has better things to do and finds them there: no wait.
+    """
 
     def __init__(self, mode: FakeCuda) -> None:
         self.mode = mode
         self.copies: list[Tensor] = []
+        self.number = 0
 
     def record(self) -> None:
-        self.copies = list(self.mode.arriving)
+        self.copies, self.number = list(self.mode.arriving), self.mode.operations
 
     def synchronize(self) -> None:
+        if self.number == self.mode.operations:
+            self.mode.waits.append("synchronize")
         left = [c for c in self.mode.arriving if not any(c is mine for mine in self.copies)]
         self.mode.arriving[:] = left
 

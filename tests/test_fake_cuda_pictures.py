@@ -12,13 +12,15 @@ import torch
 import yaml
 from accelerate import Accelerator
 from conftest import LEVELS, Ended
-from fake_cuda import AUTOCAST, FakeCuda, assert_fetched, assert_same, fake_cuda, values
+from fake_cuda import AUTOCAST, CPU, FakeCuda, assert_fetched, assert_same, fake_cuda, values
 from test_codec_training_config import values as codec_values
 from test_fake_cuda import prior_on, schedule_for
+from test_fake_cuda_training import lpips
 from torch import Tensor
 from vqgan_cases import CASES, pictures
 
-from sundae.codecs import PixelCodec, SparingCodec
+from sundae.codec_training.perceptual import _LOADERS
+from sundae.codecs import Codec, PixelCodec, SparingCodec
 from sundae.compositing import composited, fill_hidden
 from sundae.config import RunConfig
 from sundae.images import load_image, save_image, to_tensor
@@ -26,6 +28,7 @@ from sundae.inpainting import image_to_image, inpaint, outpaint_canvas
 from sundae.interactive.session import Session
 from sundae.latents import open_latents
 from sundae.prior import even_classes, sample_seeds, write_samples
+from sundae.repainting import Task, second_panel
 from sundae.vqgan import VQGANCodec, load_vqgan
 
 Config = Callable[..., RunConfig]
@@ -62,10 +65,10 @@ def test_a_codec_of_every_family_in_bfloat16(codec: VQGANCodec, precision: str) 
         there.precision = precision
         tokens, expected = values(there.encode(images)), codec.encode(images)
         decoded = values(there.decode(expected.to("cuda")))
-        assert decoded.dtype == torch.float32
-        assert (tokens == expected).float().mean() > 0.8
-        assert not torch.equal(decoded, codec.decode(expected))
-        torch.testing.assert_close(decoded, codec.decode(expected), atol=0.1, rtol=0)
+        error = (decoded - codec.decode(expected)).abs()
+    assert decoded.dtype == torch.float32
+    assert (tokens == expected).float().mean() > 0.8
+    assert 1e-3 < error.max() < 0.1  # of rounding
 
 
 def test_grey_levels(cuda: FakeCuda) -> None:
@@ -76,20 +79,32 @@ def test_grey_levels(cuda: FakeCuda) -> None:
 # -- pictures -------------------------------------------------------------------------------------
 
 
-def test_repainting(config: Config, cuda: FakeCuda) -> None:
-    """A hole, what lies beyond a border, and a fraction, wherever the codec is."""
-    image, hole = pictures(1, 4, 4)[0], torch.zeros(4, 4, dtype=torch.bool)
-    hole[1:3, 2:] = True
-    wide = outpaint_canvas(image, right=3)
-    codec = PixelCodec(LEVELS)
-    settings: dict[str, Any] = {"seeds": sample_seeds(0, 3), "classes": even_classes(3, 3)}
-    settings["schedule"] = schedule_for("random", guidance=2.0)
+@pytest.mark.parametrize("kind", ["pixels", "taming"])
+@pytest.mark.parametrize("beside", [True, False], ids=["codec beside", "codec on the CPU"])
+def test_repainting(
+    kind: str, beside: bool, config: Config, cuda: FakeCuda, tmp_path: Path
+) -> None:
+    """A hole, what lies beyond a border, and a fraction."""
+    if kind == "taming":
+        case = CASES["taming"](tmp_path)
+        made: Codec = load_vqgan(case.checkpoint, case.config, precision="fp32")
+    else:
+        made = PixelCodec(LEVELS)
+    side = 4 * made.factor
+    image, hole = pictures(1, side, side)[0], torch.zeros(side, side, dtype=torch.bool)
+    hole[side // 3 : side // 2, side // 2 :] = True
+    wide = outpaint_canvas(image, right=side // 2)
 
     def answers(device: torch.device) -> list[Tensor]:
-        prior = prior_on(device, config)
+        prior = prior_on(device, config, vocab_size=made.codebook_size)
+        codec = copy.deepcopy(made).to(device if beside else CPU)
+        settings: dict[str, Any] = {"classes": even_classes(3, 3), "seeds": sample_seeds(0, 3)}
+        settings["seeds"] = settings["seeds"].to(device)
+        settings["schedule"] = schedule_for("random", guidance=2.0)
         runs = [inpaint(prior, codec, *some, **settings) for some in ((image, hole), wide)]
         runs.append(image_to_image(prior, codec, image, strength=0.5, **settings))
-        return [state.images() for run in runs for state in run]
+        panel = second_panel(Task(image, image, None), codec)
+        return [panel, *(state.images() for run in runs for state in run)]
 
     assert_fetched(cuda, answers)
 
@@ -183,8 +198,13 @@ def test_scripts_of_a_prior(
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_scripts_of_a_codec(
-    script_on: Callable[[torch.device], Script], cuda: FakeCuda, tmp_path: Path
+    script_on: Callable[[torch.device], Script],
+    cuda: FakeCuda,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    distance = lpips()
+    monkeypatch.setitem(_LOADERS, "none", lambda: copy.deepcopy(distance))
     images = draw_pictures(tmp_path / "in", 12, 16)
     training = codec_values(
         max_steps=2, nb_batches=[2, 1], disc_start=1, disc_width=8, disc_layers=2, compile=False,

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fake_cuda import (
     BACKWARD,
     CPU,
     CUDA,
+    CudaTensor,
     FakeCuda,
     assert_same,
     fake_cuda,
@@ -29,12 +29,14 @@ from sundae.checkpoint import open_checkpoint
 from sundae.codec_training.codebook import INITIALISATIONS
 from sundae.codec_training.config import CodecRunConfig, parse_codec_config
 from sundae.codec_training.efficientnet import EfficientNetLite0
+from sundae.codec_training.export import export
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
 from sundae.codec_training.task import CodecTask, build_training
 from sundae.codecs import PixelCodec
 from sundae.config import RunConfig
 from sundae.ema import EMA
 from sundae.finite import first_non_finite
+from sundae.linear_cross_entropy import linear_cross_entropy
 from sundae.logbook import Logbook
 from sundae.metrics import Means
 from sundae.network import build_network
@@ -44,6 +46,7 @@ from sundae.precision import autocast
 from sundae.prior import PriorTask, SampleGrids, even_classes
 from sundae.runs import open_datasets
 from sundae.trainer import Trainer
+from sundae.vqgan import load_vqgan
 
 Config = Callable[..., RunConfig]
 
@@ -106,6 +109,19 @@ def test_a_task(place: torch.device, config: Config) -> None:
             assert all(0 < loss["loss"] < 20 for loss in found)
 
 
+def test_logits_in_parts_are_those_of_autocast() -> None:
+    torch.manual_seed(0)
+    features, targets = 3 * torch.randn(8, 64), torch.arange(8)
+    with fake_cuda(AUTOCAST), torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        head = nn.Linear(64, 1000).to(CUDA)
+        inputs = features.to(CUDA), targets.to(CUDA)
+        logits = head(inputs[0])
+        assert logits.dtype == torch.bfloat16
+        expected = nn.functional.cross_entropy(logits.float(), inputs[1])
+        found = linear_cross_entropy(inputs[0], head, inputs[1]).loss
+        torch.testing.assert_close(*values((found, expected)))
+
+
 def trainer_on(
     device: torch.device, cfg: RunConfig, run: Path, patch: pytest.MonkeyPatch
 ) -> Trainer:
@@ -135,9 +151,9 @@ def test_a_training_ends_and_is_resumed(
 ) -> None:
     """With accumulation, clipping, averages, evaluation, samples and checkpoints."""
     changes = {"trainer.mini_batch_size": 4, "trainer.clip_grad": True, "net.class_dropout": 0.2}
-    changes |= {"trainer.max_steps": 3, "trainer.nb_batches": [99, 0]}
-    cfg = config(changes | {"trainer.checkpoint_frequency": 0})
-    longer = replace(cfg, trainer=replace(cfg.trainer, max_steps=4))
+    # It goes on from a checkpoint between two evaluations, with means that are half done.
+    changes |= {"trainer.max_steps": 4, "trainer.nb_batches": [99, 0]}
+    cfg = config(changes | {"trainer.checkpoint_frequency": 3})
 
     def weights(device: torch.device) -> list[Any]:
         run, waits = tmp_path / device.type, []
@@ -148,11 +164,12 @@ def test_a_training_ends_and_is_resumed(
         )
         trainer.train()
         # Two batches of tokens and classes, which DataLoader has pinned where it can.
-        assert device == CPU or waits[1:] == 2 * [4 * ["_to_copy to cuda"]]
-        trainer = trainer_on(device, longer, run, monkeypatch)
-        trainer.resume(open_checkpoint(run, prefer_best=False))
-        trainer.train()
-        return [trainer.net.state_dict(), trainer.eval_net.state_dict()]
+        assert device == CPU or waits[1:3] == 2 * [4 * ["_to_copy to cuda"]]
+        other = trainer_on(device, cfg, tmp_path / f"{device.type}-resumed", monkeypatch)
+        other.resume(open_checkpoint(run / "checkpoints" / "step-0000003"))
+        other.train()
+        assert other.metrics == trainer.metrics
+        return [other.net.state_dict(), other.eval_net.state_dict()]
 
     assert_same(weights)
 
@@ -252,3 +269,17 @@ def test_a_codec_learns(
         return [*found, [p.grad for p in net.parameters()], net.state_dict()]
 
     assert_same(compute, atol=1e-4, rtol=1e-3)  # small features are normalised
+
+
+def test_an_exported_codec_is_for_every_machine(
+    tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with tensors on CUDA could not be read without it."""
+    monkeypatch.setattr(CudaTensor, "__reduce_ex__", lambda *_: pytest.fail("one is written"))
+    cfg = codec_run()
+    net = build_training(cfg).to(CUDA)
+    export(net, cfg, tmp_path)
+    codec, weights = load_vqgan(tmp_path), values(net.vqgan.state_dict())
+    torch.testing.assert_close(codec.model.state_dict(), weights)
+    state = torch.load(tmp_path / "vqgan.ckpt", weights_only=True)["state_dict"]
+    assert weights.keys() < state.keys()
