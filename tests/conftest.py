@@ -4,7 +4,7 @@ import copy
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from fake_cuda import FakeCuda, fake_cuda
 from safetensors.torch import load_file, save_file
 
 from sundae.config import RunConfig, parse_config
@@ -119,6 +120,13 @@ def write_run_file(folder: Path, data: Path, changes: dict[str, Any]) -> Path:
 def run_file(tiny_data: Path, tmp_path: Path) -> Callable[..., Path]:
     """run_file({"net.dim": 4}) -> a TOML file, the tiny configuration with those changes."""
     return lambda changes=None: write_run_file(tmp_path, tiny_data, changes or {})
+
+
+@pytest.fixture
+def cuda() -> Iterator[FakeCuda]:
+    """A CUDA device that is not there, on which everything but autocast works."""
+    with fake_cuda() as mode:
+        yield mode
 
 
 class Ended(NamedTuple):

@@ -111,14 +111,14 @@ def _windows(images: Tensor, size: int, generator: torch.Generator | None) -> Te
     count, channels, *sides = images.shape
     if all(side == size for side in sides):
         return images
-    spare = torch.tensor(sides, device=images.device) - size
+    spare = [side - size for side in sides]  # numbers: a tensor of them would keep a GPU waiting
     if generator is None:
-        corners = (spare // 2).expand(count, 2)
+        corners = [torch.full((count,), pixels // 2, device=images.device) for pixels in spare]
     else:
-        draws = torch.rand(count, 2, generator=generator, device=images.device)
-        corners = (draws * (spare + 1)).long()
+        draws = torch.rand(count, 2, generator=generator, device=images.device).unbind(1)
+        corners = [(draw * (pixels + 1)).long() for draw, pixels in zip(draws, spare)]
     reach = torch.arange(size, device=images.device)
-    rows, columns = (corners.T[..., None] + reach).unbind()
+    rows, columns = (corner[:, None] + reach for corner in corners)
     picture = torch.arange(count, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[:, None, None]
     return images[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]

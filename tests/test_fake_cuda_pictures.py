@@ -1,0 +1,227 @@
+"""Codecs, repainting and the scripts on a pretended CUDA device; see test_fake_cuda.py."""
+
+import copy
+import importlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from conftest import LEVELS, Ended
+from fake_cuda import AUTOCAST, CPU, FakeCuda, assert_fetched, assert_same, fake_cuda, values
+from test_codec_training_config import values as codec_values
+from test_fake_cuda import prior_on, schedule_for
+from test_fake_cuda_training import lpips
+from torch import Tensor
+from vqgan_cases import CASES, pictures
+
+from sundae.codec_training.perceptual import _LOADERS
+from sundae.codecs import Codec, PixelCodec, SparingCodec
+from sundae.compositing import composited, fill_hidden
+from sundae.config import RunConfig
+from sundae.images import load_image, save_image, to_tensor
+from sundae.inpainting import image_to_image, inpaint, outpaint_canvas
+from sundae.interactive.session import Session
+from sundae.latents import open_latents
+from sundae.prior import even_classes, sample_seeds, write_samples
+from sundae.repainting import Task, second_panel
+from sundae.vqgan import VQGANCodec, load_vqgan
+
+Config = Callable[..., RunConfig]
+
+
+# -- codecs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=CASES)
+def codec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VQGANCodec:
+    case = CASES[request.param](tmp_path_factory.mktemp("codec"))
+    return load_vqgan(case.checkpoint, case.config, **case.keywords, precision="fp32")
+
+
+def test_a_codec_of_every_family(codec: VQGANCodec, cuda: FakeCuda) -> None:
+    """On either device it takes what is on either, and gives back what is on its own."""
+    images = pictures()
+
+    def both(device: torch.device) -> list[Tensor]:
+        there = copy.deepcopy(codec).to(device)
+        found = [there.encode(images), there.encode(images.to(device))]
+        found += [there.model.quantize(there.model.encode(images.to(device)), 100)]
+        return [*found, there.decode(found[0]), there.decode(found[0].cpu())]
+
+    with torch.no_grad():
+        assert_same(both)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_a_codec_of_every_family_in_bfloat16(codec: VQGANCodec, precision: str) -> None:
+    images = pictures()
+    with fake_cuda(AUTOCAST), torch.no_grad():
+        there = copy.deepcopy(codec).to("cuda")
+        there.precision = precision
+        tokens, expected = values(there.encode(images)), codec.encode(images)
+        decoded = values(there.decode(expected.to("cuda")))
+        error = (decoded - codec.decode(expected)).abs()
+    assert decoded.dtype == torch.float32
+    assert (tokens == expected).float().mean() > 0.8
+    assert 1e-3 < error.max() < 0.1  # of rounding
+
+
+def test_grey_levels(cuda: FakeCuda) -> None:
+    images, codec = pictures(), SparingCodec(PixelCodec(LEVELS))
+    assert_same(lambda d: [codec.encode(images.to(d)), codec.decode(codec.encode(images.to(d)))])
+
+
+# -- pictures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pixels", "taming"])
+@pytest.mark.parametrize("beside", [True, False], ids=["codec beside", "codec on the CPU"])
+def test_repainting(
+    kind: str, beside: bool, config: Config, cuda: FakeCuda, tmp_path: Path
+) -> None:
+    """A hole, what lies beyond a border, and a fraction."""
+    if kind == "taming":
+        case = CASES["taming"](tmp_path)
+        made: Codec = load_vqgan(case.checkpoint, case.config, precision="fp32")
+    else:
+        made = PixelCodec(LEVELS)
+    side = 4 * made.factor
+    image, hole = pictures(1, side, side)[0], torch.zeros(side, side, dtype=torch.bool)
+    hole[side // 3 : side // 2, side // 2 :] = True
+    wide = outpaint_canvas(image, right=side // 2)
+
+    def answers(device: torch.device) -> list[Tensor]:
+        prior = prior_on(device, config, vocab_size=made.codebook_size)
+        codec = copy.deepcopy(made).to(device if beside else CPU)
+        settings: dict[str, Any] = {"classes": even_classes(3, 3), "seeds": sample_seeds(0, 3)}
+        settings["seeds"] = settings["seeds"].to(device)
+        settings["schedule"] = schedule_for("random", guidance=2.0)
+        runs = [inpaint(prior, codec, *some, **settings) for some in ((image, hole), wide)]
+        runs.append(image_to_image(prior, codec, image, strength=0.5, **settings))
+        panel = second_panel(Task(image, image, None), codec)
+        return [panel, *(state.images() for run in runs for state in run)]
+
+    assert_fetched(cuda, answers)
+
+
+def test_holes_on_the_device(cuda: FakeCuda) -> None:
+    images, hidden = pictures(), torch.zeros(32, 32, dtype=torch.bool)
+    hidden[3:9, 20:] = True
+
+    def filled(device: torch.device) -> list[Tensor]:
+        image, hole = images[0].to(device), hidden.to(device)
+        return [fill_hidden(image, hole), composited(images.to(device), image, hole, 3)]
+
+    assert_same(filled)
+
+
+def test_a_session_and_files_of_samples(config: Config, cuda: FakeCuda, tmp_path: Path) -> None:
+    image, hole = pictures(1, 4, 4)[0], torch.ones(4, 4, dtype=torch.bool)
+
+    def shown(device: torch.device) -> list[Any]:
+        prior, codec = prior_on(device, config), PixelCodec(LEVELS)
+        session = Session(prior, codec, ("zero", "one", "two"))
+        settings = session.settings().changed("seed", 1).resolved()
+        runs = [session.sample(settings), session.inpaint(settings, image, hole)]
+        runs.append(session.vary(settings, image, 0.5))
+        folder = tmp_path / device.type
+        folder.mkdir()
+        rows = {"seeds": sample_seeds(0, 3), "classes": even_classes(3, 3)}
+        schedule = schedule_for("random")
+        grid = write_samples(prior, codec, folder, **rows, schedule=schedule, batch_size=2)
+        return [[p.images() for run in runs for p in run], to_tensor(load_image(grid))]
+
+    assert_fetched(cuda, shown)
+
+
+# -- scripts --------------------------------------------------------------------------------------
+
+Script = Callable[..., Ended]
+
+
+@pytest.fixture
+def script_on(
+    script: Script, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[torch.device], Script]:
+    """script_on(device)("train", ...) runs a script there, whatever it would choose itself."""
+    monkeypatch.setattr("sundae.logbook.draw_curves", lambda rows, path: None)
+
+    def on(device: torch.device) -> Script:
+        monkeypatch.setattr(Accelerator, "device", device)
+
+        def run(name: str, *arguments: object) -> Ended:
+            module = importlib.import_module(name)
+            monkeypatch.setattr(module, "choose_device", lambda *_: device, raising=False)
+            monkeypatch.setattr("utils.choose_device", lambda *_: device)
+            accelerator = partial(Accelerator, cpu=True)
+            monkeypatch.setattr(module, "Accelerator", lambda **_: accelerator(), raising=False)
+            ended = script(name, *arguments)
+            assert ended.code == 0, ended
+            return ended
+
+        return run
+
+    return on
+
+
+def draw_pictures(folder: Path, count: int, side: int) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(pictures(count, side, side)):
+        save_image(image, folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_scripts_of_a_prior(
+    script_on: Callable[[torch.device], Script],
+    cuda: FakeCuda,
+    run_file: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    cfg, image = run_file({"trainer.compile": False}), draw_pictures(tmp_path / "in", 1, 4)
+
+    def run(device: torch.device) -> list[Tensor]:
+        script, folder = script_on(device), tmp_path / device.type
+        script("train", "--cfg-path", cfg, "--run-dir", folder / "run", "--seed", 0, "--cuda-vqgan")
+        common = ("--resume", folder / "run", "--seed", 1, "--cuda-vqgan", "--no-amp")
+        script("sample", *common, "--out-dir", folder / "samples", "--nb-samples", 4)
+        script("inpaint", image, *common, "--out-dir", folder / "answers")
+        return [to_tensor(load_image(path)) for path in sorted(folder.rglob("*.png"))]
+
+    assert_fetched(cuda, run)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_scripts_of_a_codec(
+    script_on: Callable[[torch.device], Script],
+    cuda: FakeCuda,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    distance = lpips()
+    monkeypatch.setitem(_LOADERS, "none", lambda: copy.deepcopy(distance))
+    images = draw_pictures(tmp_path / "in", 12, 16)
+    training = codec_values(
+        max_steps=2, nb_batches=[2, 1], disc_start=1, disc_width=8, disc_layers=2, compile=False,
+        batch_size=2, random_crop=1.25, use_amp=False, eval_fraction=0.2, perceptual="none",
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(training))
+
+    def run(device: torch.device) -> dict[str, Tensor]:
+        script, folder = script_on(device), tmp_path / device.type
+        flags = ("--run-dir", folder, "--dataset-in", images, "--seed", 0)
+        script("train-vqgan", "--cfg-path", tmp_path / "run.yaml", *flags)
+        codec, latents = ("--ckpt-path", folder / "vqgan.safetensors"), folder / "latents"
+        codec += ("--precision", "fp32")
+        flags = ("--dataset-in", images, "--latents-out", latents, "--no-compile")
+        script("generate-latents", *codec, *flags)
+        script("recon-vqgan", images, *codec, "--out", folder / "recon.png")
+        shown = {path.stem: to_tensor(load_image(path)) for path in folder.rglob("*.png")}
+        return shown | {"tokens": torch.from_numpy(open_latents(latents).tokens[:].astype(int))}
+
+    assert_fetched(cuda, run, atol=1.01 / 255, rtol=0)  # a grey level of 8 bits
