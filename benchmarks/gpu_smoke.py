@@ -60,7 +60,7 @@ _TINY = ("net.dim=32", "net.nb_heads=2", "net.depth=[1,1,1]", "trainer.batch_siz
 def check_train(bench: Bench) -> None:
     """60 steps on the digits, eager and compiled, learn the same."""
     data = digits(bench)
-    every = "trainer.nb_batches=[20,0]"
+    every = "trainer.nb_batches=[20,4]"
     eager = train_digits(bench, data, "eager", 60, every, "trainer.compile=false")
     first, *_, last = curve(eager, "eval/loss")
     bench.check("training lowers the loss", last < 0.95 * first, f"{first:.4f} to {last:.4f}")
@@ -98,7 +98,7 @@ def check_resume(bench: Bench) -> None:
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts
     torch.use_deterministic_algorithms(True, warn_only=True)
-    data, changes = digits(bench), ("trainer.nb_batches=[10,0]", "trainer.compile=false")
+    data, changes = digits(bench), ("trainer.nb_batches=[10,4]", "trainer.compile=false")
     runs = [train_digits(bench, data, name, 20, *changes) for name in ("first", "second")]
     middle, _ = list_checkpoints(runs[0])
     resumed = bench.folder / "resumed"

@@ -371,7 +371,7 @@ def run_all(args: argparse.Namespace, setup: Setup) -> None:
             results.skipped[key] = "the run file names no codec's configuration"
             continue
         for batch in batches_of(key, bench, args.batch_size):
-            if setup.rounds:  # the first time, something else may have run
+            if results.rows:  # the first time, something else may have run
                 results.peaks = measured_peaks(bench, results.peaks)
             try:
                 results.rows += measure(key, bench, batch, results)
