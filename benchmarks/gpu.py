@@ -66,8 +66,13 @@ class Record:
         self.outcomes = {outcome.key: outcome for outcome in kept}
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome, print it in a line, and write the report."""
+        """Keep an outcome, print it in a line, and write the report.
+
+        A part that is not reached keeps what an earlier call found.
+        """
         print(f"{outcome.state:>12} {outcome.seconds:6.0f} s  {outcome.key}", flush=True)
+        if outcome.state == "not reached":
+            outcome = self.outcomes.get(outcome.key, outcome)
         self.outcomes[outcome.key] = outcome
         write_text(self.path, json.dumps([asdict(o) for o in self.outcomes.values()]) + "\n")
         write_report(self.out, self.about, list(self.outcomes.values()))

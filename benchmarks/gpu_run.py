@@ -24,6 +24,10 @@ State = Literal["passed", "failed", "timed out", "killed", "interrupted", "not r
 # Seconds a part has to print where it hangs before it is killed.
 _GRACE = 3.0
 
+# Seconds after its limit in which a killed part has to be gone. One that waits within the GPU's
+# driver may never go; it is given up then.
+_PATIENCE = 10.0
+
 # Seconds between two looks at the running parts.
 _TICK = 0.05
 
@@ -79,7 +83,7 @@ class Outcome:
 
     Attributes:
         state: "passed" is exit code 0; "killed" is a signal that the runner did not send.
-        code: exit code, negative for a signal, None where there was no process.
+        code: exit code, negative for a signal, None where there was no process or it never ended.
         result: content of the part's result file, as far as it was written.
         log: its standard output and error, in order.
     """
@@ -118,19 +122,23 @@ def run_stage(
     if stage.limit is not None:
         until = min(until, time.monotonic() + stage.limit)
     waiting, running = list(stage.parts), list[_Process]()
-    while waiting or running:
-        for process in list(running):
-            outcome = process.outcome(stop=interrupted())
-            if outcome is not None:
-                running.remove(process)
-                ended(outcome)
-        if interrupted() or until - time.monotonic() < _SHORTEST:
-            for part in waiting:
-                ended(Outcome(part.key, part.shows, "not reached", optional=part.optional))
-            waiting.clear()
-        while waiting and len(running) < stage.at_once:
-            running.append(_Process(waiting.pop(0), work, until, stage.at_once))
-        time.sleep(_TICK)
+    try:
+        while waiting or running:
+            for process in list(running):
+                outcome = process.outcome(stop=interrupted())
+                if outcome is not None:
+                    running.remove(process)
+                    ended(outcome)
+            if interrupted() or until - time.monotonic() < _SHORTEST:
+                for part in waiting:
+                    ended(Outcome(part.key, part.shows, "not reached", optional=part.optional))
+                waiting.clear()
+            while waiting and len(running) < stage.at_once:
+                running.append(_Process(waiting.pop(0), work, until, stage.at_once))
+            time.sleep(_TICK)
+    finally:  # an error here must not leave processes that hold the GPU
+        for process in running:
+            process.kill()
 
 
 class _Process:
@@ -173,20 +181,24 @@ class _Process:
         return words
 
     def outcome(self, *, stop: bool) -> Outcome | None:
-        """None while it runs; kills it where its time is up, or `stop`."""
+        """None while it runs; kills it where its time is up, or `stop`.
+
+        One that does not end although it was killed is given up, without an exit code.
+        """
         code, now = self.process.poll(), time.monotonic()
         if code is None:
             if self.stopped is None and stop:
                 self.stopped = "interrupted"
-                self._signal(signal.SIGKILL)
+                self.kill()
             elif self.stopped is None and now > self.deadline - _GRACE:
                 self.stopped = "timed out"
                 self._signal(signal.SIGABRT)  # faulthandler prints where every thread is
             elif now > self.deadline:
-                self._signal(signal.SIGKILL)
-            return None
-        self._signal(signal.SIGKILL)  # what it may have left behind
-        state: State = "passed" if code == 0 else "killed" if code < 0 else "failed"
+                self.kill()
+            if now <= self.deadline + _PATIENCE:
+                return None
+        self.kill()  # what it may have left behind
+        state: State = "passed" if code == 0 else "killed" if (code or 0) < 0 else "failed"
         return Outcome(
             self.part.key,
             self.part.shows,
@@ -197,6 +209,10 @@ class _Process:
             self.log.read_text(encoding="utf-8", errors="replace"),
             self.part.optional,
         )
+
+    def kill(self) -> None:
+        """End it and its children."""
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):

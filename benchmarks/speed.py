@@ -113,13 +113,14 @@ def measure(key: str, bench: Bench, batch: int, results: Results) -> list[Row]:
     track, rounds = ALL_TRACKS[key](bench, batch), bench.setup.rounds
     ways = [way for way in track.ways if bench.setup.wants(way)]
     compiled = [way for way in ways if way.compiled]
+    memory: dict[str, int | None] = {}
     jobs = warmed_up(track, [way for way in ways if not way.compiled], results.skipped)
     if jobs and compiled:
-        results.write(timed(key, track, bench, batch, jobs, results.peaks, rounds=1))
+        results.write(timed(key, track, bench, batch, jobs, memory, results.peaks, rounds=1))
     jobs |= warmed_up(track, compiled, results.skipped)
     if not jobs or not rounds:
         return []
-    rows = timed(key, track, bench, batch, jobs, results.peaks, rounds=rounds)
+    rows = timed(key, track, bench, batch, jobs, memory, results.peaks, rounds=rounds)
     print_table(track.title, rows)
     return rows
 
@@ -146,20 +147,23 @@ def timed(
     bench: Bench,
     batch: int,
     jobs: dict[str, Job],
+    memory: dict[str, int | None],
     peaks: dict[str, float],
     *,
     rounds: int,
 ) -> list[Row]:
-    """A row for each job, all of them taking turns."""
+    """A row for each job, all of them taking turns.
+
+    memory: by job; what is missing is measured and added, since that takes one run more.
+    """
     setup = bench.setup
     calls = {name: job.run for name, job in jobs.items()}
     seconds = in_turns(calls, rounds, setup.device, warm_ups={}, limit=setup.limit)
-    return [
-        row_of(track, way, seconds[way.name],
-               extra_bytes(key, setup, batch, way, jobs[way.name]), peaks)
-        for way in track.ways
-        if way.name in jobs
-    ]  # fmt: skip
+    ways = [way for way in track.ways if way.name in jobs]
+    for way in ways:
+        if way.name not in memory:
+            memory[way.name] = extra_bytes(key, setup, batch, way, jobs[way.name])
+    return [row_of(track, way, seconds[way.name], memory[way.name], peaks) for way in ways]
 
 
 def extra_bytes(key: str, setup: Setup, batch: int, way: Way, job: Job) -> int | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import gpu
 import gpu_pack
+import gpu_run
 import gpu_showcase
 import pytest
 import speed
@@ -174,6 +175,43 @@ def test_parts_run_side_by_side_where_the_stage_allows_it(tmp_path: Path) -> Non
     assert [outcome.state for outcome in found.values()] == ["passed", "passed"]
 
 
+def test_a_part_that_cannot_be_killed_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_run._Process, "_signal", lambda *_: None)
+    monkeypatch.setattr(gpu_run, "_PATIENCE", 0.2)
+    parts = (part("stuck", f"{WRITES}; import time; time.sleep(8)", 3), part("after", GOOD))
+    found = run(Stage("planted", None, parts), tmp_path)
+    assert (found["stuck"].state, found["stuck"].code) == ("timed out", None)
+    assert found["stuck"].result == {"checks": []}
+    assert found["after"].state == "passed"
+
+
+def test_an_error_of_the_report_leaves_no_process_behind(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).with_name('pid').write_text(str(os.getpid()))\n"
+        "time.sleep(600)"
+    )
+    pid = tmp_path / "planted" / "hangs" / "pid"
+    waits = (
+        f"import pathlib, time\npath = pathlib.Path({str(pid)!r})\n"
+        "while not (path.exists() and path.read_text()): time.sleep(0.02)"
+    )
+
+    def ended(_: Outcome) -> None:
+        raise OSError("no space left")
+
+    parts = (part("hangs", program), part("waits", waits))
+    with pytest.raises(OSError, match="no space left"):
+        run_stage(Stage("planted", None, parts, 2), tmp_path, time.monotonic() + 60, ended)
+    for _ in range(100):
+        if not is_running(int(pid.read_text())):
+            return
+        time.sleep(0.05)
+    pytest.fail("a part runs on")
+
+
 def test_an_interruption_kills_what_runs_and_keeps_what_is_done(tmp_path: Path) -> None:
     ended: list[Outcome] = []
     parts = (part("done", GOOD), part("runs", HANGS), part("waits", GOOD))
@@ -216,6 +254,16 @@ def test_results_are_not_overwritten_unasked_and_resuming_skips_what_passed(
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [entry["state"] for entry in results["parts"]] == ["passed", "passed"]
     assert command([second], "--overwrite")[0] == 1  # good is run again
+
+
+def test_resuming_without_time_keeps_what_an_earlier_call_measured(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    stage = Stage("planted", None, (part("crashes", CRASHES),))
+    command([stage])
+    command([stage], "--resume", "--minutes", "0.01")
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]
+    assert found["state"] == "failed" and found["result"] == {"checks": []}
 
 
 def test_parts_and_stages_are_chosen_by_name(command: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import speed
 import torch
 from speed_amused import matched
-from speed_jobs import CONFIGS, SIZES, Bench, Costs, Setup, twin
+from speed_jobs import CONFIGS, SIZES, Bench, Costs, Job, Setup, Track, Way, twin
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
 from sundae.config import RunConfig, load_config
@@ -45,6 +45,21 @@ def run(
 def tiny_config() -> RunConfig:
     name, overrides = SIZES["ci"]
     return load_config(CONFIGS / name, overrides)
+
+
+def test_the_peak_of_memory_takes_one_run_of_each_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+    ways = [Way(name, lambda: Job(int), compiled=name == "compiled")
+            for name in ("eager", "compiled")]  # fmt: skip
+    monkeypatch.setitem(speed.ALL_TRACKS, "planted", lambda *_: Track("planted", "", ways, 1))
+    monkeypatch.setattr(speed, "extra_bytes", lambda *args: seen.append(args[3].name))
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--size", "ci", "--rounds", "2"])
+    setup = speed.setup_of(speed.parse_args(), tmp_path)
+    rows = speed.measure("planted", Bench(setup), 1, speed.Results(setup, "ci", None, {}))
+    assert [(row["path"], len(row["seconds"])) for row in rows] == [("eager", 2), ("compiled", 2)]
+    assert seen == ["eager", "compiled"]
 
 
 def test_every_track_at_the_smallest_size(run: Callable[..., Any], tmp_path: Path) -> None:
