@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from sundae.files import atomic_path, write_text
 # Characters of a log in results.json, and lines of a failed part's in report.md.
 _LOG, _TAIL = 40_000, 25
 
-_COLUMNS = 3  # of images.png
+IMAGES = "images.png"
+_COLUMNS = 3
+
+# Size of the fast run file's rows. The planner takes one share for all networks, that of the plain
+# layout.
+FAST = "config/ffhq1024/fast.toml"
 
 Row = dict[str, Any]
 
@@ -45,12 +51,15 @@ class Goal:
         return self.found >= self.wanted if self.at_least else self.found <= self.wanted
 
 
-def write_report(out: Path, about: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+def write_report(
+    out: Path, about: dict[str, Any], outcomes: Sequence[Outcome], *, redraw: bool = True
+) -> None:
     """Write everything that is known so far.
 
     Args:
         about: machine, versions and command, in the order in which they are shown.
         outcomes: of the parts that ended, in order.
+        redraw: whether there are new images.
     """
     goals = goals_of(rows_of(outcomes))
     content = {
@@ -59,12 +68,14 @@ def write_report(out: Path, about: dict[str, Any], outcomes: Sequence[Outcome]) 
         "parts": [asdict(outcome) | {"log": outcome.log[-_LOG:]} for outcome in outcomes],
     }
     write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
-    measured = [outcome.result for outcome in outcomes if outcome.result.get("rows")]
+    measured = [outcome.result for outcome in outcomes
+                if outcome.result.get("rows") and outcome.result.get("size") != FAST]  # fmt: skip
     if measured:
         efficiency = efficiency_of(measured, "benchmarks/gpu.py")
         write_text(out / "efficiency.json", json.dumps(efficiency, indent=2) + "\n")
-    images = [image for outcome in outcomes for image in outcome.result.get("images", ())]
-    draw_images([image for image in images if Path(image["path"]).exists()], out / "images.png")
+    if redraw:
+        images = [image for outcome in outcomes for image in outcome.result.get("images", ())]
+        draw_images([image for image in images if Path(image["path"]).exists()], out / IMAGES)
     write_text(out / "report.md", "\n".join(report(about, goals, outcomes)) + "\n")
 
 
@@ -78,7 +89,7 @@ def rows_of(outcomes: Iterable[Outcome]) -> list[Row]:
 
 def goals_of(rows: Sequence[Row]) -> list[Goal]:
     """The goals of GPU.md with what was measured at megapixel size."""
-    size, fast = "ffhq1024", "config/ffhq1024/fast.toml"
+    size = "ffhq1024"
     train = best_share(rows, size, "train")
     at_32 = best_share(rows, size, "sampling", 32)
     decode = fastest(rows, size, "decode")
@@ -88,7 +99,7 @@ def goals_of(rows: Sequence[Row]) -> list[Goal]:
         Goal("a 1024x1024 image, 100 steps, with decoding, batch 32",
              added(fastest(rows, size, "sampling", 32), decode), 0.25, " s", at_least=False),
         Goal("the same with the fast run file, 16 steps",
-             added(fastest(rows, fast, "sampling", 32), decode), 0.04, " s", at_least=False),
+             added(fastest(rows, FAST, "sampling", 32), decode), 0.04, " s", at_least=False),
         Goal("aMUSEd-512 at equal parameters and evaluations, images a second",
              against_amused(rows, "its parameters"), 1.0, "x"),
         Goal("aMUSEd-512 at equal arithmetic and evaluations, images a second",
@@ -153,7 +164,7 @@ def report(about: dict[str, Any], goals: Sequence[Goal], outcomes: Sequence[Outc
     for outcome in outcomes:
         lines += part_lines(outcome)
     if any(outcome.result.get("images") for outcome in outcomes):
-        lines += ["", "## Images", "", "![images of all parts](images.png)"]
+        lines += ["", "## Images", "", f"![images of all parts]({IMAGES})"]
     return lines
 
 
@@ -193,7 +204,8 @@ def part_lines(outcome: Outcome) -> list[str]:
 def check_line(check: dict[str, Any]) -> str:
     """A row of a table of checks."""
     holds = "yes" if check["passed"] else "**no**"
-    return f"| {check['name']} | {check['found']} | {check['wanted']} | {holds} |"
+    cells = (check["name"], check["found"], check["wanted"], holds)
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 _ROW_HEAD = "| track | way | images | seconds | evaluations | TFLOP/s | of the peak | memory |"
@@ -220,8 +232,9 @@ def draw_images(images: Sequence[dict[str, str]], path: Path) -> None:
     figure = Figure(figsize=(5 * _COLUMNS, 5 * rows), layout="constrained")
     for place, image in enumerate(images, 1):
         axes = figure.add_subplot(rows, _COLUMNS, place)
-        axes.imshow(Image.open(image["path"]).convert("RGB"))
         axes.set_title(image["title"])
         axes.axis("off")
+        with suppress(OSError):  # a broken image must not end the run
+            axes.imshow(Image.open(image["path"]).convert("RGB"))
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=100)
