@@ -115,8 +115,11 @@ def needed_files(cfg: RunConfig) -> list[Path]:
 
 def is_tracked(path: Path) -> bool:
     """Whether git holds a file, or some file of a folder."""
-    done = subprocess.run(["git", "ls-files", "--", str(path)], cwd=ROOT, capture_output=True,
-                          text=True)  # fmt: skip
+    try:
+        done = subprocess.run(["git", "ls-files", "--", str(path)], cwd=ROOT,
+                              capture_output=True, text=True)  # fmt: skip
+    except OSError as error:
+        raise UserError(f"git does not run ({error.strerror}); --pack needs it") from None
     return bool(done.stdout.strip())
 
 
