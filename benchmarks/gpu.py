@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import signal
 import subprocess
@@ -32,9 +33,11 @@ from gpu_report import write_report
 from gpu_run import ROOT, Outcome, Stage, run_stage
 from gpu_stages import stages
 
+from sundae.config import load_config
 from sundae.errors import UserError
-from sundae.files import make_folder, write_text
+from sundae.files import make_folder, named_path, write_text
 from sundae.folders import remove_tree
+from sundae.locking import folder_lock
 
 # Prints what a GPU and its software are, without leaving memory taken in the process that asks; and
 # fails where a package is missing that the stages need.
@@ -89,17 +92,18 @@ def read_record(work: Path) -> list[Outcome]:
         return []
     try:
         return [Outcome(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); leave out --resume") from None
 
 
 class Interrupted:
-    """Set by Ctrl-C and SIGTERM, so that the parts are killed and the report is written."""
+    """Set by Ctrl-C, SIGTERM and a hang-up: the parts are killed, and the report is written."""
 
     def __init__(self) -> None:
         self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number
@@ -177,7 +181,7 @@ def parse_args() -> argparse.Namespace:
     flag("--pack", type=Path, metavar="DIR", help="gather what must travel to a machine without a "
          "network, and print the command to type there")  # fmt: skip
     args = parser.parse_args()
-    if not args.minutes > 0:
+    if not (args.minutes > 0 and math.isfinite(args.minutes)):
         parser.error("--minutes: expected a number above 0")
     if args.out is None and not (args.list or args.pack):
         parser.error("--out DIR is missing: the folder for the results")
@@ -204,24 +208,34 @@ def chosen(found: list[Stage], only: Sequence[str] | None) -> list[Stage]:
     ]
 
 
-def prepare(args: argparse.Namespace, work: Path) -> list[Outcome]:
-    """Create the folders; returns the outcomes of an earlier call that count.
+def earlier(args: argparse.Namespace, work: Path) -> list[Outcome]:
+    """The outcomes of an earlier call that count.
 
     Raises:
         UserError: there are results, and neither --resume nor --overwrite is given.
     """
-    before = read_record(work) if args.resume else []
     existing = [path for path in (args.out / "results.json", work / "outcomes.json")
                 if path.exists()]  # fmt: skip
     if existing and not (args.resume or args.overwrite):
         raise UserError(f"{existing[0]} exists; pass --resume to go on, --overwrite to start anew, "
                         "or choose another --out")  # fmt: skip
-    if not args.resume:
-        for stage in ("smoke", "speed", "showcase"):
-            remove_tree(work / stage)
-    make_folder(args.out)
-    make_folder(work)
-    return before
+    return read_record(work) if args.resume else []
+
+
+def check_same(out: Path, about: dict[str, Any]) -> None:
+    """Refuse to go on with what another device or other sizes gave.
+
+    Raises:
+        UserError: it is so.
+    """
+    try:
+        before = json.loads((out / "results.json").read_text(encoding="utf-8"))["about"]
+    except (OSError, ValueError, TypeError, KeyError):  # nothing to compare with
+        return
+    for name in ("device", "sizes"):
+        if before.get(name) != about[name]:
+            raise UserError(f"{out / 'results.json'} is of {name} {before.get(name)}, not "
+                            f"{about[name]}; choose another --out")  # fmt: skip
 
 
 def print_list(found: Sequence[Stage]) -> None:
@@ -236,11 +250,34 @@ def print_list(found: Sequence[Stage]) -> None:
 def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int:
     """Run stages; returns the exit code."""
     began = time.monotonic()
-    before = prepare(args, work)
+    before = earlier(args, work)
+    if args.train is not None:
+        load_config(ROOT / args.train, args.overrides)
+    interrupted = Interrupted()
     about = machine(args.device, args.tiny) | {"command": " ".join(sys.argv)}
+    if args.resume:
+        check_same(args.out, about)
+    make_folder(args.out)
+    with folder_lock(work):
+        if not args.resume:
+            for stage in ("smoke", "speed", "showcase"):
+                remove_tree(work / stage)
+        return run_parts(args, found, work, before, about, began, interrupted)
+
+
+def run_parts(
+    args: argparse.Namespace,
+    found: Sequence[Stage],
+    work: Path,
+    before: Sequence[Outcome],
+    about: dict[str, Any],
+    began: float,
+    interrupted: Interrupted,
+) -> int:
+    """Run what an earlier call has not passed; returns the exit code."""
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     done = {outcome.key for outcome in before if outcome.state == "passed"}
-    record, interrupted = Record(args.out, work, about, before), Interrupted()
+    record = Record(args.out, work, about, before)
     for stage in found:
         left = tuple(part for part in stage.parts if part.key not in done)
         run_stage(Stage(stage.name, stage.limit, left, stage.at_once), work,
@@ -255,10 +292,13 @@ def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int
 
 
 def keep_efficiency(path: Path) -> None:
-    """Add what was measured to the file that the planner reads."""
+    """Add what was measured to the file that the planner reads; say so where that fails."""
     if path.exists():
-        measured = {**read_measured(MEASURED), **read_measured(path)}
-        write_text(MEASURED, json.dumps(measured, indent=2) + "\n")
+        try:
+            measured = {**read_measured(MEASURED), **read_measured(path)}
+            write_text(MEASURED, json.dumps(measured, indent=2) + "\n")
+        except UserError as error:  # the parts that follow are worth more
+            print(f"{MEASURED.name} stays as it was: {error}", file=sys.stderr)
 
 
 def run() -> int:
@@ -269,7 +309,7 @@ def run() -> int:
 
         pack(args.pack, args.train, args.overrides)
         return 0
-    out = args.out or Path("out")
+    out = named_path(args.out or Path("out"))
     found = chosen(
         stages(args.device, args.tiny, args.train, args.overrides, out.resolve()), args.only
     )

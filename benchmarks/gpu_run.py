@@ -27,6 +27,9 @@ _GRACE = 3.0
 # Seconds between two looks at the running parts.
 _TICK = 0.05
 
+# Bytes of a log that are kept; the file has all of them.
+_LOG = 200_000
+
 # A part that would have fewer seconds is not started: a process takes that long to import torch.
 _SHORTEST = 5.0
 
@@ -118,19 +121,23 @@ def run_stage(
     if stage.limit is not None:
         until = min(until, time.monotonic() + stage.limit)
     waiting, running = list(stage.parts), list[_Process]()
-    while waiting or running:
-        for process in list(running):
-            outcome = process.outcome(stop=interrupted())
-            if outcome is not None:
-                running.remove(process)
-                ended(outcome)
-        if interrupted() or until - time.monotonic() < _SHORTEST:
-            for part in waiting:
-                ended(Outcome(part.key, part.shows, "not reached", optional=part.optional))
-            waiting.clear()
-        while waiting and len(running) < stage.at_once:
-            running.append(_Process(waiting.pop(0), work, until, stage.at_once))
-        time.sleep(_TICK)
+    try:
+        while waiting or running:
+            for process in list(running):
+                outcome = process.outcome(stop=interrupted())
+                if outcome is not None:
+                    running.remove(process)
+                    ended(outcome)
+            if interrupted() or until - time.monotonic() < _SHORTEST:
+                for part in waiting:
+                    ended(Outcome(part.key, part.shows, "not reached", optional=part.optional))
+                waiting.clear()
+            while waiting and len(running) < stage.at_once:
+                running.append(_Process(waiting.pop(0), work, until, stage.at_once))
+            time.sleep(_TICK)
+    finally:  # an outcome could not be written: no part stays behind
+        for process in running:
+            process.kill()
 
 
 class _Process:
@@ -194,13 +201,25 @@ class _Process:
             code,
             now - self.began,
             _read_result(self.result),
-            self.log.read_text(encoding="utf-8", errors="replace"),
+            _read_end(self.log),
             self.part.optional,
         )
+
+    def kill(self) -> None:
+        """End it with all of its children."""
+        self._signal(signal.SIGKILL)
+        self.process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
+
+
+def _read_end(path: Path) -> str:
+    """The last characters of a log."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LOG))
+        return file.read().decode(errors="replace")
 
 
 def _read_result(path: Path) -> dict[str, Any]:
