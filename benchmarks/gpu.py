@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -28,13 +30,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from efficiency import MEASURED, read_measured
-from gpu_report import write_report
+from gpu_report import RESULTS, write_report
 from gpu_run import ROOT, Outcome, Stage, run_stage
-from gpu_stages import stages
+from gpu_stages import PARTS, stages
 
 from sundae.errors import UserError
-from sundae.files import make_folder, write_text
+from sundae.files import make_folder, named_path, write_text
 from sundae.folders import remove_tree
+from sundae.locking import folder_lock
 
 # Prints what a GPU and its software are, without leaving memory taken in the process that asks; and
 # fails where a package is missing that the stages need.
@@ -75,7 +78,8 @@ class Record:
             outcome = self.outcomes.get(outcome.key, outcome)
         self.outcomes[outcome.key] = outcome
         write_text(self.path, json.dumps([asdict(o) for o in self.outcomes.values()]) + "\n")
-        write_report(self.out, self.about, list(self.outcomes.values()))
+        write_report(self.out, self.about, list(self.outcomes.values()),
+                     redraw="images" in outcome.result)  # fmt: skip
 
     @property
     def passed(self) -> bool:
@@ -94,17 +98,18 @@ def read_record(work: Path) -> list[Outcome]:
         return []
     try:
         return [Outcome(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); leave out --resume") from None
 
 
 class Interrupted:
-    """Set by Ctrl-C and SIGTERM, so that the parts are killed and the report is written."""
+    """Set by Ctrl-C, SIGTERM and a hang-up: the parts are killed, and the report is written."""
 
     def __init__(self) -> None:
         self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number
@@ -182,7 +187,7 @@ def parse_args() -> argparse.Namespace:
     flag("--pack", type=Path, metavar="DIR", help="gather what must travel to a machine without a "
          "network, and print the command to type there")  # fmt: skip
     args = parser.parse_args()
-    if not args.minutes > 0:
+    if not (args.minutes > 0 and math.isfinite(args.minutes)):
         parser.error("--minutes: expected a number above 0")
     if args.out is None and not (args.list or args.pack):
         parser.error("--out DIR is missing: the folder for the results")
@@ -209,24 +214,51 @@ def chosen(found: list[Stage], only: Sequence[str] | None) -> list[Stage]:
     ]
 
 
-def prepare(args: argparse.Namespace, work: Path) -> list[Outcome]:
-    """Create the folders; returns the outcomes of an earlier call that count.
+def earlier(args: argparse.Namespace, work: Path) -> list[Outcome]:
+    """The outcomes of an earlier call that count.
 
     Raises:
         UserError: there are results, and neither --resume nor --overwrite is given.
     """
-    before = read_record(work) if args.resume else []
     existing = [path for path in (args.out / "results.json", work / "outcomes.json")
                 if path.exists()]  # fmt: skip
     if existing and not (args.resume or args.overwrite):
         raise UserError(f"{existing[0]} exists; pass --resume to go on, --overwrite to start anew, "
                         "or choose another --out")  # fmt: skip
-    if not args.resume:
-        for stage in ("smoke", "speed", "showcase"):
-            remove_tree(work / stage)
-    make_folder(args.out)
-    make_folder(work)
-    return before
+    return read_record(work) if args.resume else []
+
+
+def check_run_file(train: str, overrides: Sequence[str]) -> None:
+    """UserError where the showcase's run file is wrong, or what it names is not there."""
+    from gpu_pack import named_files  # needs packages that `machine` has missed in one line
+
+    from sundae.config import load_config
+
+    named_files(load_config(train, overrides))
+
+
+def remove_results(out: Path, work: Path) -> None:
+    """What an earlier call left; other files stay."""
+    for stage in ("smoke", "speed", "showcase"):
+        remove_tree(work / stage)
+    for path in (work / "outcomes.json", *(out / name for name in RESULTS), *out.glob(PARTS)):
+        path.unlink(missing_ok=True)
+
+
+def check_same(out: Path, about: dict[str, Any]) -> None:
+    """Refuse to go on with what another device or other sizes gave.
+
+    Raises:
+        UserError: it is so.
+    """
+    try:
+        before = json.loads((out / "results.json").read_text(encoding="utf-8"))["about"]
+    except (OSError, ValueError, TypeError, KeyError):  # nothing to compare with
+        return
+    for name in ("device", "sizes"):
+        if before.get(name) != about[name]:
+            raise UserError(f"{out / 'results.json'} is of {name} {before.get(name)}, not "
+                            f"{about[name]}; choose another --out")  # fmt: skip
 
 
 def print_list(found: Sequence[Stage]) -> None:
@@ -241,11 +273,35 @@ def print_list(found: Sequence[Stage]) -> None:
 def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int:
     """Run stages; returns the exit code."""
     began = time.monotonic()
-    before = prepare(args, work)
+    # A killed process may hold a hundred gigabytes, which nobody wants on the disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    before = earlier(args, work)
+    interrupted = Interrupted()
     about = machine(args.device, args.tiny) | {"command": " ".join(sys.argv)}
+    if any(stage.name == "showcase" for stage in found):
+        check_run_file(args.train, args.overrides)
+    if args.resume:
+        check_same(args.out, about)
+    make_folder(args.out)
+    with folder_lock(work):
+        if not args.resume:
+            remove_results(args.out, work)
+        return run_parts(args, found, work, before, about, began, interrupted)
+
+
+def run_parts(
+    args: argparse.Namespace,
+    found: Sequence[Stage],
+    work: Path,
+    before: Sequence[Outcome],
+    about: dict[str, Any],
+    began: float,
+    interrupted: Interrupted,
+) -> int:
+    """Run what an earlier call has not passed; returns the exit code."""
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     done = {outcome.key for outcome in before if outcome.state == "passed"}
-    record, interrupted = Record(args.out, work, about, before), Interrupted()
+    record = Record(args.out, work, about, before)
     for stage in found:
         left = tuple(part for part in stage.parts if part.key not in done)
         run_stage(Stage(stage.name, stage.limit, left, stage.at_once), work,
@@ -260,10 +316,13 @@ def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int
 
 
 def keep_efficiency(path: Path) -> None:
-    """Add what was measured to the file that the planner reads."""
+    """Add what was measured to the file that the planner reads; say so where that fails."""
     if path.exists():
-        measured = {**read_measured(MEASURED), **read_measured(path)}
-        write_text(MEASURED, json.dumps(measured, indent=2) + "\n")
+        try:
+            measured = {**read_measured(MEASURED), **read_measured(path)}
+            write_text(MEASURED, json.dumps(measured, indent=2) + "\n")
+        except UserError as error:  # the parts that follow are worth more
+            print(f"{MEASURED.name} stays as it was: {error}", file=sys.stderr)
 
 
 def run() -> int:
@@ -274,7 +333,9 @@ def run() -> int:
 
         pack(args.pack, args.train, args.overrides)
         return 0
-    out = args.out or Path("out")
+    if args.train is not None:
+        args.train = str(Path(args.train).resolve())  # the parts run in the project's folder
+    out = named_path(args.out or Path("out"))
     found = chosen(
         stages(args.device, args.tiny, args.train, args.overrides, out.resolve()), args.only
     )

@@ -76,8 +76,8 @@ def command(folder: Path, train: str | None, overrides: Sequence[str]) -> str:
     return (
         f"python3 -m pip install -q --no-index --no-deps --target {site} {pack}/wheels/*.whl &&\n"
         f"  {{ [ ! -d {pack}/data ] || cp -r {pack}/data/. .; }} &&\n"
-        f"  PYTHONPATH={site} python3 benchmarks/gpu.py --minutes 9 --out out/gpu "
-        + " ".join(words)
+        f"  PYTHONPATH={site} python3 benchmarks/gpu.py --minutes 9 "
+        '--out "${OUT:-out/gpu}" --work out/gpu-work ' + " ".join(words)
     ).rstrip()
 
 
@@ -92,31 +92,42 @@ def largest(folder: Path) -> str:
 
 
 def needed_files(cfg: RunConfig) -> list[Path]:
-    """Folders of token grids and the codec's files that a run file names and git does not hold.
+    """Those of `named_files` that git does not hold.
 
     Raises:
         UserError: one is missing, or outside of the repository, where it would not be found again.
     """
-    data = cfg.data
-    named = [data.root, data.train_root, data.eval_root]
+    found = named_files(cfg)
+    for path in found:
+        if not path.is_relative_to(ROOT):
+            raise UserError(f"{path} is outside of {ROOT}; name it by a path within")
+    return [path for path in found if not is_tracked(path)]
+
+
+def named_files(cfg: RunConfig) -> list[Path]:
+    """Folders of token grids and the codec's files that a run file names.
+
+    Raises:
+        UserError: one is missing.
+    """
+    named = [cfg.data.root, cfg.data.train_root, cfg.data.eval_root]
     if cfg.vqgan is not None:
         named += [cfg.vqgan.checkpoint, cfg.vqgan.config]
-    found = []
-    for path in (Path(path) for path in named if path is not None):
+    paths = [ROOT / path for path in named if path is not None]
+    for path in paths:
         if not path.exists():
-            raise UserError(f"{path}, which the run file names, does not exist; make it first")
-        inside = path.resolve()
-        if not inside.is_relative_to(ROOT):
-            raise UserError(f"{path} is outside of {ROOT}; name it by a path within")
-        if not is_tracked(inside):
-            found.append(inside)
-    return found
+            raise UserError(f"{path}, which the run file names, does not exist; make it first, or "
+                            "name another with --set")  # fmt: skip
+    return [path.resolve() for path in paths]
 
 
 def is_tracked(path: Path) -> bool:
     """Whether git holds a file, or some file of a folder."""
-    done = subprocess.run(["git", "ls-files", "--", str(path)], cwd=ROOT, capture_output=True,
-                          text=True)  # fmt: skip
+    try:
+        done = subprocess.run(["git", "ls-files", "--", str(path)], cwd=ROOT,
+                              capture_output=True, text=True)  # fmt: skip
+    except OSError as error:
+        raise UserError(f"git does not run ({error.strerror}); --pack needs it") from None
     return bool(done.stdout.strip())
 
 

@@ -18,7 +18,10 @@ from sundae.files import atomic_path, write_text
 # Characters of a log in results.json, and lines of a failed part's in report.md.
 _LOG, _TAIL = 40_000, 25
 
+# The files that are written.
 IMAGES = "images.png"
+RESULTS = ("results.json", "report.md", "efficiency.json", IMAGES)
+
 _COLUMNS = 3
 
 # Size of the fast run file's rows. The planner takes one share for all networks, that of the plain

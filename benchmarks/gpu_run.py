@@ -31,6 +31,9 @@ _PATIENCE = 10.0
 # Seconds between two looks at the running parts.
 _TICK = 0.05
 
+# Bytes of a log that are kept; the file has all of them.
+_LOG = 200_000
+
 # A part that would have fewer seconds is not started: a process takes that long to import torch.
 _SHORTEST = 5.0
 
@@ -154,12 +157,11 @@ class _Process:
         self.result.unlink(missing_ok=True)
         self.log = self.folder / "log.txt"
         self.stopped: State | None = None
-        threads = max(1, 2 * (os.cpu_count() or 1) // beside)
-        environment = os.environ | {
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONFAULTHANDLER": "1",
-            "TORCHINDUCTOR_COMPILE_THREADS": str(min(threads, 16)),
-        }
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+        if beside > 1:
+            cores = os.cpu_count() or 1
+            environment["OMP_NUM_THREADS"] = str(max(1, cores // beside))
+            environment["TORCHINDUCTOR_COMPILE_THREADS"] = str(max(1, 2 * cores // beside))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self._words(),
@@ -206,7 +208,7 @@ class _Process:
             code,
             now - self.began,
             _read_result(self.result),
-            self.log.read_text(encoding="utf-8", errors="replace"),
+            _read_end(self.log),
             self.part.optional,
         )
 
@@ -217,6 +219,13 @@ class _Process:
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
+
+
+def _read_end(path: Path) -> str:
+    """The last characters of a log."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LOG))
+        return file.read().decode(errors="replace")
 
 
 def _read_result(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python benchmarks/gpu_showcase.py --train config/emoji/64.toml --seconds 240 --device cuda \\
         --folder out/showcase --out out/gpu --result showcase.json
 
-OUT gets showcase.tar.part-0 and so on, at most 15 MB each: a release (`sundae.release`), or the
+OUT gets showcase.tar.part-00 and so on, at most 15 MB each: a release (`sundae.release`), or the
 checkpoint itself for a prior on pixels. `cat showcase.tar.part-* | tar x` puts it together. Called
 again with the same folder, it goes on from the last checkpoint.
 """
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from gpu_checks import ROOT, Bench, curve
+from gpu_stages import PARTS
 
 from sundae.checkpoint import list_checkpoints, open_checkpoint
 from sundae.files import atomic_path, make_folder
@@ -97,7 +98,7 @@ def weights(run: Path, folder: Path) -> Path:
 def write_parts(folder: Path, out: Path, size: int = PART) -> list[Path]:
     """Write a folder as one tar archive cut into files of at most `size` bytes; returns them."""
     make_folder(out)
-    for old in out.glob("showcase.tar.part-*"):
+    for old in out.glob(PARTS):
         old.unlink()
     archive = folder.with_suffix(".tar")
     with tarfile.open(archive, "w") as tar:
@@ -105,7 +106,7 @@ def write_parts(folder: Path, out: Path, size: int = PART) -> list[Path]:
     parts = []
     with archive.open("rb") as whole:
         while chunk := whole.read(size):
-            part = out / f"showcase.tar.part-{len(parts)}"
+            part = out / PARTS.replace("*", f"{len(parts):02d}")
             with atomic_path(part) as partial:
                 partial.write_bytes(chunk)
             parts.append(part)

@@ -10,6 +10,9 @@ from gpu_run import Part, Stage
 
 HERE = Path(__file__).resolve().parent
 
+# Names of the files that hold the showcase's weights.
+PARTS = "showcase.tar.part-*"
+
 # Seconds of a stage.
 SMOKE, SPEED = 90.0, 180.0
 

@@ -120,7 +120,11 @@ def measure(key: str, bench: Bench, batch: int, results: Results) -> list[Row]:
     jobs |= warmed_up(track, compiled, results.skipped)
     if not jobs or not rounds:
         return []
-    rows = timed(key, track, bench, batch, jobs, memory, results.peaks, rounds=rounds)
+    try:
+        rows = timed(key, track, bench, batch, jobs, memory, results.peaks, rounds=rounds)
+    except torch.OutOfMemoryError:
+        results.skipped[track.name] = f"out of memory, {track.images} images at once"
+        return []
     print_table(track.title, rows)
     return rows
 
@@ -290,7 +294,7 @@ def parse_args() -> argparse.Namespace:
     counts = [args.threads, *(args.batch_size or [])]
     if min(counts) < 1 or (args.steps is not None and args.steps < 1):
         parser.error("--threads, --batch-size and --steps start at 1")
-    if min(args.rounds, args.limit) < 0:
+    if args.rounds < 0 or not args.limit >= 0:
         parser.error("--rounds and --limit start at 0")
     try:
         re.compile(args.paths)
@@ -411,8 +415,11 @@ def main() -> None:
     if any(word.split("=")[0] == "--plan" for word in sys.argv[1:]):
         return plan()
     args = parse_args()
+    chosen_tracks(args)
     if args.json:
         make_folder(args.json.parent)
+        if args.json.is_dir():
+            raise UserError(f"--json {args.json} is a folder; name a file in it")
     with tempfile.TemporaryDirectory() as folder:
         run_all(args, setup_of(args, Path(folder)))
 

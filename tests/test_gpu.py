@@ -63,8 +63,10 @@ def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
     """command([stage], "--only", "planted/good") -> exit code, stdout, stderr of gpu.py."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(gpu, "machine", lambda *_: {"device": "pretended"})
+    handlers = {number: signal.getsignal(number)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}  # fmt: skip
+    about = {"device": "pretended", "sizes": "planted"}
+    monkeypatch.setattr(gpu, "machine", lambda *_: dict(about))
 
     def call(found: Sequence[Stage], *words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(gpu, "stages", lambda *_: list(found))
@@ -236,6 +238,28 @@ def test_a_signal_to_the_command_ends_it_with_a_report(tmp_path: Path) -> None:
     assert "| speed/train | **interrupted**" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_no_part_stays_behind_where_an_outcome_cannot_be_written(tmp_path: Path) -> None:
+    def full(_: Outcome) -> None:
+        raise UserError("no space left")
+
+    waits = "import os, sys, time; print(os.getpid()); time.sleep(600)"
+    started = tmp_path / "planted" / "waits" / "log.txt"
+    ends = (
+        f"import pathlib, time\npath = pathlib.Path({str(started)!r})\n"
+        "while not (path.exists() and path.read_text()): time.sleep(0.02)"
+    )
+    stage = Stage("planted", None, (part("waits", waits), part("ends", ends)), 2)
+    with pytest.raises(UserError, match="no space"):
+        run_stage(stage, tmp_path, time.monotonic() + 60, full)
+    assert not is_running(int(started.read_text()))
+
+
+def test_of_an_endless_log_the_end_is_kept(tmp_path: Path) -> None:
+    program = "import sys; sys.stdout.buffer.write(b'\\xff' * 3_000_000 + b'the end')"
+    log = run(Stage("planted", None, (part("loud", program),)), tmp_path)["loud"].log
+    assert len(log) <= 200_000 and log.endswith("the end")
+
+
 # -- the command line -----------------------------------------------------------------------------
 
 
@@ -337,6 +361,49 @@ def test_the_flags_of_every_part_of_speed_choose_ways_that_exist(
         ways = [way for way in speed.ALL_TRACKS[key](bench, 1).ways if bench.setup.wants(way)]
         assert ways and all(way.name.startswith("ours") for way in ways)
         assert any(way.compiled for way in ways) or not bench.setup.compiles
+
+
+def test_what_another_device_gave_is_no_result_to_go_on_from(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Stage("planted", None, (part("good", GOOD),))]
+    monkeypatch.setattr(gpu, "machine", lambda *_: {"device": "CPU", "sizes": "tiny"})
+    assert command(found)[0] == 0
+    monkeypatch.setattr(gpu, "machine", lambda *_: {"device": "H100", "sizes": "full"})
+    status, _, err = command(found, "--resume")
+    assert status == 2 and err.count("\n") == 1 and "of device CPU, not H100" in err
+
+
+def test_a_run_file_that_is_missing_is_refused_before_work_starts(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = [Stage("planted", None, (part("good", GOOD),))]
+    status, _, err = command(found, "--train", tmp_path / "nope.toml")
+    assert status == 2 and err.count("\n") == 1 and "nope.toml" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_deletes_nothing(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "out-work" / "showcase" / "weights"
+    kept.mkdir(parents=True)
+
+    def none(*_: object) -> dict[str, Any]:
+        raise UserError("there is no CUDA device here")
+
+    monkeypatch.setattr(gpu, "machine", none)
+    assert command([Stage("planted", None, ())], "--overwrite")[0] == 2
+    assert kept.exists()
+
+
+def test_shares_that_cannot_be_kept_cost_no_later_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "efficiency.json").write_text('{"card": {"train": 0.4}}')
+    monkeypatch.setattr(gpu, "MEASURED", tmp_path / "missing" / "efficiency.json")
+    gpu.keep_efficiency(tmp_path / "efficiency.json")
+    assert "efficiency.json stays as it was" in capsys.readouterr().err
 
 
 # -- the report -----------------------------------------------------------------------------------
@@ -538,5 +605,5 @@ def test_all_stages_at_their_smallest_on_a_cpu(
     assert read_measured(out / "efficiency.json")
     names = {path.name for path in out.iterdir()}
     assert names == {"report.md", "results.json", "efficiency.json", "images.png",
-                     "showcase.tar.part-0"}  # fmt: skip
+                     "showcase.tar.part-00"}  # fmt: skip
     assert not read_measured(gpu.MEASURED).get("CPU")
