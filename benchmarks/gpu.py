@@ -250,15 +250,16 @@ def print_list(found: Sequence[Stage]) -> None:
 def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int:
     """Run stages; returns the exit code."""
     began = time.monotonic()
-    before = earlier(args, work)
+    earlier(args, work)
     if args.train is not None:
         load_config(ROOT / args.train, args.overrides)
     interrupted = Interrupted()
     about = machine(args.device, args.tiny) | {"command": " ".join(sys.argv)}
     if args.resume:
         check_same(args.out, about)
-    make_folder(args.out)
     with folder_lock(work):
+        before = earlier(args, work)  # again: another call may have ended meanwhile
+        make_folder(args.out)
         if not args.resume:
             for stage in ("smoke", "speed", "showcase"):
                 remove_tree(work / stage)
