@@ -62,11 +62,17 @@ class Record:
     """The outcomes so far, on disk after every part, so that a later call can go on."""
 
     def __init__(
-        self, out: Path, work: Path, about: dict[str, Any], kept: Sequence[Outcome]
+        self,
+        out: Path,
+        work: Path,
+        about: dict[str, Any],
+        kept: Sequence[Outcome],
+        order: Sequence[str],
     ) -> None:
-        """kept: outcomes of an earlier call."""
+        """kept: outcomes of an earlier call. order: keys of the parts, as they are planned."""
         self.out, self.path, self.about = out, work / "outcomes.json", about
         self.outcomes = {outcome.key: outcome for outcome in kept}
+        self.order = {key: place for place, key in enumerate([*self.outcomes, *order])}
 
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome, print it in a line, and write the report.
@@ -77,9 +83,9 @@ class Record:
         if outcome.state == "not reached":
             outcome = self.outcomes.get(outcome.key, outcome)
         self.outcomes[outcome.key] = outcome
-        write_text(self.path, json.dumps([asdict(o) for o in self.outcomes.values()]) + "\n")
-        write_report(self.out, self.about, list(self.outcomes.values()),
-                     redraw="images" in outcome.result)  # fmt: skip
+        sorted_outcomes = sorted(self.outcomes.values(), key=lambda o: self.order[o.key])
+        write_text(self.path, json.dumps([asdict(o) for o in sorted_outcomes]) + "\n")
+        write_report(self.out, self.about, sorted_outcomes, redraw="images" in outcome.result)
 
     @property
     def passed(self) -> bool:
@@ -189,8 +195,12 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not (args.minutes > 0 and math.isfinite(args.minutes)):
         parser.error("--minutes: expected a number above 0")
+    if args.list and args.pack:
+        parser.error("--list and --pack: only one of them")
     if args.out is None and not (args.list or args.pack):
         parser.error("--out DIR is missing: the folder for the results")
+    if args.overrides and not args.train:
+        parser.error("--set changes the run file of --train FILE, which is missing")
     return args
 
 
@@ -220,8 +230,7 @@ def earlier(args: argparse.Namespace, work: Path) -> list[Outcome]:
     Raises:
         UserError: there are results, and neither --resume nor --overwrite is given.
     """
-    existing = [path for path in (args.out / "results.json", work / "outcomes.json")
-                if path.exists()]  # fmt: skip
+    existing = [path for path in results_of(args.out, work) if path.exists()]
     if existing and not (args.resume or args.overwrite):
         raise UserError(f"{existing[0]} exists; pass --resume to go on, --overwrite to start anew, "
                         "or choose another --out")  # fmt: skip
@@ -237,12 +246,10 @@ def check_run_file(train: str, overrides: Sequence[str]) -> None:
     named_files(load_config(train, overrides))
 
 
-def remove_results(out: Path, work: Path) -> None:
-    """What an earlier call left; other files stay."""
-    for stage in ("smoke", "speed", "showcase"):
-        remove_tree(work / stage)
-    for path in (work / "outcomes.json", *(out / name for name in RESULTS), *out.glob(PARTS)):
-        path.unlink(missing_ok=True)
+def results_of(out: Path, work: Path) -> list[Path]:
+    """Everything that a call writes, there or not."""
+    folders = [work / stage for stage in ("smoke", "speed", "showcase")]
+    return [*(out / name for name in RESULTS), *out.glob(PARTS), work / "outcomes.json", *folders]
 
 
 def check_same(out: Path, about: dict[str, Any]) -> None:
@@ -255,9 +262,9 @@ def check_same(out: Path, about: dict[str, Any]) -> None:
         before = json.loads((out / "results.json").read_text(encoding="utf-8"))["about"]
     except (OSError, ValueError, TypeError, KeyError):  # nothing to compare with
         return
-    for name in ("device", "sizes"):
-        if before.get(name) != about[name]:
-            raise UserError(f"{out / 'results.json'} is of {name} {before.get(name)}, not "
+    for name in ("device", "sizes", "showcase"):
+        if name in before and name in about and before[name] != about[name]:
+            raise UserError(f"{out / 'results.json'} is of {name} {before[name]}, not "
                             f"{about[name]}; choose another --out")  # fmt: skip
 
 
@@ -275,17 +282,20 @@ def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int
     began = time.monotonic()
     # A killed process may hold a hundred gigabytes, which nobody wants on the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    before = earlier(args, work)
+    earlier(args, work)
     interrupted = Interrupted()
     about = machine(args.device, args.tiny) | {"command": " ".join(sys.argv)}
-    if any(stage.name == "showcase" for stage in found):
+    if args.train is not None:
         check_run_file(args.train, args.overrides)
+        about["showcase"] = " ".join([args.train, *args.overrides])
     if args.resume:
         check_same(args.out, about)
-    make_folder(args.out)
     with folder_lock(work):
+        before = earlier(args, work)  # again: another call may have ended meanwhile
+        make_folder(args.out)
         if not args.resume:
-            remove_results(args.out, work)
+            for path in results_of(args.out, work):
+                remove_tree(path)
         return run_parts(args, found, work, before, about, began, interrupted)
 
 
@@ -301,7 +311,8 @@ def run_parts(
     """Run what an earlier call has not passed; returns the exit code."""
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     done = {outcome.key for outcome in before if outcome.state == "passed"}
-    record = Record(args.out, work, about, before)
+    order = [part.key for stage in found for part in stage.parts]
+    record = Record(args.out, work, about, before, order)
     for stage in found:
         left = tuple(part for part in stage.parts if part.key not in done)
         run_stage(Stage(stage.name, stage.limit, left, stage.at_once), work,

@@ -52,7 +52,10 @@ def pack(folder: Path, train: str | None, overrides: Sequence[str]) -> None:
     """
     if folder.exists():
         raise UserError(f"{folder} exists; choose another folder for --pack, or delete it")
-    files = needed_files(load_config(train, overrides)) if train else []
+    files = []
+    if train:
+        files = needed_files(load_config(train, overrides), Path(train))
+        train = str(Path(train).resolve().relative_to(ROOT))
     with atomic_folder(folder) as partial:
         (partial / "wheels").mkdir()
         wheels = download_missing(partial / "wheels")
@@ -91,13 +94,13 @@ def largest(folder: Path) -> str:
 # -- data -----------------------------------------------------------------------------------------
 
 
-def needed_files(cfg: RunConfig) -> list[Path]:
-    """Those of `named_files` that git does not hold.
+def needed_files(cfg: RunConfig, *others: Path) -> list[Path]:
+    """Those of `named_files`, and of others, that git does not hold.
 
     Raises:
         UserError: one is missing, or outside of the repository, where it would not be found again.
     """
-    found = named_files(cfg)
+    found = [*named_files(cfg), *(path.resolve() for path in others)]
     for path in found:
         if not path.is_relative_to(ROOT):
             raise UserError(f"{path} is outside of {ROOT}; name it by a path within")

@@ -158,7 +158,18 @@ def added(*values: float | None) -> float | None:
 
 def report(about: dict[str, Any], goals: Sequence[Goal], outcomes: Sequence[Outcome]) -> list[str]:
     """Lines of Markdown."""
-    lines = ["# GPU report", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
+    bad = [outcome.key for outcome in outcomes if not outcome.good]
+    passed = sum(outcome.state == "passed" for outcome in outcomes)
+    verdict = f"**{passed} of {len(outcomes)} parts passed**"
+    verdict += f"; look at {', '.join(bad)}" if bad else ""
+    lines = [
+        "# GPU report",
+        "",
+        f"{verdict}.",
+        "",
+        *(f"- {name}: {value}" for name, value in about.items()),
+        "",
+    ]
     lines += ["| part | state | seconds | what it shows |", "|---|---|---|---|"]
     lines += [f"| {o.key} | {state(o)} | {o.seconds:.0f} | {o.shows} |" for o in outcomes]
     if any(goal.met is not None for goal in goals):
@@ -189,7 +200,9 @@ def part_lines(outcome: Outcome) -> list[str]:
     """What a part found; the end of its output where it did not pass."""
     checks, rows = outcome.result.get("checks", []), outcome.result.get("rows", [])
     skipped = outcome.result.get("skipped", {})
-    tail = outcome.log.splitlines()[-_TAIL:] if outcome.state != "passed" else []
+    log = [line for line in outcome.log.splitlines()
+           if line.strip() and not line.startswith("Extension modules")]  # fmt: skip
+    tail = log[-_TAIL:] if outcome.state != "passed" else []
     if not (checks or rows or skipped or tail):
         return []
     lines = ["", f"## {outcome.key}", ""]

@@ -6,6 +6,7 @@ whatever it had already written to its result file are kept, and the next part s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -27,6 +28,9 @@ _GRACE = 3.0
 # Seconds after its limit in which a killed part has to be gone. One that waits within the GPU's
 # driver may never go; it is given up then.
 _PATIENCE = 10.0
+
+# Of Linux' prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 # Seconds between two looks at the running parts.
 _TICK = 0.05
@@ -142,6 +146,14 @@ def run_stage(
     finally:  # an error here must not leave processes that hold the GPU
         for process in running:
             process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.process.wait(_PATIENCE)
+
+
+def end_with_parent() -> None:
+    """Have the system end this process when its parent is killed, where it can (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Process:
@@ -171,6 +183,7 @@ class _Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that its own children can be killed with it
+                preexec_fn=end_with_parent,
             )
 
     def _words(self) -> list[str]:

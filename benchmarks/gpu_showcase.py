@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from gpu_checks import ROOT, Bench, curve
+from gpu_run import end_with_parent
 from gpu_stages import PARTS
 
 from sundae.checkpoint import list_checkpoints, open_checkpoint
@@ -56,7 +57,7 @@ def train(bench: Bench, run: Path, words: list[str], seconds: float) -> None:
         command.append("--no-cuda")
     print("$", *command[1:], flush=True)
     began = time.monotonic()
-    with subprocess.Popen(command, cwd=ROOT) as process:
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=end_with_parent) as process:
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -112,6 +112,8 @@ def measure(key: str, bench: Bench, batch: int, results: Results) -> list[Row]:
     """
     track, rounds = ALL_TRACKS[key](bench, batch), bench.setup.rounds
     ways = [way for way in track.ways if bench.setup.wants(way)]
+    if not ways and rounds:
+        raise UserError(f"--paths {bench.setup.paths} fits none of the ways")
     compiled = [way for way in ways if way.compiled]
     memory: dict[str, int | None] = {}
     jobs = warmed_up(track, [way for way in ways if not way.compiled], results.skipped)

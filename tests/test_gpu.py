@@ -555,7 +555,8 @@ def test_data_is_packed_where_the_command_puts_it_back(
     gpu_pack.pack(pack, str(packable), ["trainer.max_steps=5"])
     out = capsys.readouterr().out
     assert (pack / "data" / "data" / "train" / "tokens.npy").stat().st_size == 1000
-    assert f"--train {packable} --set trainer.max_steps=5" in out
+    assert "--train run.toml --set trainer.max_steps=5" in out
+    assert (pack / "data" / "run.toml").exists()  # git does not hold it
     assert "--minutes 9" in out and "--no-index" in out
     with pytest.raises(UserError, match="exists"):
         gpu_pack.pack(pack, None, [])
