@@ -260,6 +260,30 @@ def test_of_an_endless_log_the_end_is_kept(tmp_path: Path) -> None:
     assert len(log) <= 200_000 and log.endswith("the end")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux' prctl")
+def test_no_part_outlives_a_command_that_is_killed(tmp_path: Path) -> None:
+    program = "import os, time; print(os.getpid()); time.sleep(600)"
+    runner = (
+        "import sys, time, pathlib\n"
+        f"sys.path[:0] = [{str(ROOT / 'benchmarks')!r}, {str(ROOT)!r}]\n"
+        "from gpu_run import Part, Stage, run_stage\n"
+        f"part = Part('planted', 'waits', '', (sys.executable, '-c', {program!r}), 60)\n"
+        f"work = pathlib.Path({str(tmp_path)!r})\n"
+        "run_stage(Stage('planted', None, (part,)), work, time.monotonic() + 60, print)"
+    )
+    log = tmp_path / "planted" / "waits" / "log.txt"
+    with subprocess.Popen([sys.executable, "-c", runner]) as process:
+        while not (log.exists() and log.read_text().endswith("\n")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    for _ in range(100):
+        if not is_running(int(log.read_text())):
+            return
+        time.sleep(0.05)
+    pytest.fail("the part runs on")
+
+
 # -- the command line -----------------------------------------------------------------------------
 
 
