@@ -79,8 +79,8 @@ def command(folder: Path, train: str | None, overrides: Sequence[str]) -> str:
     return (
         f"python3 -m pip install -q --no-index --no-deps --target {site} {pack}/wheels/*.whl &&\n"
         f"  {{ [ ! -d {pack}/data ] || cp -r {pack}/data/. .; }} &&\n"
-        f"  PYTHONPATH={site} python3 benchmarks/gpu.py --minutes 9 "
-        '--out "${OUT:-out/gpu}" --work out/gpu-work ' + " ".join(words)
+        f"  PYTHONPATH={site} python3 benchmarks/gpu.py --minutes 9 --out out/gpu "
+        + " ".join(words)
     ).rstrip()
 
 
