@@ -189,31 +189,6 @@ def test_a_part_that_cannot_be_killed_is_given_up(
     assert found["after"].state == "passed"
 
 
-def test_an_error_of_the_report_leaves_no_process_behind(tmp_path: Path) -> None:
-    program = (
-        "import os, pathlib, sys, time\n"
-        "pathlib.Path(sys.argv[1]).with_name('pid').write_text(str(os.getpid()))\n"
-        "time.sleep(600)"
-    )
-    pid = tmp_path / "planted" / "hangs" / "pid"
-    waits = (
-        f"import pathlib, time\npath = pathlib.Path({str(pid)!r})\n"
-        "while not (path.exists() and path.read_text()): time.sleep(0.02)"
-    )
-
-    def ended(_: Outcome) -> None:
-        raise OSError("no space left")
-
-    parts = (part("hangs", program), part("waits", waits))
-    with pytest.raises(OSError, match="no space left"):
-        run_stage(Stage("planted", None, parts, 2), tmp_path, time.monotonic() + 60, ended)
-    for _ in range(100):
-        if not is_running(int(pid.read_text())):
-            return
-        time.sleep(0.05)
-    pytest.fail("a part runs on")
-
-
 def test_an_interruption_kills_what_runs_and_keeps_what_is_done(tmp_path: Path) -> None:
     ended: list[Outcome] = []
     parts = (part("done", GOOD), part("runs", HANGS), part("waits", GOOD))
