@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sundae.checkpoint import list_checkpoints, open_checkpoint
-from sundae.codecs import PixelCodec
-from sundae.errors import UserError
-from sundae.judging import class_accuracy, fit_judge, read_tokens, spread_ratio
-from sundae.latents import open_latents
+from sundae.codec.interface import PixelCodec
+from sundae.common.errors import UserError
+from sundae.data.dataset import open_latents
+from sundae.evaluation.classifier import class_accuracy, fit_classifier, read_tokens, spread_ratio
+from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
 from utils import run_cli, say
 
 CONFIG, RUN = Path("config/digits/demo.toml"), Path("exp/digits-demo")
@@ -52,7 +52,7 @@ def main() -> None:
     real = open_latents(cfg.data.train_root)
     tokens = read_tokens(args.out_dir, PixelCodec(cfg.data.vocab_size), COUNT)
     wanted = np.arange(COUNT) % cfg.net.num_classes
-    accuracy = class_accuracy(fit_judge(real), tokens, wanted)
+    accuracy = class_accuracy(fit_classifier(real), tokens, wanted)
     say(f"a classifier fitted on the real digits recognises {accuracy:.3f} of {COUNT} samples")
     say(f"samples of a class differ {spread_ratio(tokens, wanted, real):.2f} times as much as "
         "real digits do")  # fmt: skip

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import utils
-from sundae.pixel_data import NAMES, write_pixel_dataset
+from sundae.datasets.digits import NAMES, write_pixel_dataset
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,9 +9,9 @@ from typing import Never
 from tqdm import tqdm
 
 import utils
-from sundae.encoding import generate_latents
-from sundae.resumable_writer import SKIPPED_NAME
-from sundae.vqgan import load_vqgan
+from sundae.codec.encoding import generate_latents
+from sundae.codec.vqgan import load_vqgan
+from sundae.data.resumable_writer import SKIPPED_NAME
 
 
 def size_in_pixels(text: str) -> tuple[int, int]:

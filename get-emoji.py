@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import utils
-from sundae.emoji import BACKGROUNDS, write_emoji
+from sundae.datasets.emoji import BACKGROUNDS, write_emoji
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,14 +11,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sundae.canvas import check_canvas, parse_canvas
-from sundae.codecs import SparingCodec
-from sundae.compiling import compiling_pays
-from sundae.errors import UserError
-from sundae.locking import output_folder
-from sundae.masks import MASK_SIZES
-from sundae.prior import Prior, sample_seeds, schedule_of
-from sundae.repainting import (
+from sundae.codec.interface import ChunkedCodec
+from sundae.common.compiling import should_compile
+from sundae.common.errors import UserError
+from sundae.common.locking import output_folder
+from sundae.editing.files import (
     name_pictures,
     open_task,
     prepare_answers,
@@ -27,7 +24,11 @@ from sundae.repainting import (
     repaint,
     write_answers,
 )
-from sundae.runs import chosen_classes, open_to_sample
+from sundae.editing.masks import MASK_SIZES
+from sundae.sampling.canvas import check_canvas, parse_canvas
+from sundae.sampling.opening import chosen_classes, open_to_sample
+from sundae.sampling.prior import Prior, sample_seeds
+from sundae.sampling.strategies import schedule_of
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, say, seed_everything
 
 
@@ -96,7 +97,7 @@ def main() -> None:
     count = args.nb_samples
     guided = cfg.sampling.guidance_ramp != (1, 1)
     classes = chosen_classes(args.classes, checkpoint, count, any_unless_named=True, guided=guided)
-    codec = SparingCodec(codec)
+    codec = ChunkedCodec(codec)
     grid = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(grid, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)
@@ -108,7 +109,7 @@ def main() -> None:
         device, schedule = choose_device(args.no_cuda, args.quiet), schedule_of(cfg.sampling)
         plain = grid == cfg.grid_shape and not args.whole and args.outpaint is None
         steps = schedule.steps * len(pictures) * -(-count // args.batch_size) if plain else 0
-        compiled = compiling_pays(cfg.sampling.compile, device, steps)
+        compiled = should_compile(cfg.sampling.compile, device, steps)
         amp = not args.no_amp
         prior = Prior(net.to(device), cfg, device, use_amp=amp, owns_net=True, compiled=compiled,
                       quiet=args.quiet)  # fmt: skip

@@ -6,13 +6,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 import utils
-from sundae.errors import UserError
-from sundae.files import make_folder
-from sundae.images import list_images, save_grid
-from sundae.vqgan import load_vqgan
-from sundae.vqgan.codec import INPUT_RANGES, PRECISIONS
-from sundae.vqgan.quantise import DISTANCES
-from sundae.vqgan.reconstruct import FITS, reconstruct, side_by_side
+from sundae.codec.vqgan import load_vqgan
+from sundae.codec.vqgan.codec import INPUT_RANGES, PRECISIONS
+from sundae.codec.vqgan.quantise import DISTANCES
+from sundae.common.errors import UserError
+from sundae.common.files import make_folder
+from sundae.common.images import list_images, save_grid
+from sundae.evaluation.reconstruction import FITS, reconstruct, side_by_side
 
 
 def positive(text: str) -> int:

@@ -8,12 +8,12 @@ import argparse
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sundae.errors import UserError
+from sundae.common.errors import UserError
+from sundae.common.locking import shared_folder
 from sundae.interactive.session import Session
 from sundae.interactive.terminal import Terminal
-from sundae.locking import shared_folder
-from sundae.prior import Prior
-from sundae.runs import open_to_sample
+from sundae.sampling.opening import open_to_sample
+from sundae.sampling.prior import Prior
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
 
 

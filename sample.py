@@ -3,19 +3,15 @@
 import argparse
 from pathlib import Path
 
-from sundae.canvas import check_canvas, parse_canvas
-from sundae.codecs import SparingCodec
-from sundae.compiling import compiling_pays
-from sundae.errors import UserError
-from sundae.locking import output_folder
-from sundae.prior import (
-    Prior,
-    prepare_out_dir,
-    sample_seeds,
-    schedule_of,
-    write_samples,
-)
-from sundae.runs import chosen_classes, open_to_sample
+from sundae.codec.interface import ChunkedCodec
+from sundae.common.compiling import should_compile
+from sundae.common.errors import UserError
+from sundae.common.locking import output_folder
+from sundae.sampling.canvas import check_canvas, parse_canvas
+from sundae.sampling.opening import chosen_classes, open_to_sample
+from sundae.sampling.output import prepare_out_dir, write_samples
+from sundae.sampling.prior import Prior, sample_seeds
+from sundae.sampling.strategies import schedule_of
 from utils import (
     add_common_flags,
     add_sampling_flags,
@@ -61,7 +57,7 @@ def main() -> None:
     checkpoint, cfg, codec = open_to_sample(args)
     count, offset = cfg.sampling.nb_samples, args.count_offset
     classes = chosen_classes(args.classes, checkpoint, count, offset)
-    codec = SparingCodec(codec)
+    codec = ChunkedCodec(codec)
     canvas = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
     check_canvas(canvas, cfg.grid_shape)
     net = checkpoint.load_network(ema=not args.raw_weights)
@@ -80,7 +76,7 @@ def main() -> None:
                 use_amp=not args.no_amp,
                 canvas=canvas,
                 owns_net=True,
-                compiled=compiling_pays(cfg.sampling.compile, device, steps),
+                compiled=should_compile(cfg.sampling.compile, device, steps),
                 quiet=args.quiet,
             ),
             codec.to(device if args.cuda_vqgan else "cpu"),

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from sundae.callbacks import CallbackType
-from sundae.checkpoint import Checkpoint, open_checkpoint
 from sundae.codec_training.config import (
     CodecRunConfig,
     dump_yaml,
@@ -18,13 +16,15 @@ from sundae.codec_training.dataset import ImageDataset, open_pictures
 from sundae.codec_training.export import Exports
 from sundae.codec_training.perceptual import FeatureDistance, load_perceptual
 from sundae.codec_training.task import CodecTask, ReconstructionPictures, build_training
-from sundae.compiling import compile_modules
-from sundae.errors import UserError
-from sundae.files import make_folder, write_text
-from sundae.logbook import Logbook, check_wandb, start_wandb
-from sundae.optimizers import share_out
-from sundae.runs import agreed, check_run_folder, run_folder
-from sundae.trainer import Trainer
+from sundae.common.compiling import compile_modules
+from sundae.common.errors import UserError
+from sundae.common.files import make_folder, write_text
+from sundae.prior.checkpoint import Checkpoint, open_checkpoint
+from sundae.training.callbacks import CallbackType
+from sundae.training.logbook import Logbook, check_wandb, start_wandb
+from sundae.training.optimizers import split_batch
+from sundae.training.run_folder import agreed, check_run_folder, run_folder
+from sundae.training.trainer import Trainer
 from utils import (
     add_common_flags,
     add_training_flags,
@@ -106,7 +106,7 @@ def train(
     seed = seed_everything(explicit(args.seed, checkpoint.info.seed if checkpoint else None))
     (seed,) = agreed(seed)  # processes may have drawn different ones
     seed_everything(seed)
-    _, accumulate = share_out(training, accelerator.num_processes)
+    _, accumulate = split_batch(training, accelerator.num_processes)
     net = build_training(cfg, accumulate)
     task = CodecTask(cfg, perceptual.to(device), accumulate)
     trainer = Trainer(

@@ -6,28 +6,21 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from sundae.callbacks import CallbackType
-from sundae.checkpoint import Checkpoint, open_checkpoint
-from sundae.codecs import Codec, open_codec
-from sundae.compiling import compile_modules
-from sundae.config import RunConfig, load_config, parse_config, update_config
-from sundae.errors import UserError
-from sundae.latents import TokenDataset
-from sundae.logbook import Logbook, check_wandb, start_wandb
-from sundae.network import build_network
-from sundae.prior import PriorTask, SampleGrids
-from sundae.runs import (
-    agreed,
-    check_run_folder,
-    check_same_classes,
-    check_same_codec,
-    check_same_network,
-    keep_run_file,
-    learned_classes,
-    open_datasets,
-    run_folder,
-)
-from sundae.trainer import Trainer
+from sundae.codec.interface import Codec, open_codec
+from sundae.common.compiling import compile_modules
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig, load_config, parse_config, update_config
+from sundae.data.dataset import TokenDataset
+from sundae.prior.checkpoint import Checkpoint, open_checkpoint
+from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
+from sundae.prior.network import build_network
+from sundae.sampling.grids import SampleGrids
+from sundae.training.callbacks import CallbackType
+from sundae.training.data import learned_classes, open_datasets
+from sundae.training.logbook import Logbook, check_wandb, start_wandb
+from sundae.training.run_folder import agreed, check_run_folder, keep_run_file, run_folder
+from sundae.training.task import PriorTask
+from sundae.training.trainer import Trainer
 from utils import (
     add_common_flags,
     add_training_flags,

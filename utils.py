@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from sundae.errors import UserError
-from sundae.naming import printable
+from sundae.common.errors import UserError
+from sundae.common.naming import printable
 
 Value = TypeVar("Value")
 
@@ -49,7 +49,7 @@ def run_cli(main: Callable[[], None]) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line whose names may come from files: see `sundae.naming.printable`."""
+    """Print a line whose names may come from files: see `sundae.common.naming.printable`."""
     print(printable(line), flush=True)
 
 
@@ -133,7 +133,7 @@ CURVES = ("linear", "cosine", "constant")
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every key of [sampling] that says how to sample; none has a default.
 
-    `sundae.config.with_sampling_flags` applies and checks them.
+    `sundae.config.run_file.with_sampling_flags` applies and checks them.
     """
     curves = f"{', '.join(CURVES[:-1])} or {CURVES[-1]}"
     flag = parser.add_argument

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from costs import forward_flops, meta_network, parameter_count
 
-from sundae.codecs import open_codec
-from sundae.config import RunConfig, load_config, update_config
-from sundae.errors import UserError
-from sundae.latents import TokenDataset
-from sundae.runs import open_datasets
+from sundae.codec.interface import open_codec
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig, load_config, update_config
+from sundae.data.dataset import TokenDataset
+from sundae.training.data import open_datasets
 
 _NEVER = 10**9
 # Networks are compared on one task.

@@ -37,12 +37,12 @@ from measuring import (
     tiny_codec,
 )
 
-from sundae.encoding import generate_latents
-from sundae.errors import UserError
-from sundae.files import write_text
-from sundae.precision import has_bf16
-from sundae.vqgan import VQGANCodec, new_vqgan
-from sundae.vqgan.quantise import Quantiser
+from sundae.codec.encoding import generate_latents
+from sundae.codec.vqgan import VQGANCodec, new_vqgan
+from sundae.codec.vqgan.quantise import Quantiser
+from sundae.common.errors import UserError
+from sundae.common.files import write_text
+from sundae.common.precision import has_bf16
 from utils import run_cli
 
 try:

@@ -24,14 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hourglass_transformer import HourglassTransformer
-from sundae.config import RunConfig
-from sundae.errors import UserError
-from sundae.network import build_network
-from sundae.prior import schedule_of
-from sundae.strategies import STRATEGIES
-from sundae.vqgan import new_vqgan
-from sundae.vqgan.architecture import Architecture
-from sundae.vqgan.backbone import VQGAN
+from sundae.codec.vqgan import new_vqgan
+from sundae.codec.vqgan.architecture import Architecture
+from sundae.codec.vqgan.backbone import VQGAN
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig
+from sundae.prior.network import build_network
+from sundae.sampling.strategies import STRATEGIES, schedule_of
 
 # The loss takes logits a few rows at a time and sampling draws so: this much stands at once at most
 # in training, whatever the batch.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sundae.errors import UserError
+from sundae.common.errors import UserError
 
 MEASURED = Path(__file__).with_name("efficiency.json")
 

@@ -34,16 +34,16 @@ from gpu_report import RESULTS, write_report
 from gpu_run import ROOT, Outcome, Stage, run_stage
 from gpu_stages import PARTS, stages
 
-from sundae.errors import UserError
-from sundae.files import make_folder, named_path, write_text
-from sundae.folders import remove_tree
-from sundae.locking import folder_lock
+from sundae.common.errors import UserError
+from sundae.common.files import make_folder, named_path, write_text
+from sundae.common.folders import remove_tree
+from sundae.common.locking import folder_lock
 
 # Prints what a GPU and its software are, without leaving memory taken in the process that asks; and
 # fails where a package is missing that the stages need.
 _PROBE = """
 import json, torch
-import sundae.prior, sundae.trainer, torchvision
+import sundae.sampling.prior, sundae.training.trainer, torchvision
 cuda = torch.cuda.is_available()
 about = {"torch": torch.__version__, "CUDA": torch.version.cuda or "none", "device": "CPU"}
 if cuda:
@@ -241,7 +241,7 @@ def check_run_file(train: str, overrides: Sequence[str]) -> None:
     """UserError where the showcase's run file is wrong, or what it names is not there."""
     from gpu_pack import named_files  # needs packages that `machine` has missed in one line
 
-    from sundae.config import load_config
+    from sundae.config.run_file import load_config
 
     named_files(load_config(train, overrides))
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sundae.files import make_folder, write_text
-from sundae.images import load_image, save_image, to_tensor
+from sundae.common.files import make_folder, write_text
+from sundae.common.images import load_image, save_image, to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 

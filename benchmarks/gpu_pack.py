@@ -17,9 +17,9 @@ from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from sundae.config import RunConfig, load_config
-from sundae.errors import UserError
-from sundae.folders import atomic_folder
+from sundae.common.errors import UserError
+from sundae.common.folders import atomic_folder
+from sundae.config.run_file import RunConfig, load_config
 
 # What the GPU machine has: its Python, and packages that need not travel. Those that they need are
 # there, too.

@@ -13,7 +13,7 @@ from typing import Any
 from efficiency import efficiency_of
 from gpu_run import Outcome
 
-from sundae.files import atomic_path, write_text
+from sundae.common.files import atomic_path, write_text
 
 # Characters of a log in results.json, and lines of a failed part's in report.md.
 _LOG, _TAIL = 40_000, 25

@@ -3,9 +3,9 @@
     python benchmarks/gpu_showcase.py --train config/emoji/64.toml --seconds 240 --device cuda \\
         --folder out/showcase --out out/gpu --result showcase.json
 
-OUT gets showcase.tar.part-00 and so on, at most 15 MB each: a release (`sundae.release`), or the
-checkpoint itself for a prior on pixels. `cat showcase.tar.part-* | tar x` puts it together. Called
-again with the same folder, it goes on from the last checkpoint.
+OUT gets showcase.tar.part-00 and so on, at most 15 MB each: a release (`sundae.prior.release`), or
+the checkpoint itself for a prior on pixels. `cat showcase.tar.part-* | tar x` puts it together.
+Called again with the same folder, it goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from gpu_checks import ROOT, Bench, curve
 from gpu_run import end_with_parent
 from gpu_stages import PARTS
 
-from sundae.checkpoint import list_checkpoints, open_checkpoint
-from sundae.files import atomic_path, make_folder
-from sundae.folders import remove_tree
-from sundae.release import release
+from sundae.common.files import atomic_path, make_folder
+from sundae.common.folders import remove_tree
+from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
+from sundae.prior.release import release
 from utils import run_cli
 
 # Bytes of a part.

@@ -27,20 +27,21 @@ from torch import Tensor
 
 from hourglass_transformer import HourglassTransformer
 from hourglass_transformer.layers import attend
-from sundae.categorical import draw_tokens, seeded_uniforms
-from sundae.checkpoint import list_checkpoints, load_weights
-from sundae.compiling import Compiled
-from sundae.config import RunConfig, load_config
-from sundae.files import make_folder
-from sundae.folders import remove_tree
-from sundae.images import load_image, save_image, to_tensor
-from sundae.latents import open_latents
-from sundae.network import build_network
-from sundae.precision import has_bf16
-from sundae.prior import Prior, PriorTask, even_classes, sample_seeds, schedule_of
-from sundae.shipped import SHIPPED, checkpoint_or_shipped
-from sundae.strategies import STRATEGIES
-from sundae.vqgan import VQGANCodec, load_vqgan
+from sundae.codec.vqgan import VQGANCodec, load_vqgan
+from sundae.common.compiling import Compiled
+from sundae.common.files import make_folder
+from sundae.common.folders import remove_tree
+from sundae.common.images import load_image, save_image, to_tensor
+from sundae.common.precision import has_bf16
+from sundae.config.run_file import RunConfig, load_config
+from sundae.data.dataset import open_latents
+from sundae.prior.categorical import draw_tokens, seeded_uniforms
+from sundae.prior.checkpoint import list_checkpoints, load_weights
+from sundae.prior.network import build_network
+from sundae.prior.pretrained import SHIPPED, checkpoint_or_shipped
+from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.strategies import STRATEGIES, schedule_of
+from sundae.training.task import PriorTask
 from utils import run_cli
 
 DIGITS = ROOT / "config" / "digits" / "demo.toml"

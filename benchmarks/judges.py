@@ -12,13 +12,14 @@ import torch
 from strategies import open_digits
 from torch import Tensor
 
-from sundae.codecs import Codec, open_codec
-from sundae.config import RunConfig
-from sundae.errors import UserError
-from sundae.frechet import frechet_distance
-from sundae.latents import TokenDataset
-from sundae.naming import printable
-from sundae.prior import Prior, sample_seeds, schedule_of
+from sundae.codec.interface import Codec, open_codec
+from sundae.common.errors import UserError
+from sundae.common.naming import printable
+from sundae.config.run_file import RunConfig
+from sundae.data.dataset import TokenDataset
+from sundae.evaluation.frechet import frechet_distance
+from sundae.sampling.prior import Prior, sample_seeds
+from sundae.sampling.strategies import schedule_of
 
 BATCH = 100  # samples at a time
 

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sundae.latent_format import Manifest, token_dtype
-from sundae.latent_writer import write_latents
-from sundae.latents import TokenDataset, collate_batched, open_latents
+from sundae.data.dataset import TokenDataset, collate_batched, open_latents
+from sundae.data.format import Manifest, token_dtype
+from sundae.data.writer import write_latents
 
 CODEBOOK_SIZE = 8192
 

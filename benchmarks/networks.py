@@ -43,13 +43,14 @@ from budgets import Run, open_data, plan_runs
 from judges import Data, Judge, judge_samples, open_judge, real_distance
 from measuring import machine
 
-from sundae.compiling import compile_modules
-from sundae.config import RunConfig, dump_toml
-from sundae.files import make_folder, write_text
-from sundae.logbook import Logbook
-from sundae.network import build_network
-from sundae.prior import Prior, PriorTask
-from sundae.trainer import Trainer
+from sundae.common.compiling import compile_modules
+from sundae.common.files import make_folder, write_text
+from sundae.config.run_file import RunConfig, dump_toml
+from sundae.prior.network import build_network
+from sundae.sampling.prior import Prior
+from sundae.training.logbook import Logbook
+from sundae.training.task import PriorTask
+from sundae.training.trainer import Trainer
 from utils import add_common_flags, choose_device, explicit, run_cli, say, seed_everything
 
 FILES = [Path("config/digits/demo.toml"), Path("config/digits/fast.toml")]

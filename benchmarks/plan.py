@@ -29,10 +29,10 @@ import torch
 from benchmarks import costs
 from benchmarks.costs import CodecCosts, Growth
 from benchmarks.efficiency import MEASURED, read_measured
-from sundae.config import RunConfig, load_config
-from sundae.errors import UserError
-from sundae.files import write_text
-from sundae.prior import Prior
+from sundae.common.errors import UserError
+from sundae.common.files import write_text
+from sundae.config.run_file import RunConfig, load_config
+from sundae.sampling.prior import Prior
 from utils import run_cli
 
 GIB = 2**30
@@ -43,7 +43,7 @@ USABLE = 0.92
 ASSUMED, ASSUMED_LOW, ASSUMED_HIGH = 0.40, 0.25, 0.45
 # Pictures at once for the figure of a large batch.
 LARGE_BATCH = 32
-# Pixels that `sundae.codecs.SparingCodec` decodes together.
+# Pixels that `sundae.codec.interface.ChunkedCodec` decodes together.
 PIXELS_AT_ONCE = 2**20
 _SECONDS_A_DAY = 86_400
 

@@ -21,19 +21,20 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import utils
-from sundae.checkpoint import Checkpoint
+from sundae.codec.interface import Codec, open_codec
 from sundae.codec_training.dataset import ImageDataset, open_pictures
 from sundae.codec_training.perceptual import EfficientNetDistance, load_perceptual
-from sundae.codecs import Codec, open_codec
-from sundae.errors import UserError
-from sundae.files import write_text
-from sundae.frechet import frechet_distance
-from sundae.images import save_grid
-from sundae.locking import output_folder
-from sundae.prior import Prior, even_classes, sample_seeds, schedule_of
-from sundae.runs import class_number
-from sundae.shipped import checkpoint_or_shipped
-from sundae.vqgan.reconstruct import reconstruct
+from sundae.common.errors import UserError
+from sundae.common.files import write_text
+from sundae.common.images import save_grid
+from sundae.common.locking import output_folder
+from sundae.evaluation.frechet import frechet_distance
+from sundae.evaluation.reconstruction import reconstruct
+from sundae.prior.checkpoint import Checkpoint
+from sundae.prior.pretrained import checkpoint_or_shipped
+from sundae.sampling.opening import class_number
+from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.strategies import schedule_of
 
 BATCH = 32
 

@@ -34,9 +34,9 @@ from speed_amused import amused
 from speed_jobs import CONFIGS, SIZES, Bench, Job, Setup, Track, Way, cpu_memory, cuda_memory
 from speed_tracks import TEXTBOOK, TRACKS
 
-from sundae.config import load_config
-from sundae.errors import UserError
-from sundae.files import make_folder, write_text
+from sundae.common.errors import UserError
+from sundae.common.files import make_folder, write_text
+from sundae.config.run_file import load_config
 from utils import run_cli, say
 
 ALL_TRACKS: dict[str, Callable[[Bench, int], Track]] = {**TRACKS, "amused": amused}

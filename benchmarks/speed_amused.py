@@ -16,9 +16,9 @@ from measuring import flop_of
 from speed_jobs import CONFIGS, Bench, Costs, Job, Track, Way, sampling_job
 from torch import Tensor
 
-from sundae.compiling import compile_modules
-from sundae.config import RunConfig, load_config, update_config
-from sundae.errors import UserError
+from sundae.common.compiling import compile_modules
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig, load_config, update_config
 
 # What aMUSEd's authors recommend.
 STEPS, GUIDANCE = 12, 10.0

@@ -17,13 +17,15 @@ from textbook import Textbook, adamw, training_step
 from torch import Tensor, nn
 
 from hourglass_transformer import HourglassTransformer
-from sundae.compiling import compile_modules
-from sundae.config import RunConfig, load_config
-from sundae.curves import Schedule
-from sundae.network import build_network
-from sundae.optimizers import make_optimizer
-from sundae.precision import autocast, has_bf16
-from sundae.prior import Prior, PriorTask, even_classes, sample_seeds, schedule_of
+from sundae.common.compiling import compile_modules
+from sundae.common.precision import autocast, has_bf16
+from sundae.config.run_file import RunConfig, load_config
+from sundae.prior.network import build_network
+from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.schedule import Schedule
+from sundae.sampling.strategies import schedule_of
+from sundae.training.optimizers import make_optimizer
+from sundae.training.task import PriorTask
 
 CONFIGS = Path(__file__).resolve().parents[1] / "config"
 
@@ -256,7 +258,7 @@ def forward_job(bench: Bench, net: nn.Module | None, batch: int, amp: bool) -> J
 
 
 def training_job(bench: Bench, net: HourglassTransformer | None, batch: int) -> Job | None:
-    """An optimiser step as `sundae.trainer` does it, without its average."""
+    """An optimiser step as `sundae.training.trainer` does it, without its average."""
     if net is None:
         return None
     cfg, task, net = bench.cfg.trainer, PriorTask(bench.cfg), net.train()

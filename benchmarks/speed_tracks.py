@@ -25,9 +25,9 @@ from textbook import Textbook, sample
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sundae.curves import Schedule
-from sundae.latents import TokenDataset, collate_batched, open_latents
-from sundae.vqgan import VQGANCodec, new_vqgan
+from sundae.codec.vqgan import VQGANCodec, new_vqgan
+from sundae.data.dataset import TokenDataset, collate_batched, open_latents
+from sundae.sampling.schedule import Schedule
 
 TEXTBOOK = "textbook fp32"
 

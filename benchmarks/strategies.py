@@ -35,16 +35,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import machine
 
-from sundae.checkpoint import open_checkpoint
-from sundae.config import RunConfig, dump_toml, parse_config
-from sundae.errors import UserError
-from sundae.files import make_folder, write_text
-from sundae.frechet import frechet_distance
-from sundae.judging import class_accuracy, fit_judge
-from sundae.latents import Latents, open_latents
-from sundae.prior import Prior, even_classes, sample_seeds, schedule_of
-from sundae.runs import check_same_network
-from sundae.sections import StrategyName
+from sundae.common.errors import UserError
+from sundae.common.files import make_folder, write_text
+from sundae.config.run_file import RunConfig, dump_toml, parse_config
+from sundae.config.sections import StrategyName
+from sundae.data.dataset import Latents, open_latents
+from sundae.evaluation.classifier import class_accuracy, fit_classifier
+from sundae.evaluation.frechet import frechet_distance
+from sundae.prior.checkpoint import open_checkpoint
+from sundae.prior.compatibility import check_same_network
+from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.strategies import schedule_of
 from utils import add_common_flags, choose_device, run_cli
 
 STEPS = (4, 8, 12, 16, 32, 64, 100)
@@ -86,7 +87,7 @@ def open_digits(cfg: RunConfig) -> Digits:
     assert cfg.data.eval_root is not None
     training = open_latents(cfg.data.train_root, cfg.grid_shape)
     held_out = open_latents(cfg.data.eval_root, cfg.grid_shape)
-    return Digits(fit_judge(training), pixels(held_out), pixels(training))
+    return Digits(fit_classifier(training), pixels(held_out), pixels(training))
 
 
 def measure(

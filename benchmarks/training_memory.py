@@ -18,7 +18,7 @@ import torch
 from speed_jobs import CONFIGS, SIZES, Bench, Setup, cpu_memory
 from speed_tracks import train
 
-from sundae.errors import UserError
+from sundae.common.errors import UserError
 from utils import run_cli
 
 

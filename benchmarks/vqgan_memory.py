@@ -23,9 +23,9 @@ from sundae.codec_training.config import load_codec_config
 from sundae.codec_training.efficientnet import EfficientNetLite0
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
 from sundae.codec_training.task import CodecTask, build_training
-from sundae.ema import EMA
-from sundae.optimizers import make_optimizer
-from sundae.precision import autocast
+from sundae.common.precision import autocast
+from sundae.training.ema import EMA
+from sundae.training.optimizers import make_optimizer
 
 
 def parse_args() -> argparse.Namespace:

@@ -15,9 +15,9 @@ import torch
 from fake_cuda import FakeCuda, fake_cuda
 from safetensors.torch import load_file, save_file
 
-from sundae.config import RunConfig, parse_config
-from sundae.latent_format import Manifest
-from sundae.latent_writer import write_latents
+from sundae.config.run_file import RunConfig, parse_config
+from sundae.data.format import Manifest
+from sundae.data.writer import write_latents
 from utils import run_cli
 
 CLASSES = ("zero", "one", "two")

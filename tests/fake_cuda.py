@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sundae.strategies import halton_order
+from sundae.sampling.strategies import halton_order
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -5,7 +5,7 @@ from itertools import chain, islice, pairwise
 import pytest
 from torch.utils.data import DataLoader
 
-from sundae.batches import ShuffledBatches, mixed_seed
+from sundae.training.batches import ShuffledBatches, derive_seed
 
 
 def batches(count: int, rows: int = 20, batch_size: int = 4, **options: int) -> list[list[int]]:
@@ -54,13 +54,13 @@ def test_a_loader_takes_them_as_they_are() -> None:
 def test_mixed_seeds_tell_numbers_and_their_places_apart() -> None:
     parts = [(run, step, mini) for run in range(5) for step in range(200) for mini in range(5)]
     # torch seeds its generator on a processor with the lower 32 bits.
-    assert len({mixed_seed(*part) & 0xFFFFFFFF for part in parts}) == len(parts)
-    assert len({mixed_seed(1, 2), mixed_seed(2, 1), mixed_seed(1), mixed_seed(1, 2, 0)}) == 4
-    assert all(0 <= mixed_seed(*part) < 2**63 for part in parts)
+    assert len({derive_seed(*part) & 0xFFFFFFFF for part in parts}) == len(parts)
+    assert len({derive_seed(1, 2), derive_seed(2, 1), derive_seed(1), derive_seed(1, 2, 0)}) == 4
+    assert all(0 <= derive_seed(*part) < 2**63 for part in parts)
 
 
 def test_mixed_seeds_of_neighbouring_steps_have_nothing_in_common() -> None:
-    seeds = [mixed_seed(0, step) for step in range(4001)]
+    seeds = [derive_seed(0, step) for step in range(4001)]
     for bit in range(32):
         flips = sum((one ^ other) >> bit & 1 for one, other in pairwise(seeds))
         assert abs(flips - 2000) < 150  # 4.7 standard deviations

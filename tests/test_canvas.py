@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sundae.canvas import check_canvas, parse_canvas, window_starts, windowed
-from sundae.config import RunConfig
-from sundae.errors import UserError
-from sundae.prior import Prior
-from sundae.sampling import Schedule
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig
+from sundae.sampling.canvas import check_canvas, parse_canvas, window_starts, windowed
+from sundae.sampling.loop import Schedule
+from sundae.sampling.prior import Prior
 
 VOCAB = 5
 

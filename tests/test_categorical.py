@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sundae.categorical import draw_seeds, draw_tokens, keep_likely, seeded_uniforms
+from sundae.prior.categorical import draw_seeds, draw_tokens, keep_likely, seeded_uniforms
 
 ALMOST_ONE = 1 - 2**-24
 # Quantiles of chi-square at 0.9999 for the degrees of freedom used below.

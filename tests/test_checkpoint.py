@@ -12,8 +12,10 @@ import torch
 from conftest import poison
 from safetensors.torch import load_file, save_file
 
-import sundae.checkpoint as module
-from sundae.checkpoint import (
+import sundae.prior.checkpoint as module
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig
+from sundae.prior.checkpoint import (
     CheckpointInfo,
     list_checkpoints,
     load_into,
@@ -22,9 +24,7 @@ from sundae.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from sundae.config import RunConfig
-from sundae.errors import UserError
-from sundae.network import build_network
+from sundae.prior.network import build_network
 
 Save = Callable[..., Path]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sundae.codec.vqgan.quantise import Quantiser
 from sundae.codec_training.codebook import (
     CodebookCare,
     kmeans,
@@ -11,8 +12,7 @@ from sundae.codec_training.codebook import (
     restart,
     usage_and_perplexity,
 )
-from sundae.finite import NonFiniteError
-from sundae.vqgan.quantise import Quantiser
+from sundae.common.finite import NonFiniteError
 
 CENTRES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
 

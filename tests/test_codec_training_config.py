@@ -10,7 +10,7 @@ from sundae.codec_training.config import (
     load_codec_config,
     parse_codec_config,
 )
-from sundae.errors import UserError
+from sundae.common.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "config" / "vqgan"
 
@@ -37,7 +37,7 @@ def test_a_config_survives_being_written_and_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["emoji64", "emoji256", "ffhq256", "ffhq1024"])
 def test_shipped_files_are_read_and_are_configs_of_their_networks(name: str) -> None:
-    from sundae.vqgan import new_vqgan
+    from sundae.codec.vqgan import new_vqgan
 
     cfg = load_codec_config(SHIPPED / f"{name}.yaml")
     codec = new_vqgan(SHIPPED / f"{name}.yaml")

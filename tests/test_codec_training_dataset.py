@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from sundae.codec_training.dataset import ImageDataset, augment, open_pictures, recolour
-from sundae.errors import UserError
-from sundae.images import load_image, resize_and_crop, save_image, to_tensor
+from sundae.common.errors import UserError
+from sundae.common.images import load_image, resize_and_crop, save_image, to_tensor
 
 
 def folder_of(count: int, root: Path, side: int = 12) -> Path:
@@ -48,8 +48,8 @@ def test_held_out_pictures_are_those_of_the_token_data(tmp_path: Path) -> None:
     """The prior must not be judged on pictures that its codec was trained on."""
     import numpy as np
 
-    from sundae.latents import Latents
-    from sundae.splits import split_rows
+    from sundae.data.dataset import Latents
+    from sundae.data.splits import split_rows
 
     root = folder_of(40, tmp_path)
     train, held_out = open_pictures(root, size=8, load_size=9, eval_fraction=0.25, cache=False)

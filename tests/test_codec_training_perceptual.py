@@ -11,7 +11,7 @@ from torchvision.models import vgg16
 from sundae.codec_training import perceptual
 from sundae.codec_training.efficientnet import EfficientNetLite0
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, load_perceptual
-from sundae.errors import UserError
+from sundae.common.errors import UserError
 
 
 def pictures(seed: int, side: int = 32) -> torch.Tensor:

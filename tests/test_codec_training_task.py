@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from sundae.codec.vqgan import load_vqgan
 from sundae.codec_training.config import CodecRunConfig, parse_codec_config
 from sundae.codec_training.dataset import augment
 from sundae.codec_training.export import export
 from sundae.codec_training.module import CodecTraining
 from sundae.codec_training.perceptual import load_perceptual
 from sundae.codec_training.task import CodecTask, _rows_in_turn, build_training
-from sundae.compiling import compile_modules
-from sundae.vqgan import load_vqgan
+from sundae.common.compiling import compile_modules
 
 Metrics = dict[str, Tensor]
 

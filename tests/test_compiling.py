@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sundae import compiling
-from sundae.compiling import Compiled, compile_modules, compiling_pays
+from sundae.common import compiling
+from sundae.common.compiling import Compiled, compile_modules, should_compile
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +47,10 @@ def test_without_a_compiler_the_reason_is_said_once_and_the_network_runs(
 def test_sampling_is_compiled_when_asked_or_where_a_gpu_has_long_to_go() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for wanted in (True, False):
-        assert compiling_pays(wanted, cpu, 1) is compiling_pays(wanted, cuda, 10**6) is wanted
-    assert not compiling_pays(None, cpu, 10**6)
-    assert not compiling_pays(None, cuda, 100)
-    assert compiling_pays(None, cuda, 1000)
+        assert should_compile(wanted, cpu, 1) is should_compile(wanted, cuda, 10**6) is wanted
+    assert not should_compile(None, cpu, 10**6)
+    assert not should_compile(None, cuda, 100)
+    assert should_compile(None, cuda, 1000)
 
 
 def test_cuda_graphs_are_for_the_main_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sundae.compositing import composited, edge_depth, fill_hidden
+from sundae.editing.compositing import composited, edge_depth, fill_hidden
 
 
 def hole(size: tuple[int, int], top: int, left: int, height: int, width: int) -> Tensor:

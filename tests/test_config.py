@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from sundae.config import RunConfig, dump_toml, load_config, parse_config, update_config
-from sundae.contradictions import schedule_keys
-from sundae.errors import UserError
-from sundae.schema import required_keys
-from sundae.sections import ScheduleName, TrainerConfig
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig, dump_toml, load_config, parse_config, update_config
+from sundae.config.schema import required_keys
+from sundae.config.sections import ScheduleName, TrainerConfig
+from sundae.config.validation import schedule_keys
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("config/**/*.toml"))

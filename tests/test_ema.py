@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sundae.ema import EMA
+from sundae.training.ema import EMA
 
 
 class Counter(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sundae import emoji
-from sundae.emoji import write_emoji
-from sundae.errors import UserError
+from sundae.common.errors import UserError
+from sundae.datasets import emoji
+from sundae.datasets.emoji import write_emoji
 
 
 def pack(path: Path, files: dict[str, bytes]) -> None:

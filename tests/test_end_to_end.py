@@ -19,10 +19,10 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from vqgan_cases import CASES, CODES, Case
 
-from sundae.checkpoint import open_checkpoint
-from sundae.codecs import Codec
-from sundae.latents import Latents, open_latents
-from sundae.vqgan import load_vqgan
+from sundae.codec.interface import Codec
+from sundae.codec.vqgan import load_vqgan
+from sundae.data.dataset import Latents, open_latents
+from sundae.prior.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SIDE, GRID = 64, 16
@@ -180,7 +180,7 @@ def test_from_a_folder_of_pictures_to_samples(
     tmp_path: Path, script: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same arithmetic on every machine, so that tokens can be compared one by one.
-    monkeypatch.setattr("sundae.precision.has_bf16", lambda device: False)
+    monkeypatch.setattr("sundae.common.precision.has_bf16", lambda device: False)
     case = CASES["taming"](tmp_path)
     codec = load_vqgan(case.checkpoint, case.config)
     vqgan = ["--cfg-path", case.config, "--ckpt-path", case.checkpoint]
@@ -219,7 +219,7 @@ def test_from_a_folder_of_pictures_to_samples(
 def test_a_checkpoint_that_does_not_say_its_range_is_encoded_as_stated(
     tmp_path: Path, script: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sundae.precision.has_bf16", lambda device: False)
+    monkeypatch.setattr("sundae.common.precision.has_bf16", lambda device: False)
     (tmp_path / "vqgan").mkdir()
     case = CASES["diffusers"](tmp_path / "vqgan")
     shown = cut(load_sample_images().images[0], 0)

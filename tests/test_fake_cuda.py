@@ -26,13 +26,13 @@ from fake_cuda import (
 from torch import Tensor, nn
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
-from sundae.categorical import draw_seeds
-from sundae.compiling import Compiled
-from sundae.config import RunConfig
-from sundae.network import build_network
-from sundae.prior import Prior, even_classes, sample_seeds
-from sundae.sampling import Refinement, Schedule, sample
-from sundae.strategies import STRATEGIES
+from sundae.common.compiling import Compiled
+from sundae.config.run_file import RunConfig
+from sundae.prior.categorical import draw_seeds
+from sundae.prior.network import build_network
+from sundae.sampling.loop import Refinement, Schedule, sample
+from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.strategies import STRATEGIES
 
 Config = Callable[..., RunConfig]
 EVERY_STRATEGY = pytest.mark.parametrize("strategy", STRATEGIES)

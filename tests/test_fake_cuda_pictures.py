@@ -19,17 +19,18 @@ from test_fake_cuda_training import lpips
 from torch import Tensor
 from vqgan_cases import CASES, pictures
 
+from sundae.codec.interface import ChunkedCodec, Codec, PixelCodec
+from sundae.codec.vqgan import VQGANCodec, load_vqgan
 from sundae.codec_training.perceptual import _LOADERS
-from sundae.codecs import Codec, PixelCodec, SparingCodec
-from sundae.compositing import composited, fill_hidden
-from sundae.config import RunConfig
-from sundae.images import load_image, save_image, to_tensor
-from sundae.inpainting import image_to_image, inpaint, outpaint_canvas
+from sundae.common.images import load_image, save_image, to_tensor
+from sundae.config.run_file import RunConfig
+from sundae.data.dataset import open_latents
+from sundae.editing.compositing import composited, fill_hidden
+from sundae.editing.files import Task, second_panel
+from sundae.editing.inpaint import image_to_image, inpaint, outpaint_canvas
 from sundae.interactive.session import Session
-from sundae.latents import open_latents
-from sundae.prior import even_classes, sample_seeds, write_samples
-from sundae.repainting import Task, second_panel
-from sundae.vqgan import VQGANCodec, load_vqgan
+from sundae.sampling.output import write_samples
+from sundae.sampling.prior import even_classes, sample_seeds
 
 Config = Callable[..., RunConfig]
 
@@ -72,7 +73,7 @@ def test_a_codec_of_every_family_in_bfloat16(codec: VQGANCodec, precision: str) 
 
 
 def test_grey_levels(cuda: FakeCuda) -> None:
-    images, codec = pictures(), SparingCodec(PixelCodec(LEVELS))
+    images, codec = pictures(), ChunkedCodec(PixelCodec(LEVELS))
     assert_same(lambda d: [codec.encode(images.to(d)), codec.decode(codec.encode(images.to(d)))])
 
 
@@ -150,7 +151,7 @@ def script_on(
     script: Script, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[torch.device], Script]:
     """script_on(device)("train", ...) runs a script there, whatever it would choose itself."""
-    monkeypatch.setattr("sundae.logbook.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("sundae.training.logbook.draw_curves", lambda rows, path: None)
     # All are imported first: what one of them took over from a patched module, it would keep.
     modules = [importlib.import_module(name) for name in ("utils", *SCRIPTS)]
     accelerator = partial(Accelerator, cpu=True)

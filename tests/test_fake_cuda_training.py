@@ -24,29 +24,31 @@ from test_fake_cuda import Network
 from torch import Tensor, nn
 from vqgan_cases import DDCONFIG, pictures
 
-from sundae.callbacks import CallbackType
-from sundae.checkpoint import open_checkpoint
+from sundae.codec.interface import PixelCodec
+from sundae.codec.vqgan import load_vqgan
 from sundae.codec_training.codebook import INITIALISATIONS
 from sundae.codec_training.config import CodecRunConfig, parse_codec_config
 from sundae.codec_training.efficientnet import EfficientNetLite0
 from sundae.codec_training.export import export
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
 from sundae.codec_training.task import CodecTask, build_training
-from sundae.codecs import PixelCodec
-from sundae.config import RunConfig
-from sundae.ema import EMA
-from sundae.finite import first_non_finite
-from sundae.linear_cross_entropy import linear_cross_entropy
-from sundae.logbook import Logbook
-from sundae.metrics import Means
-from sundae.network import build_network
-from sundae.objective import unroll
-from sundae.optimizers import make_optimizer
-from sundae.precision import autocast
-from sundae.prior import PriorTask, SampleGrids, even_classes
-from sundae.runs import open_datasets
-from sundae.trainer import Trainer
-from sundae.vqgan import load_vqgan
+from sundae.common.finite import first_non_finite
+from sundae.common.precision import autocast
+from sundae.config.run_file import RunConfig
+from sundae.prior.checkpoint import open_checkpoint
+from sundae.prior.linear_cross_entropy import linear_cross_entropy
+from sundae.prior.network import build_network
+from sundae.prior.objective import unroll
+from sundae.sampling.grids import SampleGrids
+from sundae.sampling.prior import even_classes
+from sundae.training.callbacks import CallbackType
+from sundae.training.data import open_datasets
+from sundae.training.ema import EMA
+from sundae.training.logbook import Logbook
+from sundae.training.metrics import Means
+from sundae.training.optimizers import make_optimizer
+from sundae.training.task import PriorTask
+from sundae.training.trainer import Trainer
 
 Config = Callable[..., RunConfig]
 
@@ -126,7 +128,7 @@ def trainer_on(
     device: torch.device, cfg: RunConfig, run: Path, patch: pytest.MonkeyPatch
 ) -> Trainer:
     patch.setattr(Accelerator, "device", device)
-    patch.setattr("sundae.logbook.draw_curves", lambda rows, path: None)
+    patch.setattr("sundae.training.logbook.draw_curves", lambda rows, path: None)
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
     trainer = Trainer(

@@ -18,14 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
-from sundae import strategies
-from sundae.canvas import windowed
-from sundae.curves import Schedule
-from sundae.objective import unroll
-from sundae.sampling import _advance, _first_rows, _Network, _Plan
-from sundae.vqgan.architecture import Architecture, Stack
-from sundae.vqgan.backbone import VQGAN
-from sundae.vqgan.codec import Rules, VQGANCodec
+from sundae.codec.vqgan.architecture import Architecture, Stack
+from sundae.codec.vqgan.backbone import VQGAN
+from sundae.codec.vqgan.codec import Rules, VQGANCodec
+from sundae.prior.objective import unroll
+from sundae.sampling import strategies
+from sundae.sampling.canvas import windowed
+from sundae.sampling.loop import _advance, _first_rows, _Network, _Plan
+from sundae.sampling.schedule import Schedule
 
 GRID, CODES, CLASSES, BATCH = (4, 4), 16, 3, 2
 LENGTH = GRID[0] * GRID[1]

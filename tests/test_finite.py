@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sundae.finite import NonFiniteError, check_finite, first_non_finite, named_tensors
+from sundae.common.finite import NonFiniteError, check_finite, first_non_finite, named_tensors
 
 BROKEN = (math.nan, math.inf, -math.inf)
 
@@ -46,7 +46,7 @@ def test_the_host_does_not_wait_for_each_tensor() -> None:
     """On a GPU reading a scalar makes the host wait for the device."""
     read: list[object] = []
 
-    class Watch(TorchDispatchMode):
+    class DonePoller(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
@@ -55,7 +55,7 @@ def test_the_host_does_not_wait_for_each_tensor() -> None:
             return func(*args, **(kwargs or {}))
 
     tensors = {str(i): torch.ones(3) for i in range(50)} | {"half": torch.ones(3).half()}
-    with Watch():
+    with DonePoller():
         assert first_non_finite(tensors) is None
         assert read == []
         assert bool(torch.isfinite(tensors["0"]).all()) and len(read) == 1  # what is counted

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import contents
 
-from sundae import folders
-from sundae.errors import UserError
-from sundae.folders import atomic_folder, restore_folder, restore_folders
+from sundae.common import folders
+from sundae.common.errors import UserError
+from sundae.common.folders import atomic_folder, restore_folder, restore_folders
 
 ROOT = Path(__file__).parents[1]
 OLD, NEW = {"a": b"old", "sub/b": b"old"}, {"a": b"new", "sub/c": b"new"}
@@ -23,7 +23,7 @@ ABANDONED = 25 * 60 * 60  # seconds
 DYING = """
 import os, shutil, signal, sys
 from pathlib import Path
-from sundae import folders
+from sundae.common import folders
 
 def dying(function):
     def call(*args, **kwargs):

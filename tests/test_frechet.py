@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sundae.frechet import frechet_distance
+from sundae.evaluation.frechet import frechet_distance
 
 
 def features_with(mean: np.ndarray, covariance: np.ndarray, count: int = 50) -> np.ndarray:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from sundae.errors import UserError
-from sundae.latents import open_latents
-from sundae.pixel_data import quantise, read_idx, write_pixel_dataset
+from sundae.common.errors import UserError
+from sundae.data.dataset import open_latents
+from sundae.datasets.digits import quantise, read_idx, write_pixel_dataset
 
 SCRIPT = Path(__file__).parent.parent / "generate-discrete-mnist.py"
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sundae.encoding import EncodingReport, generate_latents
-from sundae.errors import UserError
-from sundae.latents import open_latents
-from sundae.splits import split_rows
+from sundae.codec.encoding import EncodingReport, generate_latents
+from sundae.common.errors import UserError
+from sundae.data.dataset import open_latents
+from sundae.data.splits import split_rows
 
 SCRIPT = Path(__file__).parent.parent / "generate-latents.py"
 
@@ -163,7 +163,7 @@ def test_killed_while_finishing(
 
     encode(pictures, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(f"sundae.resumable_writer.ResumableWriter.{step}", killed)
+        patch.setattr(f"sundae.data.resumable_writer.ResumableWriter.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             encode(pictures, tmp_path / "out")
     codec = FakeCodec()
@@ -290,9 +290,9 @@ def test_places_and_sizes_that_cannot_work(pictures: Path, tmp_path: Path) -> No
 
 def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Runs the script with the fake codec in place of a checkpoint and returns its exit code."""
-    vqgan = ModuleType("sundae.vqgan")
+    vqgan = ModuleType("sundae.codec.vqgan")
     vqgan.load_vqgan = lambda checkpoint, config: FakeCodec()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "sundae.vqgan", vqgan)
+    monkeypatch.setitem(sys.modules, "sundae.codec.vqgan", vqgan)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--ckpt-path", "x", *map(str, arguments)])
     try:
         runpy.run_path(str(SCRIPT), run_name="__main__")

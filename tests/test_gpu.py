@@ -28,8 +28,8 @@ from gpu_run import Outcome, Part, Stage, run_stage
 from gpu_stages import SPEED_PARTS, stages
 from speed_jobs import Bench
 
-from sundae.config import load_config
-from sundae.errors import UserError
+from sundae.common.errors import UserError
+from sundae.config.run_file import load_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sundae.errors import UserError
-from sundae.images import (
+from sundae.common.errors import UserError
+from sundae.common.images import (
     BadImage,
     list_images,
     load_image,

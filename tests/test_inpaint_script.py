@@ -14,10 +14,10 @@ from conftest import LEVELS, Ended, contents, write_run_file
 from PIL import Image
 from torch import Tensor
 
-from sundae.codecs import PixelCodec
-from sundae.images import load_image, resize_and_crop, to_tensor
-from sundae.naming import path_component
-from sundae.repainting import name_pictures
+from sundae.codec.interface import PixelCodec
+from sundae.common.images import load_image, resize_and_crop, to_tensor
+from sundae.common.naming import path_component
+from sundae.editing.files import name_pictures
 
 Run = Callable[..., Ended]
 
@@ -28,7 +28,7 @@ def prior(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prior")
     words = ["--cfg-path", write_run_file(root, tiny_data, {}), "--run-dir", root / "run"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sundae.logbook.draw_curves", lambda rows, path: None)
+        patch.setattr("sundae.training.logbook.draw_curves", lambda rows, path: None)
         patch.setattr(
             sys, "argv", ["train.py", *map(str, words), "--seed", "0", "--no-cuda", "--quiet"]
         )

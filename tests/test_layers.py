@@ -21,7 +21,7 @@ from hourglass_transformer.layers import (
     grid_positions,
     rotate,
 )
-from sundae import precision
+from sundae.common import precision
 
 
 def config(**changes: Any) -> HourglassConfig:

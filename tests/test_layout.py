@@ -33,6 +33,18 @@ def packages_of(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports_of(path)} - STANDARD
 
 
+# Each room of the library imports itself and rooms before it in this list.
+ROOMS = (
+    "common", "config", "data", "codec", "prior", "training", "codec_training", "sampling",
+    "editing", "evaluation", "datasets", "interactive",
+)  # fmt: skip
+
+
+def rooms_of(path: Path) -> set[str]:
+    """Rooms of the library that a file imports."""
+    return {name.split(".")[1] for name in imports_of(path) if name.startswith("sundae.")}
+
+
 def module_name(path: Path) -> str:
     return path.stem.replace("-", "_")
 
@@ -41,7 +53,7 @@ def module_name(path: Path) -> str:
     ("source", "expected"),
     [
         ("import torch.nn as nn", {"torch.nn"}),
-        ("def f():\n    from sundae.config import x", {"sundae.config"}),
+        ("def f():\n    from sundae.config.run_file import x", {"sundae.config.run_file"}),
         ("from . import a", {"sundae.vqgan"}),
         ("from .. import a", {"sundae"}),
         ("from ..codecs import a", {"sundae.codecs"}),
@@ -73,10 +85,25 @@ def test_the_library_imports_no_script_and_no_utils() -> None:
         assert not packages_of(path) & forbidden, path.name
 
 
+def test_every_module_of_the_library_is_in_a_room() -> None:
+    library = ROOT / "sundae"
+    assert [path.name for path in library.glob("*.py")] == ["__init__.py"]
+    assert {path.parent.name for path in library.glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_rooms_before_them(room: str) -> None:
+    files = sorted((ROOT / "sundae" / room).rglob("*.py"))
+    assert files
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    for path in files:
+        assert not rooms_of(path) - allowed, path
+
+
 def test_utils_imports_torch_the_users_error_and_how_to_print_it_only() -> None:
     ours = {name for name in imports_of(ROOT / "utils.py") if name.startswith("sundae")}
-    assert ours == {"sundae.errors", "sundae.naming"}
-    assert not packages_of(ROOT / "sundae" / "naming.py")  # as light as it was
+    assert ours == {"sundae.common.errors", "sundae.common.naming"}
+    assert not packages_of(ROOT / "sundae" / "common" / "naming.py")  # as light as it was
     assert packages_of(ROOT / "utils.py") == {"numpy", "torch", "sundae"}
 
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sundae import linear_cross_entropy as module
-from sundae.categorical import draw_tokens
-from sundae.linear_cross_entropy import linear_cross_entropy
-from sundae.precision import has_bf16
+from sundae.common.precision import has_bf16
+from sundae.prior import linear_cross_entropy as module
+from sundae.prior.categorical import draw_tokens
+from sundae.prior.linear_cross_entropy import linear_cross_entropy
 
 CPU = torch.device("cpu")
 ROWS, DIM, VOCAB = 30, 12, 17

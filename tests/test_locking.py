@@ -16,10 +16,11 @@ import pytest
 from conftest import Ended, contents
 from PIL import Image
 
-from sundae import locking
-from sundae.emoji import write_emoji
-from sundae.errors import UserError
-from sundae.locking import (
+from sundae.codec.vqgan import load_vqgan
+from sundae.codec.vqgan.convert import save_codec
+from sundae.common import locking
+from sundae.common.errors import UserError
+from sundae.common.locking import (
     LOCK_NAME,
     Lock,
     folder_lock,
@@ -28,18 +29,17 @@ from sundae.locking import (
     shared_folder,
     target_lock,
 )
-from sundae.pixel_data import write_pixel_dataset
-from sundae.release import release
-from sundae.shipped import SHIPPED
-from sundae.vqgan import load_vqgan
-from sundae.vqgan.convert import save_codec
+from sundae.datasets.digits import write_pixel_dataset
+from sundae.datasets.emoji import write_emoji
+from sundae.prior.pretrained import SHIPPED
+from sundae.prior.release import release
 
 ROOT = Path(__file__).parents[1]
 CODEC_FILE = SHIPPED / "vqgan.safetensors"
 HOLD = """
 import sys
 from pathlib import Path
-from sundae.locking import folder_lock
+from sundae.common.locking import folder_lock
 first, count = map(int, sys.argv[2:])
 with folder_lock(Path(sys.argv[1]), range(first, first + count) if count else None):
     print("held", flush=True)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sundae.config import WandbConfig
-from sundae.errors import UserError
-from sundae.logbook import Logbook, start_wandb
+from sundae.common.errors import UserError
+from sundae.config.run_file import WandbConfig
+from sundae.training.logbook import Logbook, start_wandb
 
 
 def read_csv(run: Path) -> list[dict[str, str]]:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sundae.errors import UserError
-from sundae.masks import (
+from sundae.common.errors import UserError
+from sundae.editing.masks import (
     block,
     classic,
     grid,

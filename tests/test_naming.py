@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sundae.naming import path_component, printable
+from sundae.common.naming import path_component, printable
 
 
 @pytest.mark.parametrize("name", ["emoji64", "café 3", "a-b_c.d", "v1.2", "_x", "日本", "console"])

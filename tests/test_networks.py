@@ -9,7 +9,7 @@ import pytest
 from conftest import Ended, write_run_file
 
 from benchmarks import budgets
-from sundae.config import load_config
+from sundae.config.run_file import load_config
 
 SCHEDULE = {
     "trainer.lr_scheduler_name": "cosine_with_warmup",

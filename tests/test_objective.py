@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
-from sundae.objective import corrupt, corruption_rates, unroll
+from sundae.prior.objective import corrupt, corruption_rates, unroll
 
 
 def generator_of(seed: int = 0) -> torch.Generator:

@@ -16,9 +16,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import costs, plan
-from sundae.config import RunConfig, load_config, parse_config
-from sundae.errors import UserError
-from sundae.network import build_network
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig, load_config, parse_config
+from sundae.prior.network import build_network
 from utils import run_cli
 
 DIM, VOCAB, SIDE = 64, 32, 8

@@ -11,27 +11,18 @@ import torch
 from conftest import contents
 from torch import Tensor, nn
 
-from sundae.codecs import PixelCodec
-from sundae.compiling import Compiled
-from sundae.config import RunConfig, SamplingConfig
-from sundae.errors import UserError
-from sundae.images import load_image, to_tensor
-from sundae.network import build_network
-from sundae.prior import (
-    Prior,
-    PriorTask,
-    SampleGrids,
-    drop_classes,
-    even_classes,
-    grid_path,
-    prepare_out_dir,
-    sample_path,
-    sample_seeds,
-    schedule_of,
-    write_samples,
-)
-from sundae.sampling import Schedule
-from sundae.strategies import STRATEGIES
+from sundae.codec.interface import PixelCodec
+from sundae.common.compiling import Compiled
+from sundae.common.errors import UserError
+from sundae.common.images import load_image, to_tensor
+from sundae.config.run_file import RunConfig, SamplingConfig
+from sundae.prior.network import build_network
+from sundae.sampling.grids import SampleGrids
+from sundae.sampling.loop import Schedule
+from sundae.sampling.output import grid_path, prepare_out_dir, sample_path, write_samples
+from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.strategies import STRATEGIES, schedule_of
+from sundae.training.task import PriorTask, drop_classes
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -312,7 +303,7 @@ def test_compiled_all_batches_have_one_size_and_the_pictures_are_the_same(
 def test_a_network_of_its_own_is_turned_to_bfloat16_once_and_says_the_same(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sundae.prior.has_bf16", lambda device: True)
+    monkeypatch.setattr("sundae.sampling.prior.has_bf16", lambda device: True)
     cfg = config()
     net = build_network(cfg)
     nn.init.normal_(net.to_logits.weight)

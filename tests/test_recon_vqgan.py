@@ -12,9 +12,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from vqgan_cases import CASES
 
-from sundae.codecs import PixelCodec
-from sundae.errors import UserError
-from sundae.vqgan.reconstruct import fit_picture, perplexity, reconstruct, side_by_side
+from sundae.codec.interface import PixelCodec
+from sundae.common.errors import UserError
+from sundae.evaluation.reconstruction import fit_picture, perplexity, reconstruct, side_by_side
 
 SCRIPT = Path(__file__).parents[1] / "recon-vqgan.py"
 

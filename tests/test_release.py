@@ -17,14 +17,14 @@ import torch
 from conftest import Ended, contents, poison, write_run_file
 from vqgan_cases import CASES, CODES
 
-from sundae.checkpoint import list_checkpoints, open_checkpoint
-from sundae.codecs import open_codec
-from sundae.latent_format import Manifest
-from sundae.latent_writer import write_latents
-from sundae.naming import path_component
-from sundae.release import _FILES, _portable, main, release
-from sundae.vqgan import load_vqgan
-from sundae.vqgan.convert import save_codec
+from sundae.codec.interface import open_codec
+from sundae.codec.vqgan import load_vqgan
+from sundae.codec.vqgan.convert import save_codec
+from sundae.common.naming import path_component
+from sundae.data.format import Manifest
+from sundae.data.writer import write_latents
+from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
+from sundae.prior.release import _FILES, _portable, main, release
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., Ended]
@@ -262,7 +262,8 @@ def test_links_out_of_the_run_are_refused_and_a_run_behind_a_link_is_not(
 # Dies as soon as the old folder is out of its place, on a system that cannot exchange folders.
 DYING = """
 import os, signal, sys
-from sundae import folders, release
+from sundae.common import folders
+from sundae.prior import release
 
 def replace(source, target):
     rename(source, target)

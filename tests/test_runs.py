@@ -10,22 +10,14 @@ import pytest
 from accelerate import Accelerator
 from conftest import contents, write_tiny_data
 
-from sundae.checkpoint import Checkpoint, CheckpointInfo
-from sundae.config import RunConfig, load_config
-from sundae.errors import UserError
-from sundae.locking import Lock
-from sundae.runs import (
-    check_same_classes,
-    check_same_codec,
-    check_same_network,
-    choose_run_folder,
-    chosen_classes,
-    class_number,
-    keep_run_file,
-    open_datasets,
-    run_folder,
-    run_of,
-)
+from sundae.common.errors import UserError
+from sundae.common.locking import Lock
+from sundae.config.run_file import RunConfig, load_config
+from sundae.prior.checkpoint import Checkpoint, CheckpointInfo
+from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
+from sundae.sampling.opening import chosen_classes, class_number
+from sundae.training.data import open_datasets
+from sundae.training.run_folder import choose_run_folder, keep_run_file, run_folder, run_of
 
 Config = Callable[..., RunConfig]
 
@@ -151,12 +143,12 @@ def test_a_run_folder_is_for_one_process_at_a_time(config: Config, tmp_path: Pat
 def test_where_the_main_process_is_refused_the_others_end_without_a_word(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("sundae.runs.agreed", lambda *mine: [None, True])
+    monkeypatch.setattr("sundae.training.run_folder.agreed", lambda *mine: [None, True])
     other = SimpleNamespace(is_main_process=False)
     with pytest.raises(SystemExit, match="2"), run_folder(config(), tmp_path, None, other):  # type: ignore[arg-type]
         pass
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr("sundae.runs.agreed", lambda *mine: [tmp_path / "x", False])
+    monkeypatch.setattr("sundae.training.run_folder.agreed", lambda *mine: [tmp_path / "x", False])
     with run_folder(config(), None, None, other) as run:  # type: ignore[arg-type]
         assert run == tmp_path / "x" and not run.exists()
 

@@ -26,7 +26,7 @@ def trained(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_run_file(root, tiny_data, {})
     words = ["--cfg-path", path, "--run-dir", root / "run", "--seed", 0, "--no-cuda", "--quiet"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sundae.logbook.draw_curves", lambda rows, path: None)
+        patch.setattr("sundae.training.logbook.draw_curves", lambda rows, path: None)
         patch.setattr(sys, "argv", ["train.py", *map(str, words)])
         importlib.import_module("train").main()
     return root / "run"

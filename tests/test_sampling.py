@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sundae.categorical import draw_seeds
-from sundae.sampling import ClassDenoise, Refinement, Schedule, sample, starting_tokens
-from sundae.strategies import STRATEGIES
+from sundae.prior.categorical import draw_seeds
+from sundae.sampling.loop import ClassDenoise, Refinement, Schedule, sample, starting_tokens
+from sundae.sampling.strategies import STRATEGIES
 
 VOCAB, LENGTH = 6, 10
 EAGER = Schedule(steps=4)  # every token takes every draw, at temperature 1

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sundae.categorical import draw_seeds
-from sundae.compiling import Compiled
-from sundae.config import RunConfig
-from sundae.network import build_network
-from sundae.pace import Pace, Watch, pace_of
-from sundae.prior import Prior, sample_seeds
-from sundae.sampling import Refinement, Schedule, sample
-from sundae.strategies import STRATEGIES
+from sundae.common.compiling import Compiled
+from sundae.config.run_file import RunConfig
+from sundae.prior.categorical import draw_seeds
+from sundae.prior.network import build_network
+from sundae.sampling.loop import Refinement, Schedule, sample
+from sundae.sampling.polling import DonePoller, PollPolicy, poll_policy
+from sundae.sampling.prior import Prior, sample_seeds
+from sundae.sampling.strategies import STRATEGIES
 
 VOCAB, LENGTH, ROWS = 6, 16, 12
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-AS_ON_A_GPU = pace_of(CUDA, compiled=False)
+AS_ON_A_GPU = poll_policy(CUDA, compiled=False)
 EVERY_STRATEGY = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -95,7 +95,7 @@ def test_the_counter_sees_what_makes_a_host_wait() -> None:
 @EVERY_STRATEGY
 def test_the_device_is_asked_rarely(strategy: str) -> None:
     schedule = schedule_for(strategy, guidance=2.0)
-    pace = Pace(5, (1.0, 0.5))
+    pace = PollPolicy(5, (1.0, 0.5))
     with Questions() as questions:
         steps = states(
             schedule, pace=pace, classes=torch.arange(ROWS), null_class=3, denoise=undecided
@@ -114,8 +114,10 @@ def test_the_network_asks_nothing(config: Callable[..., RunConfig]) -> None:
 
 
 @EVERY_STRATEGY
-@pytest.mark.parametrize("pace", [AS_ON_A_GPU, Pace(1, (1.0,)), Pace(7, (1.0, 0.3, 0.1))], ids=str)
-def test_samples_do_not_depend_on_when_they_leave(strategy: str, pace: Pace) -> None:
+@pytest.mark.parametrize(
+    "pace", [AS_ON_A_GPU, PollPolicy(1, (1.0,)), PollPolicy(7, (1.0, 0.3, 0.1))], ids=str
+)
+def test_samples_do_not_depend_on_when_they_leave(strategy: str, pace: PollPolicy) -> None:
     schedule = schedule_for(strategy)
     expected = [state.tokens for state in states(schedule)]
     found = [state.tokens for state in states(schedule, pace=pace)]
@@ -132,7 +134,7 @@ def test_batches_shrink_to_few_sizes_and_nobody_who_is_not_done_is_left_out() ->
         return undecided(tokens, classes)
 
     schedule = schedule_for("random", 200)
-    for pace in (AS_ON_A_GPU, pace_of(CPU, compiled=False)):
+    for pace in (AS_ON_A_GPU, poll_policy(CPU, compiled=False)):
         sizes.clear()
         running = [s.running for s in states(schedule, rows=64, pace=pace, denoise=watched)]
         assert running == sorted(running, reverse=True)
@@ -149,15 +151,15 @@ def test_batches_shrink_to_few_sizes_and_nobody_who_is_not_done_is_left_out() ->
 
 
 def test_a_batch_shrinks_by_eighths_on_the_cpu_and_by_halves_on_a_gpu() -> None:
-    assert pace_of(CPU, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
-    assert pace_of(CUDA, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 32, 64]
-    assert pace_of(CUDA, compiled=True).sizes(64) == [0, 1, 4, 16, 64]
-    assert pace_of(CPU, compiled=False).sizes(3) == [0, 1, 2, 3]
+    assert poll_policy(CPU, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+    assert poll_policy(CUDA, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 32, 64]
+    assert poll_policy(CUDA, compiled=True).sizes(64) == [0, 1, 4, 16, 64]
+    assert poll_policy(CPU, compiled=False).sizes(3) == [0, 1, 2, 3]
 
 
 def test_an_answer_is_looked_at_when_the_next_question_is_asked() -> None:
     done = torch.tensor([[n < left for n in range(10)] for left in range(10)])
-    patient, eager = Watch(Pace(3, (1.0,)), 10), Watch(Pace(1, (1.0,)), 10)
+    patient, eager = DonePoller(PollPolicy(3, (1.0,)), 10), DonePoller(PollPolicy(1, (1.0,)), 10)
     assert [patient.look(row) for row in done] == [10, 10, 10, 10, 10, 8, 8, 8, 5, 5]
     assert [eager.look(row) for row in done] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
 
@@ -236,7 +238,7 @@ def test_a_compiled_network_draws_the_same_samples(
 ) -> None:
     """The only test that goes through the whole compiler, which takes a while."""
     torch._dynamo.reset()
-    monkeypatch.setattr("sundae.prior.has_bf16", lambda device: True)
+    monkeypatch.setattr("sundae.sampling.prior.has_bf16", lambda device: True)
     cfg = config({"net.type": "transformer", "net.depth": 1})
     net = build_network(cfg)
     torch.nn.init.normal_(net.to_logits.weight)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sundae.callbacks import Callbacks, CallbackType
-from sundae.schedules import learning_rate_factor
+from sundae.training.callbacks import Callbacks, CallbackType
+from sundae.training.schedules import learning_rate_factor
 
 RATE = 3e-3
 STEPS = {"nb_training_steps": 40}

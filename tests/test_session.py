@@ -12,16 +12,18 @@ from conftest import contents
 from PIL import Image
 from torch import Tensor, nn
 
-from sundae.animation import enlarged, save_animation, within
-from sundae.codecs import PixelCodec, SparingCodec
-from sundae.config import RunConfig, SamplingConfig
-from sundae.errors import UserError
-from sundae.images import load_image, save_image, to_tensor
+from sundae.codec.interface import ChunkedCodec, PixelCodec
+from sundae.common.animation import enlarged, save_animation, within
+from sundae.common.errors import UserError
+from sundae.common.images import load_image, save_image, to_tensor
+from sundae.config.run_file import RunConfig, SamplingConfig
 from sundae.interactive.painting import fitted, painted_mask, read_picture
-from sundae.interactive.recording import Outcome, Pace, View, new_folder, record
+from sundae.interactive.recording import Outcome, PollPolicy, View, new_folder, record
 from sundae.interactive.session import Progress, Session
 from sundae.interactive.settings import Settings
-from sundae.prior import Prior, even_classes, sample_seeds, schedule_of, write_samples
+from sundae.sampling.output import write_samples
+from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.strategies import schedule_of
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -228,7 +230,7 @@ def test_no_more_is_decoded_at_once_than_fits() -> None:
             return super().decode(tokens)
 
     tokens = torch.randint(5, (7, 2, 1))
-    decoded = SparingCodec(Large(5)).decode(tokens)
+    decoded = ChunkedCodec(Large(5)).decode(tokens)
     assert torch.equal(decoded, PixelCodec(5).decode(tokens))
     assert sizes == [2, 2, 2, 1]  # a megapixel at a time
 
@@ -323,7 +325,7 @@ def test_showing_takes_a_third_of_the_time_at_most(tmp_path: Path) -> None:
 
 def test_showing_counts_what_the_caller_takes_for_it(tmp_path: Path) -> None:
     ticks = count()
-    pace = Pace(lambda: next(ticks) * 1.0)
+    pace = PollPolicy(lambda: next(ticks) * 1.0)
     assert pace.due()
     pace.charge(3.0)  # at 0: not again before 6
     assert [pace.due() for _ in range(6)] == [False] * 5 + [True]

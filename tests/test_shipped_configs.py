@@ -8,9 +8,9 @@ from costs import forward_flops, meta_network, parameter_count
 
 from hourglass_transformer import HourglassTransformer
 from hourglass_transformer.config import Depth
-from sundae.config import load_config
-from sundae.network import build_network
-from sundae.strategies import chosen_strategy
+from sundae.config.run_file import load_config
+from sundae.prior.network import build_network
+from sundae.sampling.strategies import chosen_strategy
 
 ROOT = Path(__file__).parents[1] / "config"
 CONFIGS = {str(path.relative_to(ROOT)): path for path in ROOT.glob("**/*.toml")}

@@ -16,8 +16,8 @@ from speed_amused import matched
 from speed_jobs import CONFIGS, SIZES, Bench, Costs, Job, Setup, Track, Way, twin
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
-from sundae.config import RunConfig, load_config
-from sundae.curves import Schedule
+from sundae.config.run_file import RunConfig, load_config
+from sundae.sampling.schedule import Schedule
 from utils import run_cli
 
 TRACKS = "forward,train,step,sampling,encode,decode,latents"

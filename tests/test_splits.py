@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sundae.errors import UserError
-from sundae.latents import Latents, open_latents
-from sundae.naming import family_name, natural_key, picture_name
-from sundae.splits import split_rows
+from sundae.common.errors import UserError
+from sundae.common.naming import family_name, natural_key, picture_name
+from sundae.data.dataset import Latents, open_latents
+from sundae.data.splits import split_rows
 
 SIZES = [(0.7, 0.3), (0.5, 0.2), (30, 10)]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sundae.categorical import draw_seeds
-from sundae.curves import Schedule
-from sundae.sampling import ClassDenoise, sample
-from sundae.sections import StrategyName
-from sundae.strategies import STRATEGIES, counted, halton_order
+from sundae.config.sections import StrategyName
+from sundae.prior.categorical import draw_seeds
+from sundae.sampling.loop import ClassDenoise, sample
+from sundae.sampling.schedule import Schedule
+from sundae.sampling.strategies import STRATEGIES, counted, halton_order
 
 CPU = torch.device("cpu")
 

@@ -10,15 +10,15 @@ import torch
 from textbook import Chance, Textbook, adamw, corrupted, sample, unrolled_loss
 from torch import Tensor
 
-import sundae.sampling
+import sundae.sampling.loop
 from hourglass_transformer import HourglassConfig, HourglassTransformer
-from sundae.categorical import draw_tokens, seeded_uniforms
-from sundae.config import RunConfig
-from sundae.linear_cross_entropy import linear_cross_entropy
-from sundae.objective import corrupt, corruption_rates, unroll
-from sundae.optimizers import make_optimizer
-from sundae.sampling import Schedule
-from sundae.strategies import draw_noise, starting_tokens
+from sundae.config.run_file import RunConfig
+from sundae.prior.categorical import draw_tokens, seeded_uniforms
+from sundae.prior.linear_cross_entropy import linear_cross_entropy
+from sundae.prior.objective import corrupt, corruption_rates, unroll
+from sundae.sampling.loop import Schedule
+from sundae.sampling.strategies import draw_noise, starting_tokens
+from sundae.training.optimizers import make_optimizer
 
 CODES, BATCH = 11, 3
 SHAPES: dict[str, dict[str, Any]] = {
@@ -67,7 +67,7 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 @dataclass
 class OurNoise(Chance):
-    """The noise that `sundae.sampling.sample` takes from its seeds."""
+    """The noise that `sundae.sampling.loop.sample` takes from its seeds."""
 
     seeds: Tensor
 
@@ -166,7 +166,7 @@ def test_samples_under_the_same_noise_are_the_textbooks(at_positions: bool) -> N
     schedule = Schedule(
         6, 1.0, 0.5, sample_proportion=0.7, end_sample_proportion=0.1, early_stop=False
     )
-    *_, last = sundae.sampling.sample(
+    *_, last = sundae.sampling.loop.sample(
         net,
         seeds=seeds,
         length=32,

@@ -22,8 +22,8 @@ from torch import Tensor
 
 import utils
 from hourglass_transformer import model
-from sundae.checkpoint import list_checkpoints, open_checkpoint
-from sundae.config import load_config
+from sundae.config.run_file import load_config
+from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., Ended]
@@ -35,7 +35,7 @@ UNCONDITIONAL = {"net.conditional": False, "net.num_classes": 0}
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing them takes longer than the training; the processes that are started do draw."""
-    monkeypatch.setattr("sundae.logbook.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("sundae.training.logbook.draw_curves", lambda rows, path: None)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from conftest import contents, poison
 from safetensors.torch import load_file
 from test_codec_training_config import values
 
-from sundae.checkpoint import list_checkpoints, mark_best, open_checkpoint
-from sundae.images import save_image
-from sundae.vqgan import load_vqgan
+from sundae.codec.vqgan import load_vqgan
+from sundae.common.images import save_image
+from sundae.prior.checkpoint import list_checkpoints, mark_best, open_checkpoint
 
 SCRIPT = Path(__file__).parents[1] / "train-vqgan.py"
 

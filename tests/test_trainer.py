@@ -16,20 +16,20 @@ from accelerate import Accelerator
 from conftest import contents
 from torch import Tensor, nn
 
-from sundae.callbacks import CallbackType
-from sundae.checkpoint import list_checkpoints, open_checkpoint
-from sundae.config import RunConfig
-from sundae.ema import EMA
-from sundae.errors import UserError
-from sundae.finite import NonFiniteError
-from sundae.latents import collate_batched
-from sundae.logbook import Logbook
-from sundae.metrics import Means
-from sundae.network import build_network
-from sundae.optimizers import make_optimizer, share_out
-from sundae.prior import PriorTask
-from sundae.runs import open_datasets
-from sundae.trainer import Task, Trainer
+from sundae.common.errors import UserError
+from sundae.common.finite import NonFiniteError
+from sundae.config.run_file import RunConfig
+from sundae.data.dataset import collate_batched
+from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
+from sundae.prior.network import build_network
+from sundae.training.callbacks import CallbackType
+from sundae.training.data import open_datasets
+from sundae.training.ema import EMA
+from sundae.training.logbook import Logbook
+from sundae.training.metrics import Means
+from sundae.training.optimizers import make_optimizer, split_batch
+from sundae.training.task import PriorTask
+from sundae.training.trainer import Task, Trainer
 
 Config = Callable[..., RunConfig]
 Metrics = dict[str, Tensor]
@@ -88,7 +88,7 @@ class Told(Slope):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the curves takes longer than everything else here; test_logbook.py looks at them."""
-    monkeypatch.setattr("sundae.logbook.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("sundae.training.logbook.draw_curves", lambda rows, path: None)
 
 
 def line() -> nn.Linear:
@@ -341,11 +341,11 @@ def test_weight_decay_spares_embeddings_and_vectors(config: Config) -> None:
 
 def test_a_batch_is_shared_out_evenly_or_refused(config: Config) -> None:
     cfg = config({"trainer.batch_size": 12, "trainer.mini_batch_size": 2}).trainer
-    assert [share_out(cfg, processes)[1] for processes in (1, 2, 3)] == [6, 3, 2]
+    assert [split_batch(cfg, processes)[1] for processes in (1, 2, 3)] == [6, 3, 2]
     with pytest.raises(UserError, match=r"batch_size \(12\) is not a multiple .* 4 processes"):
-        share_out(cfg, 4)
+        split_batch(cfg, 4)
     whole = config({"trainer.batch_size": 12}).trainer
-    assert share_out(whole, 3) == (4, 1)  # an unset mini-batch is the process's share
+    assert split_batch(whole, 3) == (4, 1)  # an unset mini-batch is the process's share
 
 
 # -- randomness and data ------------------------------------------------------------------------
@@ -488,13 +488,13 @@ def test_evaluation_uses_the_average_where_there_is_one(config: Config, decay: f
 def test_evaluation_switches_dropout_off_and_training_on(config: Config) -> None:
     modes: dict[bool, set[bool]] = {True: set(), False: set()}
 
-    class Watch(Slope):
+    class DonePoller(Slope):
         def of(self, net: nn.Module, loss: Tensor) -> tuple[Tensor, Metrics]:
             modes[torch.is_grad_enabled()].add(net.training)
             return super().of(net, loss)
 
     changes = {"trainer.ema_decay": 0.0, "trainer.max_steps": 4, "trainer.nb_batches": [1, 1]}
-    make(config(changes), None, Watch(), line()).train()
+    make(config(changes), None, DonePoller(), line()).train()
     assert modes == {True: {True}, False: {False}}
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import utils
-from sundae.config import RunConfig, SamplingConfig, with_sampling_flags
-from sundae.errors import UserError
-from sundae.sections import CurveName, StrategyChoice
-from sundae.strategies import FEW_STEPS
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig, SamplingConfig, with_sampling_flags
+from sundae.config.sections import CurveName, StrategyChoice
+from sundae.sampling.strategies import FEW_STEPS
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from vqgan_cases import CASES, CODES, DDCONFIG, pictures, taming_config, taming_model, write_yaml
 
-from sundae.errors import UserError
-from sundae.vqgan import VQGANCodec, load_vqgan, new_vqgan
-from sundae.vqgan.architecture import infer_architecture
-from sundae.vqgan.backbone import VQGAN, AttnBlock
-from sundae.vqgan.codec import Rules
-from sundae.vqgan.load import build
-from sundae.vqgan.quantise import Quantiser
+from sundae.codec.vqgan import VQGANCodec, load_vqgan, new_vqgan
+from sundae.codec.vqgan.architecture import infer_architecture
+from sundae.codec.vqgan.backbone import VQGAN, AttnBlock
+from sundae.codec.vqgan.codec import Rules
+from sundae.codec.vqgan.load import build
+from sundae.codec.vqgan.quantise import Quantiser
+from sundae.common.errors import UserError
 
 
 def make_codec(**changes: str) -> VQGANCodec:
@@ -108,7 +108,7 @@ def test_compiled_batches_are_filled_up_and_their_tokens_stay_the_same(
 ) -> None:
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     expected, sizes = codec.encode(images), []
-    monkeypatch.setattr("sundae.vqgan.codec.compile_modules", lambda *_, quiet: True)
+    monkeypatch.setattr("sundae.codec.vqgan.codec.compile_modules", lambda *_, quiet: True)
     assert codec.compile()
     codec.model.encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     assert torch.equal(codec.encode(images), expected)

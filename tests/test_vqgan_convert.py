@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from vqgan_cases import CASES, Case, pictures
 
-from sundae.errors import UserError
-from sundae.vqgan import load_vqgan
-from sundae.vqgan.__main__ import main
-from sundae.vqgan.convert import save_codec
+from sundae.codec.vqgan import load_vqgan
+from sundae.codec.vqgan.__main__ import main
+from sundae.codec.vqgan.convert import save_codec
+from sundae.common.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["taming", "gumbel", "ldm-no-attention-tanh", "llamagen"])

@@ -10,7 +10,7 @@ from vqgan_cases import (
     pictures,
 )
 
-from sundae.vqgan import load_vqgan
+from sundae.codec.vqgan import load_vqgan
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,13 +19,13 @@ from vqgan_cases import (
     write_yaml,
 )
 
-from sundae.errors import UserError
-from sundae.vqgan import load_vqgan
-from sundae.vqgan.architecture import infer_architecture
-from sundae.vqgan.backbone import VQGAN
-from sundae.vqgan.configs import read_config
-from sundae.vqgan.safe_load import read_tensors
-from sundae.vqgan.statement import architecture_of, check_claims
+from sundae.codec.vqgan import load_vqgan
+from sundae.codec.vqgan.architecture import infer_architecture
+from sundae.codec.vqgan.backbone import VQGAN
+from sundae.codec.vqgan.configs import read_config
+from sundae.codec.vqgan.safe_load import read_tensors
+from sundae.codec.vqgan.statement import architecture_of, check_claims
+from sundae.common.errors import UserError
 
 EXPLICIT = {"distance": "l2", "input_range": "signed"}
 
@@ -144,7 +144,7 @@ def test_weights_that_are_not_finite_are_refused_by_name_in_every_family(
                 tensor[3, 1, 0, 2] = value
         return tensors
 
-    monkeypatch.setattr("sundae.vqgan.load.read_tensors", read_broken)
+    monkeypatch.setattr("sundae.codec.vqgan.load.read_tensors", read_broken)
     with pytest.raises(UserError, match=r": encoder\.conv_in\.weight holds NaN or infinite values"):
         load_vqgan(case.checkpoint, case.config, **case.keywords)
 

@@ -15,10 +15,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from sundae.errors import UserError
-from sundae.vqgan import load_vqgan
-from sundae.vqgan.configs import read_config
-from sundae.vqgan.safe_load import read_tensors
+from sundae.codec.vqgan import load_vqgan
+from sundae.codec.vqgan.configs import read_config
+from sundae.codec.vqgan.safe_load import read_tensors
+from sundae.common.errors import UserError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3)}
 

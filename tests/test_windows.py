@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from hourglass_transformer import HourglassConfig, HourglassTransformer
 from hourglass_transformer.layers import Layer, at_positions
 from hourglass_transformer.resampling import Upsample
-from sundae.config import load_config
-from sundae.errors import UserError
-from sundae.network import build_network
+from sundae.common.errors import UserError
+from sundae.config.run_file import load_config
+from sundae.prior.network import build_network
 
 
 def config(**changes: Any) -> HourglassConfig:

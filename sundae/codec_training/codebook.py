@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sundae.codec.vqgan.quantise import Quantiser
 from sundae.codec_training.processes import shared, summed
-from sundae.finite import NonFiniteError
-from sundae.vqgan.quantise import Quantiser
+from sundae.common.finite import NonFiniteError
 
 INITIALISATIONS = ("kmeans", "data", "uniform")
 

@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import yaml
 
-from sundae.config import WandbConfig, parse_override, with_changes
-from sundae.contradictions import check_batches, check_schedule
-from sundae.errors import UserError
-from sundae.schema import Origin, build, key, plain, suggestion
-from sundae.sections import OptimizerName, TrainerConfig
-from sundae.vqgan.architecture import Architecture
-from sundae.vqgan.configs import read_training
-from sundae.vqgan.statement import Statement, architecture_of
+from sundae.codec.vqgan.architecture import Architecture
+from sundae.codec.vqgan.configs import read_training
+from sundae.codec.vqgan.statement import Statement, architecture_of
+from sundae.common.errors import UserError
+from sundae.config.run_file import WandbConfig, parse_override, with_changes
+from sundae.config.schema import Origin, build, key, plain, suggestion
+from sundae.config.sections import OptimizerName, TrainerConfig
+from sundae.config.validation import check_batches, check_schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sundae.errors import UserError
-from sundae.images import BadImage, list_images, load_image, resize_and_crop
-from sundae.naming import picture_name
-from sundae.splits import EVAL, split_by_fraction
+from sundae.common.errors import UserError
+from sundae.common.images import BadImage, list_images, load_image, resize_and_crop
+from sundae.common.naming import picture_name
+from sundae.data.splits import EVAL, split_by_fraction
 
 Batch = dict[str, Tensor]
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 import yaml
 
+from sundae.codec.vqgan.codec import Rules, VQGANCodec
+from sundae.codec.vqgan.convert import save_codec
 from sundae.codec_training.config import CodecRunConfig
 from sundae.codec_training.module import CodecTraining, unwrapped
-from sundae.files import atomic_path, make_folder, write_text
-from sundae.vqgan.codec import Rules, VQGANCodec
-from sundae.vqgan.convert import save_codec
+from sundae.common.files import atomic_path, make_folder, write_text
 
 if TYPE_CHECKING:
-    from sundae.trainer import Trainer
+    from sundae.training.trainer import Trainer
 
 
 def codec_of(module: CodecTraining, cfg: CodecRunConfig, precision: str = "auto") -> VQGANCodec:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sundae.codec.vqgan.backbone import VQGAN
 from sundae.codec_training.codebook import CodebookCare
 from sundae.codec_training.discriminator import PatchDiscriminator
 from sundae.codec_training.processes import several
-from sundae.vqgan.backbone import VQGAN
 
 
 class Reconstruction(NamedTuple):

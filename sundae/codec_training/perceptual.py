@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sundae.codec_training.efficientnet import EfficientNetLite0
-from sundae.errors import UserError
+from sundae.common.errors import UserError
 
 _EXTRAS = "pip install -r requirements-train-vqgan.txt"
 # Mean and deviation of ImageNet in [-1, 1], as LPIPS was calibrated with.

@@ -1,4 +1,4 @@
-"""Training a codec as a task of `sundae.trainer`, and the pictures that show how it goes."""
+"""Training a codec as a task of `sundae.training.trainer`, and images of how it goes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sundae.codec.vqgan.backbone import VQGAN
 from sundae.codec_training.codebook import CodebookCare, usage_and_perplexity
 from sundae.codec_training.config import CodecRunConfig
 from sundae.codec_training.dataset import ImageDataset, augment, recolour
@@ -21,13 +22,12 @@ from sundae.codec_training.losses import (
 )
 from sundae.codec_training.module import CodecTraining, Reconstruction, unwrapped
 from sundae.codec_training.perceptual import FeatureDistance
-from sundae.files import make_folder
-from sundae.images import make_grid, save_image
-from sundae.precision import autocast
-from sundae.vqgan.backbone import VQGAN
+from sundae.common.files import make_folder
+from sundae.common.images import make_grid, save_image
+from sundae.common.precision import autocast
 
 if TYPE_CHECKING:
-    from sundae.trainer import Batch, Losses, Trainer
+    from sundae.training.trainer import Batch, Losses, Trainer
 
 Metrics = dict[str, Tensor]
 

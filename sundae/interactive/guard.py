@@ -23,8 +23,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
+from sundae.common.naming import printable
 from sundae.interactive.session_files import NOBODY, SessionFiles
-from sundae.naming import printable
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

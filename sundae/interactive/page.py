@@ -14,11 +14,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from sundae.animation import enlarged, within
-from sundae.errors import UserError
-from sundae.files import make_folder
-from sundae.images import to_pil
-from sundae.inpainting import outpaint_canvas
+from sundae.common.animation import enlarged, within
+from sundae.common.errors import UserError
+from sundae.common.files import make_folder
+from sundae.common.images import to_pil
+from sundae.common.naming import printable
+from sundae.editing.inpaint import outpaint_canvas
 from sundae.interactive.controls import AT_ONCE, Controls
 from sundae.interactive.guard import session_of
 from sundae.interactive.painting import fitted, painted_mask, read_picture
@@ -26,7 +27,6 @@ from sundae.interactive.recording import Outcome, View, new_folder, record
 from sundae.interactive.session import Progress, Session
 from sundae.interactive.session_files import SessionFiles
 from sundae.interactive.settings import Settings
-from sundae.naming import printable
 
 Given = dict[gr.components.Component, Any]
 Updates = dict[gr.components.Component, Any]

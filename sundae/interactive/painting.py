@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sundae.animation import within
-from sundae.errors import UserError
-from sundae.images import BadImage, load_image
-from sundae.inpainting import fit_picture
-from sundae.masks import resize_mask
+from sundae.common.animation import within
+from sundae.common.errors import UserError
+from sundae.common.images import BadImage, load_image
+from sundae.editing.inpaint import fit_picture
+from sundae.editing.masks import resize_mask
 
 # Pixels of the longer side: no more than that is worked on, for the sake of memory and time.
 LARGEST_SIDE = 2048

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sundae.animation import save_animation, within
-from sundae.errors import UserError
-from sundae.files import make_first_free, make_folder
-from sundae.folders import atomic_folder
-from sundae.images import make_grid, save_grid, save_image, to_pil
+from sundae.common.animation import save_animation, within
+from sundae.common.errors import UserError
+from sundae.common.files import make_first_free, make_folder
+from sundae.common.folders import atomic_folder
+from sundae.common.images import make_grid, save_grid, save_image, to_pil
 from sundae.interactive.session import Progress
-from sundae.prior import GRID_LIMIT, sample_path
+from sundae.sampling.output import GRID_LIMIT, sample_path
 
 ANIMATION = "history.webp"
 _ANIMATION_SIDE = 768  # pixels of its longer side, at most
@@ -87,7 +87,7 @@ def record(
     Raises:
         UserError: the folder cannot be written to, or the memory does not suffice.
     """
-    began, pace = clock(), Pace(clock)
+    began, pace = clock(), PollPolicy(clock)
     with _released(folder), atomic_folder(folder) as partial:
         book = _Book(partial)
         for progress, ended in _with_ends(_enough_memory(states)):
@@ -128,7 +128,7 @@ def new_folder(parent: Path) -> Path:
     return make_first_free(parent / f"{number:04d}" for number in count(1))
 
 
-class Pace:
+class PollPolicy:
     """Says when to show a picture, so that at most a third of the time goes into showing."""
 
     _REST = 2.0  # times as long as the last one took

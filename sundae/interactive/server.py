@@ -21,8 +21,8 @@ from typing import Any
 
 from PIL import Image
 
-from sundae.errors import UserError
-from sundae.files import make_folder
+from sundae.common.errors import UserError
+from sundae.common.files import make_folder
 from sundae.interactive.guard import LARGEST_UPLOAD, Access, Guard, HostNames, session_cookie
 from sundae.interactive.session import Session
 from sundae.interactive.session_files import SessionFiles

@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sundae.codecs import Codec, SparingCodec
-from sundae.inpainting import Answers, image_to_image, inpaint
+from sundae.codec.interface import ChunkedCodec, Codec
+from sundae.editing.inpaint import Answers, image_to_image, inpaint
 from sundae.interactive.settings import Settings
-from sundae.prior import Prior, even_classes, sample_seeds, schedule_of
-from sundae.sampling import Schedule
+from sundae.sampling.loop import Schedule
+from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.strategies import schedule_of
 
 # Samples that are refined together.
 BATCH_SIZE = 64
@@ -60,7 +61,7 @@ class Session:
             class_names: of a network that knows classes, else empty.
             batch_size: samples that are refined together at most.
         """
-        self.prior, self.codec = prior, SparingCodec(codec)
+        self.prior, self.codec = prior, ChunkedCodec(codec)
         self.class_names, self.batch_size = class_names, batch_size
 
     def settings(self) -> Settings:
@@ -83,7 +84,7 @@ class Session:
     def inpaint(
         self, settings: Settings, image: Tensor, hidden: Tensor, *, composite: bool = True
     ) -> Iterator[Progress]:
-        """Answers to what a hole in a picture may hold; see `sundae.inpainting.inpaint`.
+        """Answers to what a hole in a picture may hold; see `sundae.editing.inpaint.inpaint`.
 
         Args:
             settings: resolved ones.
@@ -111,7 +112,7 @@ class Session:
         return self._batches(settings, refine, image=image, any_unless_chosen=True)
 
     def vary(self, settings: Settings, image: Tensor, strength: float) -> Iterator[Progress]:
-        """Variations of a picture; see `sundae.inpainting.image_to_image`.
+        """Variations of a picture; see `sundae.editing.inpaint.image_to_image`.
 
         Args:
             settings: resolved ones.

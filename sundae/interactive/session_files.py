@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sundae.files import make_folder
-from sundae.folders import remove_tree
+from sundae.common.files import make_folder
+from sundae.common.folders import remove_tree
 
 # The owner of what a client without a session cookie uploads or samples. Whoever knows the path of
 # such a file may read it; the path holds a hash or a random number of at least 128 bits.

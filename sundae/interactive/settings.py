@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from sundae.config import RunConfig, SamplingConfig, parse_config
-from sundae.errors import UserError
-from sundae.prior import null_class
-from sundae.runs import class_number
-from sundae.schema import Rule, check, describe, key
-from sundae.sections import StrategyName
-from sundae.strategies import chosen_strategy
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig, SamplingConfig, parse_config
+from sundae.config.schema import Rule, check, describe, key
+from sundae.config.sections import StrategyName
+from sundae.prior.network import null_class
+from sundae.sampling.opening import class_number
+from sundae.sampling.strategies import chosen_strategy
 
 SEEDS = 2**32  # what --seed accepts, so that a seed found here can be given to every script
 

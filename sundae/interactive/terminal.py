@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sundae.errors import UserError
+from sundae.common.errors import UserError
+from sundae.common.naming import printable
+from sundae.config.schema import suggestion
 from sundae.interactive.recording import Outcome, View, new_folder, record
 from sundae.interactive.session import Session
 from sundae.interactive.settings import Settings
-from sundae.naming import printable
-from sundae.schema import suggestion
 
 with contextlib.suppress(ImportError):  # arrow keys and earlier lines, where the system has it
     import readline  # noqa: F401

@@ -1,0 +1,159 @@
+"""What a VQ-GAN looks like, and how the shapes of its tensors give that away."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sundae.common.errors import UserError
+
+# Tensors that every canonical (taming-structured) checkpoint has, and how many axes they have.
+_LANDMARKS = {
+    "encoder.conv_in.weight": 4,
+    "encoder.conv_out.weight": 4,
+    "decoder.conv_in.weight": 4,
+    "decoder.conv_out.weight": 4,
+    "quant_conv.weight": 4,
+    "post_quant_conv.weight": 4,
+    "quantize.embedding.weight": 2,
+}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One half of the network, level 0 being the level of the pixels.
+
+    Attributes:
+        widths: channels of each level.
+        blocks: residual blocks per level.
+        attention: per level, whether an attention block follows each residual block.
+        mid_attention: whether the middle has an attention block.
+        resample_conv: whether up- and down-sampling use a convolution.
+    """
+
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    attention: tuple[bool, ...]
+    mid_attention: bool = True
+    resample_conv: bool = True
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything needed to build the network; `stem` is the encoder's width before level 0."""
+
+    encoder: Stack
+    decoder: Stack
+    stem: int
+    encoder_out: int
+    z_channels: int
+    embed_dim: int
+    codebook_size: int
+    gumbel: bool = False
+    in_channels: int = 3
+    out_channels: int = 3
+    groups: int = 32
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token along each side."""
+        return 2 ** (len(self.encoder.widths) - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
+        """Raises TypeError or KeyError when `values` is not what `to_dict` wrote."""
+        halves = {half: _stack_from_dict(values[half]) for half in ("encoder", "decoder")}
+        return cls(**{**values, **halves})
+
+
+def _stack_from_dict(values: Mapping[str, Any]) -> Stack:
+    lists = {name: tuple(values[name]) for name in ("widths", "blocks", "attention")}
+    return Stack(**{**values, **lists})
+
+
+def infer_architecture(tensors: Mapping[str, Tensor], *, groups: int = 32) -> Architecture:
+    """Read the architecture off the tensors' names and shapes.
+
+    tensors: canonical names (see `families`). GroupNorm's groups leave no trace in
+    the shapes, so they are an argument.
+
+    Raises UserError when the tensors are not those of a VQ-GAN this package can build.
+    """
+    for name, axes in _LANDMARKS.items():
+        _expect(tensors, name, axes)
+    shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    codebook_size, embed_dim = shape["quantize.embedding.weight"]
+    architecture = Architecture(
+        encoder=_infer_stack(tensors, "encoder.down.", "downsample"),
+        decoder=_infer_stack(tensors, "decoder.up.", "upsample"),
+        stem=shape["encoder.conv_in.weight"][0],
+        encoder_out=shape["encoder.conv_out.weight"][0],
+        z_channels=shape["decoder.conv_in.weight"][1],
+        embed_dim=embed_dim,
+        codebook_size=codebook_size,
+        gumbel="quantize.proj.weight" in tensors,
+        in_channels=shape["encoder.conv_in.weight"][1],
+        out_channels=shape["decoder.conv_out.weight"][0],
+        groups=groups,
+    )
+    _refuse_unbuildable(architecture, shape)
+    return architecture
+
+
+def _expect(tensors: Mapping[str, Tensor], name: str, axes: int) -> None:
+    if name not in tensors:
+        raise UserError(f"not a VQ-GAN this can read: the tensor {name} is missing")
+    if tensors[name].ndim != axes:
+        raise UserError(f"{name} has {tensors[name].ndim} axes, expected {axes}")
+
+
+def _infer_stack(tensors: Mapping[str, Tensor], root: str, resample: str) -> Stack:
+    """root: what the names of the levels begin with; resample: the name of the resampling."""
+    depth = _count(tensors, root)
+    for level in range(max(1, depth)):
+        _expect(tensors, f"{root}{level}.block.0.conv1.weight", 4)
+    return Stack(
+        widths=tuple(
+            tensors[f"{root}{level}.block.0.conv1.weight"].shape[0] for level in range(depth)
+        ),
+        blocks=tuple(_count(tensors, f"{root}{level}.block.") for level in range(depth)),
+        attention=tuple(f"{root}{level}.attn.0.norm.weight" in tensors for level in range(depth)),
+        mid_attention=f"{root.split('.')[0]}.mid.attn_1.norm.weight" in tensors,
+        resample_conv=depth == 1
+        or any(n.startswith(root) and f".{resample}." in n for n in tensors),
+    )
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many consecutive numbers, from 0, follow `prefix` among the names."""
+    numbers = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
+    total = 0
+    while str(total) in numbers:
+        total += 1
+    return total
+
+
+def _refuse_unbuildable(arch: Architecture, shape: Mapping[str, tuple[int, ...]]) -> None:
+    if arch.in_channels != 3 or arch.out_channels != 3:
+        raise UserError(
+            f"the network maps {arch.in_channels} to {arch.out_channels} channels; only RGB "
+            "networks (3 to 3) turn pictures into tokens"
+        )
+    if len(arch.encoder.widths) != len(arch.decoder.widths):
+        raise UserError(
+            f"the encoder has {len(arch.encoder.widths)} levels and the decoder "
+            f"{len(arch.decoder.widths)}; they must agree"
+        )
+    if arch.encoder_out != shape["quant_conv.weight"][1]:
+        raise UserError(
+            f"encoder.conv_out gives {arch.encoder_out} channels and quant_conv takes "
+            f"{shape['quant_conv.weight'][1]}; a VQ-GAN with double_z cannot run"
+        )
+    for width in {*arch.encoder.widths, *arch.decoder.widths, arch.stem}:
+        if width % arch.groups:
+            raise UserError(f"{width} channels cannot be split into {arch.groups} GroupNorm groups")

@@ -1,0 +1,202 @@
+"""Pictures in and out: read any file as RGB, resize and crop, save one or a grid of them."""
+
+import os
+from collections.abc import Iterator
+from math import ceil, sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from sundae.common.errors import UserError
+from sundae.common.files import atomic_path
+from sundae.common.naming import natural_key
+
+__all__ = [
+    "BadImage",
+    "crop_box",
+    "list_images",
+    "load_image",
+    "make_grid",
+    "natural_key",
+    "resize_and_crop",
+    "save_grid",
+    "save_image",
+    "to_pil",
+    "to_tensor",
+]
+
+_SUFFIXES = frozenset(
+    [
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".gif"),
+        *(".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+    ]
+)
+_GRID_PICTURE_SIDE = 64  # pixels a picture in a grid should have at least to be recognisable
+
+
+class BadImage(Exception):  # noqa: N818 - says what it is
+    """A file that cannot be decoded as a picture."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # both, so that it survives the way out of a worker process
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def list_images(root: Path) -> list[Path]:
+    """All pictures below a folder in natural order, hidden files and folders left out.
+
+    Raises:
+        UserError: the folder does not exist or holds no picture.
+    """
+    if not root.is_dir():
+        problem = "is a file, expected a folder of pictures" if root.exists() else "does not exist"
+        raise UserError(f"{root} {problem}; correct the path")
+    paths = [path for path in _walk(root) if path.suffix.lower() in _SUFFIXES]
+    if not paths:
+        raise UserError(
+            f"{root} holds no pictures: expected .png, .jpg, .webp or alike, also in sub-folders"
+        )
+    return sorted(paths, key=lambda path: natural_key(path.relative_to(root)))
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files below root; follows links to folders, but none twice, since links may form a circle."""
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        subfolders[:] = [
+            name
+            for name in sorted(subfolders)
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
+        ]
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def load_image(path: Path, background: str = "white") -> Image.Image:
+    """Reads the first frame of any picture file as 8-bit RGB, upright.
+
+    EXIF orientation is applied, transparency shows the background, CMYK and palettes are converted,
+    and deeper greys are scaled: 16-bit and 32-bit integers by their range, floats by the smallest
+    of 1, 255 and 65,535 that holds them.
+
+    Args:
+        background: name of a colour.
+
+    Raises:
+        BadImage: not a picture, truncated, or with values of no known range.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), background)
+    # Decoders fail with OSError, SyntaxError, struct.error, zlib.error and more, depending on the
+    # byte that is wrong; whatever it is, this one file is the reason.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImage(path, reason.replace(str(path), "the file")) from error
+
+
+def _to_rgb(image: Image.Image, background: str) -> Image.Image:
+    if image.mode[0] in "IF":
+        image = _to_8bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image.convert("RGB")
+
+
+def _to_8bit(image: Image.Image) -> Image.Image:
+    """Scales grey values of more than 8 bits (modes I, I;16 in any byte order, F)."""
+    values = np.asarray(image)
+    if values.dtype == np.int32:
+        values = values.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
+    largest = float(values.max(initial=0))
+    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0, 2.0**32 - 1)
+    white = next((white for white in ranges if largest <= white), None)
+    if white is None:  # also when a value is not a number
+        raise ValueError(f"grey values up to {largest}, expected at most {ranges[-1]:.0f}")
+    return Image.fromarray(np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8))
+
+
+def resize_and_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Scales a picture until it just covers `size` and cuts out its centre, with a Lanczos filter.
+
+    Args:
+        image: any size.
+        size: (height, width) in pixels, or one number for a square.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    left, top, right, bottom = crop_box((image.height, image.width), (height, width))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+
+
+def crop_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
+    """What `resize_and_crop` keeps of a picture: (left, top, right, bottom) in its pixels.
+
+    Args:
+        size: (height, width) of the picture.
+        target: (height, width) that it is brought to.
+    """
+    (height, width), (to_height, to_width) = size, target
+    scale = max(to_height / height, to_width / width)
+    cut_width, cut_height = min(to_width / scale, width), min(to_height / scale, height)
+    # From whole pixels on, so that a picture of the right scale is cut and not resampled.
+    left, top = (width - cut_width) // 2, (height - cut_height) // 2
+    return left, top, left + cut_width, top + cut_height
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3, H, W) float, clamped to [0, 1] -> 8-bit RGB picture."""
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Writes (3, H, W) float in [0, 1] as a PNG, atomically."""
+    with atomic_path(path) as partial:
+        to_pil(image).save(partial, format="PNG")
+
+
+def make_grid(
+    images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 2
+) -> Tensor:
+    """Puts pictures side by side on white, row by row.
+
+    Args:
+        images: (N, 3, H, W) float in [0, 1], N > 0.
+        columns: pictures in a row; None makes the grid as square as possible.
+        scale: whole factor to enlarge each picture by, hard pixels staying hard; None makes tiny
+            pictures large enough to see.
+        gap: white pixels around each picture.
+
+    Returns:
+        (3, rows * (H * scale + gap) + gap, columns * (W * scale + gap) + gap).
+    """
+    count, _, height, width = images.shape
+    columns = columns or ceil(sqrt(count))
+    scale = scale or ceil(_GRID_PICTURE_SIDE / min(_GRID_PICTURE_SIDE, height, width))
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    images = F.pad(images, (0, gap, 0, gap, 0, 0, 0, -count % columns), value=1.0)
+    grid = rearrange(images, "(r c) ch h w -> ch (r h) (c w)", c=columns)
+    return F.pad(grid, (gap, 0, gap, 0), value=1.0)
+
+
+def save_grid(
+    images: Tensor, path: Path, columns: int | None = None, scale: int | None = None
+) -> None:
+    """Writes (N, 3, H, W) float in [0, 1] as one PNG, arranged by make_grid, atomically."""
+    save_image(make_grid(images, columns, scale), path)

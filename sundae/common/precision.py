@@ -1,0 +1,36 @@
+"""Which arithmetic a device is good at."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def autocast(device: torch.device, use_amp: bool) -> AbstractContextManager[object]:
+    """bfloat16 autocast where it is wanted and the device has it; otherwise float32 as it is."""
+    if use_amp and has_bf16(device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def cast_linears_to_bf16(net: nn.Module) -> None:
+    """Turn the linear maps of a network to bfloat16 in place, for use under autocast alone.
+
+    Autocast would do so with their weights in each forward anew; what it computes stays the same to
+    the last bit. Norms, embeddings and tables stay as they are.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)

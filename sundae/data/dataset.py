@@ -1,0 +1,231 @@
+"""Token data sets on disk, read for training: open_latents, TokenDataset, check_agreement."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sundae.common.errors import UserError
+from sundae.data.format import (
+    MANIFEST_NAME,
+    PARTIAL_NAME,
+    TOKENS_NAME,
+    load_array,
+    read_manifest,
+)
+from sundae.data.loose_latents import read_loose_latents
+
+Batch = dict[str, Tensor]
+
+_CHUNK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Token grids of one data set. Pickles by path when they are memory-mapped, not by value.
+
+    Attributes:
+        root: the folder they came from.
+        tokens: (rows, h, w) unsigned integers, memory-mapped when packed.
+        pictures: (rows,) int64: which picture each row shows. Mirror images share it.
+        sources: one relative path per picture, in natural order.
+        labels: (pictures,) int64 class index per picture, or None.
+        classes: class names, indexed by label, or None.
+        codebook_size: tokens are below it; None when the files do not say (one .npy per image).
+        codec_identity: of the codec whose tokens these are; None when the files do not say.
+    """
+
+    root: Path
+    tokens: np.ndarray
+    pictures: np.ndarray
+    sources: tuple[str, ...]
+    labels: np.ndarray | None
+    classes: tuple[str, ...] | None
+    codebook_size: int | None
+    codec_identity: str | None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.tokens)
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(h, w) of one token grid."""
+        return self.tokens.shape[1], self.tokens.shape[2]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None without classes."""
+        return None if self.classes is None else len(self.classes)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether some rows are mirror images of others."""
+        return len(self.tokens) > len(self.sources)
+
+    @cached_property
+    def largest_token(self) -> int:
+        """The largest token, found once by reading the data in chunks."""
+        step = max(1, _CHUNK_BYTES // max(1, self.tokens[:1].nbytes))
+        starts = range(0, len(self.tokens), step)
+        return max(int(self.tokens[start : start + step].max()) for start in starts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if isinstance(self.tokens, np.memmap):
+            state["tokens"] = self.tokens.filename
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if not isinstance(state["tokens"], np.ndarray):
+            state["tokens"] = load_array(Path(state["tokens"]))
+        self.__dict__.update(state)
+
+
+class TokenDataset(Dataset[Batch]):
+    """Some rows of a data set. Give it to a DataLoader together with `collate_batched`."""
+
+    def __init__(self, latents: Latents, rows: np.ndarray | None = None) -> None:
+        """rows: (n,) int64 indices into latents.tokens; None takes all of them."""
+        self.latents = latents
+        self.rows = np.arange(len(latents)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        """-> tokens (h*w,) int64 in raster order and, if there are classes, classes () int64."""
+        batch = self.__getitems__([index])
+        return {name: values[0] for name, values in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """As __getitem__ for many at once: tokens (B, h*w) int64 and classes (B,) int64."""
+        rows = self.rows[np.asarray(indices)]
+        tokens = self.latents.tokens[rows].reshape(len(rows), -1).astype(np.int64)
+        batch = {"tokens": torch.from_numpy(tokens)}
+        if self.latents.labels is not None:
+            labels = self.latents.labels[self.latents.pictures[rows]]
+            batch["classes"] = torch.from_numpy(labels)
+        return batch
+
+
+def collate_batched(batch: Any) -> Batch:
+    """A DataLoader's collate_fn for data that `__getitems__` has already batched."""
+    return batch
+
+
+def open_latents(root: Path, latent_shape: tuple[int, int] | None = None) -> Latents:
+    """Opens packed latents (latents.json and tokens.npy) or a folder of one .npy per image.
+
+    Args:
+        root: the data folder.
+        latent_shape: (h, w) of flat vectors in a folder of one .npy per image; None means square.
+
+    Raises:
+        UserError: the folder is missing, empty, unfinished, or contradicts itself.
+    """
+    if not root.is_dir():
+        raise UserError(f"the data folder {root} does not exist; correct the path or generate it")
+    if (root / MANIFEST_NAME).exists():
+        return _open_packed(root)
+    _refuse_unfinished(root)
+    loose = read_loose_latents(root, latent_shape)
+    return Latents(root, **vars(loose), codebook_size=None, codec_identity=None)
+
+
+def _open_packed(root: Path) -> Latents:
+    manifest = read_manifest(root)
+    path = root / TOKENS_NAME
+    try:
+        tokens = load_array(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); generate the data again") from error
+    expected = (manifest.rows, *manifest.latent_shape)
+    if tokens.shape != expected or tokens.dtype.kind != "u":
+        found = f"{tokens.dtype} {tokens.shape}"
+        raise UserError(f"{path} is {found}, {MANIFEST_NAME} says {expected}; generate it again")
+    if not len(tokens):
+        raise UserError(f"{root} holds no pictures; generate the data again")
+    return Latents(
+        root=root,
+        tokens=tokens,
+        pictures=np.arange(manifest.rows) // (2 if manifest.mirrored else 1),
+        sources=manifest.sources,
+        labels=None if manifest.labels is None else np.array(manifest.labels, dtype=np.int64),
+        classes=manifest.classes,
+        codebook_size=manifest.codebook_size,
+        codec_identity=manifest.codec,
+    )
+
+
+def _refuse_unfinished(root: Path) -> None:
+    if (root / TOKENS_NAME).exists() or (root / PARTIAL_NAME).exists():
+        raise UserError(f"{root} is unfinished: run the command that makes it again to go on")
+    packed = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST_NAME}"))
+    if packed:
+        names = " and ".join(packed)
+        raise UserError(f"{root} holds the data sets {names}: name one of them as the data folder")
+
+
+def check_agreement(
+    latents: Latents,
+    *,
+    vocab_size: int,
+    latent_shape: tuple[int, int],
+    num_classes: int | None,
+    codec_identity: str | None = None,
+) -> None:
+    """Checks that a data set is what a run expects, before any work.
+
+    Args:
+        latents: the data.
+        vocab_size: tokens that the network knows.
+        latent_shape: (h, w) that the network is built for.
+        num_classes: classes that the network knows; None when it is unconditional.
+        codec_identity: of the codec that will decode samples; None leaves it unchecked.
+
+    Raises:
+        UserError: naming both values and the key to change.
+    """
+    root = latents.root
+    if latents.latent_shape != latent_shape:
+        found, wanted = list(latents.latent_shape), list(latent_shape)
+        keys = f"set the latent_shape to {found} and data.sequence_length to their product"
+        raise UserError(f"{root} has latent shape {found}, the run file says {wanted}: {keys}")
+    _check_vocabulary(latents, vocab_size)
+    if num_classes is not None and latents.num_classes != num_classes:
+        found_classes = latents.num_classes or "no"
+        remedy = (
+            f"net.num_classes = {latents.num_classes}"
+            if latents.classes
+            else "net.conditional = false"
+        )
+        raise UserError(
+            f"{root} has {found_classes} classes, net.num_classes is {num_classes}: set {remedy}"
+        )
+    if codec_identity and latents.codec_identity not in (None, codec_identity):
+        raise UserError(
+            f"{root} was encoded by codec {latents.codec_identity}, vqgan.checkpoint is codec "
+            f"{codec_identity}: set vqgan.checkpoint to the one that made the data"
+        )
+
+
+def _check_vocabulary(latents: Latents, vocab_size: int) -> None:
+    known = latents.codebook_size
+    if known is not None and known != vocab_size:
+        raise UserError(
+            f"{latents.root} has a codebook of {known}, data.vocab_size is {vocab_size}: "
+            f"set data.vocab_size = {known}"
+        )
+    if np.iinfo(latents.tokens.dtype).max >= vocab_size and latents.largest_token >= vocab_size:
+        remedy = "generate the data again" if known else "raise data.vocab_size above it"
+        raise UserError(
+            f"{latents.root} holds token {latents.largest_token}, data.vocab_size is {vocab_size}: "
+            f"{remedy}"
+        )

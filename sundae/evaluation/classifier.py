@@ -1,0 +1,66 @@
+"""How well samples of handwritten digits match the classes they were asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.svm import SVC
+
+from sundae.codec.interface import PixelCodec
+from sundae.common.images import load_image, to_tensor
+from sundae.data.dataset import Latents
+
+
+def fit_classifier(real: Latents) -> SVC:
+    """A support-vector classifier (gamma 0.001) of pixel tokens, fitted on real digits.
+
+    Args:
+        real: the training digits as tokens of a `PixelCodec`, with classes.
+    """
+    assert real.labels is not None
+    pixels = np.asarray(real.tokens).reshape(len(real), -1)
+    return SVC(gamma=0.001).fit(pixels, real.labels[real.pictures])
+
+
+def read_tokens(folder: Path, codec: PixelCodec, count: int) -> np.ndarray:
+    """(count, pixels) int64: the first pictures that sample.py wrote to a folder, as tokens."""
+    pictures = [to_tensor(load_image(path)) for path in sorted(folder.glob("*.png"))[:count]]
+    return codec.encode(torch.stack(pictures)).flatten(1).numpy()
+
+
+def class_accuracy(judge: SVC, tokens: np.ndarray, wanted: np.ndarray) -> float:
+    """Share of samples, in [0, 1], that the judge takes for the class they were asked for.
+
+    Args:
+        tokens: (samples, pixels).
+        wanted: (samples,) class indices.
+    """
+    return float((judge.predict(tokens) == wanted).mean())
+
+
+def spread_ratio(tokens: np.ndarray, wanted: np.ndarray, real: Latents) -> float:
+    """How varied samples are within their classes: 1 is as varied as real digits, 0 all the same.
+
+    The mean distance between samples of a class over the mean distance between real digits of it,
+    averaged over classes.
+
+    Args:
+        tokens: (samples, pixels).
+        wanted: (samples,) class indices.
+    """
+    assert real.labels is not None
+    pixels = np.asarray(real.tokens).reshape(len(real), -1)
+    labels = real.labels[real.pictures]
+    ratios = [
+        _mean_distance(tokens[wanted == digit]) / _mean_distance(pixels[labels == digit])
+        for digit in np.unique(wanted)
+    ]
+    return float(np.mean(ratios))
+
+
+def _mean_distance(points: np.ndarray) -> float:
+    """Mean Euclidean distance over all pairs of different rows."""
+    values = torch.from_numpy(points.astype(np.float32))
+    return float(torch.nn.functional.pdist(values).mean())

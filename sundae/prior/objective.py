@@ -1,0 +1,109 @@
+"""The SUNDAE objective (arXiv 2112.06749): corrupt, denoise, sample, denoise again.
+
+Pure functions of any `denoise(tokens) -> logits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sundae.prior.categorical import draw_tokens
+from sundae.prior.linear_cross_entropy import Prediction, linear_cross_entropy
+
+Denoise = Callable[[Tensor], Tensor]
+
+
+class UnrollStep(NamedTuple):
+    """What one unroll step contributes.
+
+    Attributes:
+        loss: scalar, mean cross-entropy over all positions in nats, differentiable.
+        accuracy: scalar in [0, 1], share of positions whose most likely token is the clean one.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def corruption_rates(batch: int, generator: torch.Generator) -> Tensor:
+    """One rate per sample from U[0, 1], stratified: every 1/batch-wide interval gets exactly one.
+
+    Returns:
+        (batch,) float32 in [0, 1], in random order.
+    """
+    device = generator.device
+    order = torch.randperm(batch, generator=generator, device=device)
+    within = torch.rand(batch, generator=generator, device=device)
+    return (order + within) / batch
+
+
+def corrupt(tokens: Tensor, rates: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
+    """Replace each token, with its sample's probability, by a uniform one.
+
+    Args:
+        tokens: (batch, length) int64.
+        rates: (batch,) float in [0, 1].
+        vocab_size: replacements are uniform over [0, vocab_size); some equal what they replace.
+
+    Returns:
+        (batch, length) int64.
+    """
+    device = generator.device
+    chosen = torch.rand(tokens.shape, generator=generator, device=device) < rates[:, None]
+    noise = torch.randint(vocab_size, tokens.shape, generator=generator, device=device)
+    return torch.where(chosen, noise, tokens)
+
+
+def unroll(
+    denoise: Denoise,
+    tokens: Tensor,
+    *,
+    unroll_steps: int,
+    vocab_size: int,
+    generator: torch.Generator,
+    head: nn.Linear | None = None,
+) -> Iterator[UnrollStep]:
+    """Yield the loss of each unroll step; the objective is their mean.
+
+    The steps share no graph, because the sample between them carries no gradient. A caller that
+    goes backward on each as it comes therefore holds the activations of one step at a time.
+
+    Args:
+        denoise: (batch, length) int64 -> logits (batch, length, vocab); with a head, the features
+            (batch, length, dim) that the head turns into logits.
+        tokens: (batch, length) int64, clean, on the generator's device.
+        unroll_steps: at least 1.
+        vocab_size: number of distinct tokens.
+        generator: source of all randomness.
+        head: the network's last map, dim -> vocab, if `denoise` leaves it out: then the logits
+            never stand in memory as a whole, see `sundae.prior.linear_cross_entropy`.
+    """
+    rates = corruption_rates(len(tokens), generator)
+    current = corrupt(tokens, rates, vocab_size, generator)
+    for step in range(unroll_steps):
+        outputs = denoise(current)
+        uniforms = None
+        if step + 1 < unroll_steps:  # nobody looks at the last sample
+            uniforms = torch.rand(tokens.shape, generator=generator, device=generator.device)
+        if head is None:
+            predicted = _predict(outputs, tokens, uniforms)
+        else:
+            predicted = linear_cross_entropy(outputs, head, tokens, uniforms)
+        if predicted.drawn is not None:
+            current = predicted.drawn
+        del outputs
+        yield UnrollStep(predicted.loss, predicted.accuracy)
+
+
+def _predict(logits: Tensor, targets: Tensor, uniforms: Tensor | None) -> Prediction:
+    """What `linear_cross_entropy` returns, from logits (batch, length, vocab)."""
+    with torch.no_grad():
+        accuracy = (logits.argmax(dim=-1) == targets).float().mean()
+        drawn = None if uniforms is None else draw_tokens(logits, uniforms)
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    return Prediction(loss, accuracy, drawn)

@@ -1,0 +1,4 @@
+"""Sampling: the loop, its schedule and strategies, canvases, and what is written.
+
+It imports the rooms up to training.
+"""
