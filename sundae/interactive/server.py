@@ -23,7 +23,7 @@ from PIL import Image
 
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
-from sundae.interactive.guard import LARGEST_UPLOAD, Access, Guard, HostNames, session_cookie
+from sundae.interactive.guard import MAX_UPLOAD, Access, Guard, HostNames, session_cookie
 from sundae.interactive.session import Session
 from sundae.interactive.session_files import SessionFiles
 from sundae.interactive.settings import Settings
@@ -183,7 +183,7 @@ def _app(
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=MAX_UPLOAD,
         mcp_server=False,
         pwa=False,
         ssr_mode=False,
