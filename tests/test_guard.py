@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from sundae.interactive import guard as guard_module
-from sundae.interactive.guard import Access, Guard, HostNames, Message, Receive, Scope, Send
+from sundae.interactive.guard import Access, Guard, HostNames
 from sundae.interactive.session_files import SessionFiles
 
 HOST = "127.0.0.1:7860"
