@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from gpu_checks import ROOT, Bench, curve, equal_share, photos, write_photos
 from PIL import Image
+from sundae.training.task import PriorTask
 from torch import Tensor
 
 from hourglass_transformer import HourglassTransformer
@@ -41,7 +42,6 @@ from sundae.prior.network import build_network
 from sundae.prior.pretrained import SHIPPED, checkpoint_or_shipped
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.strategies import STRATEGIES, schedule_of
-from sundae.training.task import PriorTask
 from utils import run_cli
 
 DIGITS = ROOT / "config" / "digits" / "demo.toml"

@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from budgets import Run, open_data, plan_runs
 from judges import Data, Judge, judge_samples, open_judge, real_distance
 from measuring import machine
+from sundae.training.task import PriorTask
 
 from sundae.common.compiling import compile_modules
 from sundae.common.files import make_folder, write_text
@@ -49,7 +50,6 @@ from sundae.config.run_file import RunConfig, dump_toml
 from sundae.prior.network import build_network
 from sundae.sampling.prior import Prior
 from sundae.training.logbook import Logbook
-from sundae.training.task import PriorTask
 from sundae.training.trainer import Trainer
 from utils import add_common_flags, choose_device, explicit, run_cli, say, seed_everything
 
@@ -91,7 +91,7 @@ def measure(
     }
     if judge is None:
         return found
-    use_amp = run.cfg.trainer.use_amp
+    use_amp = run.cfg.trainer.arithmetic != "fp32"
     prior = Prior(trainer.eval_net, run.cfg, trainer.device, use_amp=use_amp)
     return found | judge_samples(
         prior, data[1], judge, seed, args.nb_samples, {run.cfg.sampling.steps, *args.steps}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from measuring import flop_of, in_child, memory
+from sundae.training.task import PriorTask
 from textbook import Textbook, adamw, training_step
 from torch import Tensor, nn
 
@@ -25,7 +26,6 @@ from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.schedule import Schedule
 from sundae.sampling.strategies import schedule_of
 from sundae.training.optimizers import make_optimizer
-from sundae.training.task import PriorTask
 
 CONFIGS = Path(__file__).resolve().parents[1] / "config"
 
@@ -251,7 +251,7 @@ def forward_job(bench: Bench, net: nn.Module | None, batch: int, amp: bool) -> J
 
     @torch.no_grad()
     def run() -> None:
-        with autocast(bench.device, amp):
+        with autocast(bench.device, "auto" if amp else "fp32"):
             net(tokens, classes)
 
     return Job(run)
@@ -269,7 +269,7 @@ def training_job(bench: Bench, net: HourglassTransformer | None, batch: int) -> 
         generator = torch.Generator(bench.device).manual_seed(0)
         losses = task.losses(net, data, generator)
         for _ in range(task.parts):
-            with autocast(bench.device, cfg.use_amp):
+            with autocast(bench.device, cfg.arithmetic):
                 loss, _ = next(losses)
             (loss / task.parts).backward()
         if cfg.clip_grad:

@@ -20,6 +20,8 @@ from fake_cuda import (
     fake_cuda,
     values,
 )
+from sundae.training.callbacks import CallbackType
+from sundae.training.task import PriorTask
 from test_fake_cuda import Network
 from torch import Tensor, nn
 from vqgan_cases import DDCONFIG, pictures
@@ -33,7 +35,7 @@ from sundae.codec_training.export import export
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
 from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.finite import first_non_finite
-from sundae.common.precision import autocast
+from sundae.common.precision import Precision, autocast
 from sundae.config.run_file import RunConfig
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
@@ -41,13 +43,11 @@ from sundae.prior.network import build_network
 from sundae.prior.objective import unroll
 from sundae.sampling.grids import SampleGrids
 from sundae.sampling.prior import even_classes
-from sundae.training.callbacks import CallbackType
 from sundae.training.data import open_datasets
 from sundae.training.ema import EMA
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means
 from sundae.training.optimizers import make_optimizer
-from sundae.training.task import PriorTask
 from sundae.training.trainer import Trainer
 
 Config = Callable[..., RunConfig]
@@ -98,7 +98,8 @@ def test_a_task(place: torch.device, config: Config) -> None:
         generator = torch.Generator(device).manual_seed(0)
         there = copy.deepcopy(net).to(device)
         cuda.waits.clear()
-        with autocast(device, place == AUTOCAST), torch.set_grad_enabled(place == BACKWARD):
+        precision: Precision = "auto" if place == AUTOCAST else "fp32"
+        with autocast(device, precision), torch.set_grad_enabled(place == BACKWARD):
             found = [metrics for _, metrics in PriorTask(cfg).losses(there, batch, generator)]
         assert not cuda.waits
         return found

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from conftest import contents
+from sundae.training.task import PriorTask, drop_classes
 from torch import Tensor, nn
 
 from sundae.codec.interface import PixelCodec
@@ -22,7 +23,6 @@ from sundae.sampling.loop import Schedule
 from sundae.sampling.output import grid_path, prepare_out_dir, sample_path, write_samples
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.strategies import STRATEGIES, schedule_of
-from sundae.training.task import PriorTask, drop_classes
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")

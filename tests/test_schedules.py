@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from sundae.training.callbacks import Callbacks, CallbackType
+
 from sundae.training.schedules import learning_rate_factor
 
 RATE = 3e-3

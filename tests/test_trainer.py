@@ -14,6 +14,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import contents
+from sundae.training.callbacks import CallbackType
+from sundae.training.task import PriorTask
 from torch import Tensor, nn
 
 from sundae.common.errors import UserError
@@ -22,13 +24,11 @@ from sundae.config.run_file import RunConfig
 from sundae.data.dataset import collate_batched
 from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
 from sundae.prior.network import build_network
-from sundae.training.callbacks import CallbackType
 from sundae.training.data import open_datasets
 from sundae.training.ema import EMA
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means
 from sundae.training.optimizers import make_optimizer, split_batch
-from sundae.training.task import PriorTask
 from sundae.training.trainer import Task, Trainer
 
 Config = Callable[..., RunConfig]

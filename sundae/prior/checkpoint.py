@@ -99,7 +99,7 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """The files that sampling reads: the readable part, the weights, and a codec beside them."""
+        """The files that sampling reads: readable part, weights, and a codec beside them."""
         names = (INFO, MODEL, EMA, CODEC, Path(CODEC).with_suffix(".json").name)
         return [self.folder / name for name in names if (self.folder / name).exists()]
 

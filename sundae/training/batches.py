@@ -85,7 +85,7 @@ class Batches:
         return self._load(self.eval_data, [b.tolist() for b in rows.split(self.mini_batch_size)])
 
     def _load(self, data: BatchedData, batches: Iterable[list[int]]) -> Iterator[Batch]:
-        loader = DataLoader(
+        loader: DataLoader[Batch] = DataLoader(
             data,  # type: ignore[arg-type]  # only __getitems__ is used
             batch_sampler=batches,
             num_workers=self.cfg.nb_workers,

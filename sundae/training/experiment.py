@@ -19,9 +19,9 @@ from sundae.common.naming import printable
 from sundae.config.run_file import TrainerConfig, WandbConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo
 from sundae.training.batches import DataPair, split_batch
-from sundae.training.logbook import Logbook, start_wandb
+from sundae.training.logbook import Logbook, check_wandb, start_wandb
 from sundae.training.processes import broadcast_from_main
-from sundae.training.run_folder import run_folder
+from sundae.training.run_folder import choose_run_folder, run_folder
 from sundae.training.trainer import Hook, Task, Trainer
 
 
@@ -135,6 +135,16 @@ def run_training(
             how = "stopped" if trainer.stopped_by else "done"
             _say(f"{how} at step {trainer.step}: {run or 'not saved'}")
     return trainer
+
+
+def check_run(
+    cfg: TrainerConfig, run_dir: Path | None, checkpoint: Checkpoint | None, *, wandb: bool
+) -> None:
+    """UserError where a run cannot be saved or logged, before any work; writes nothing."""
+    if wandb:
+        check_wandb(cfg.save_outputs)
+    if cfg.save_outputs:
+        choose_run_folder(run_dir, checkpoint)
 
 
 def build_trainer(

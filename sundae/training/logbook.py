@@ -53,7 +53,7 @@ class Logbook:
             self.wandb_run.log(row, step=int(row["step"]))
 
     def log_image(self, name: str, image: Tensor, step: int) -> None:
-        """Save an image, (3, H, W) in [0, 1], as RUN/NAME/step-NNNNNNN.png, and send it to wandb."""
+        """Save an image (3, H, W) in [0, 1] as RUN/NAME/step-NNNNNNN.png; send it to wandb."""
         if self.run is not None:
             save_image(image, make_folder(self.run / name) / f"step-{step:07d}.png")
         if self.wandb_run is not None:

@@ -46,7 +46,7 @@ class Task(Protocol):
     num_losses: int
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
-        """Yield (scalar loss, scalar metrics by name); the backward pass of each follows at once."""
+        """Yield (scalar loss, scalar metrics by name), each followed by its backward pass."""
         ...
 
 
@@ -154,7 +154,7 @@ class Trainer:
                 # Processes exchange gradients once an optimiser step, in its last backward pass.
                 last = number == backwards
                 with nullcontext() if last else self.accelerator.no_sync(net):
-                    with autocast(self.device, self.cfg.use_amp):
+                    with autocast(self.device, self.cfg.arithmetic):
                         loss, metrics = next(losses)
                     self.accelerator.backward(loss / backwards)
                 self.state.means.add(metrics, 1.0)
@@ -218,7 +218,7 @@ class Trainer:
                 derive_seed(self.info.seed, EVAL_TAG, index, self.accelerator.process_index)
             )
             rows = len(next(iter(batch.values())))
-            with autocast(self.device, self.cfg.use_amp):
+            with autocast(self.device, self.cfg.arithmetic):
                 for _, metrics in self.task.losses(net, batch, generator):
                     means.add(metrics, rows)
         return means.read(self.accelerator)
