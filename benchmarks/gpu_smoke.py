@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from gpu_checks import ROOT, Bench, curve, equal_share, photos, write_photos
 from PIL import Image
-from sundae.training.task import PriorTask
 from torch import Tensor
 
 from hourglass_transformer import HourglassTransformer
@@ -37,11 +36,13 @@ from sundae.common.precision import has_bf16
 from sundae.config.run_file import RunConfig, load_config
 from sundae.data.dataset import open_latents
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
-from sundae.prior.checkpoint import list_checkpoints, load_weights
+from sundae.prior.checkpoint import load_weights
 from sundae.prior.network import build_network
 from sundae.prior.pretrained import SHIPPED, checkpoint_or_shipped
+from sundae.prior.run import list_checkpoints
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.strategies import STRATEGIES, schedule_of
+from sundae.training.prior import PriorTask
 from utils import run_cli
 
 DIGITS = ROOT / "config" / "digits" / "demo.toml"

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 import torch
 from conftest import contents
-from sundae.training.task import PriorTask, drop_classes
 from torch import Tensor, nn
 
 from sundae.codec.interface import PixelCodec
@@ -23,6 +22,7 @@ from sundae.sampling.loop import Schedule
 from sundae.sampling.output import grid_path, prepare_out_dir, sample_path, write_samples
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.strategies import STRATEGIES, schedule_of
+from sundae.training.prior import PriorTask, drop_classes
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_the_task_yields_the_loss_of_every_unroll_step(config: Config) -> None:
     task = PriorTask(config({"unroll_steps": 3}))
     batch = {"tokens": torch.tensor([[0] * 16, [2] * 16]), "classes": torch.tensor([0, 1])}
     steps = list(task.losses(ClassNet(), batch, torch.Generator().manual_seed(0)))
-    assert task.parts == len(steps) == 3
+    assert task.num_losses == len(steps) == 3
     for number, (loss, metrics) in enumerate(steps, start=1):
         assert loss.item() == pytest.approx(
             25.0

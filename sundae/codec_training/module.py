@@ -69,9 +69,7 @@ class CodecTraining(nn.Module):
 
     def batches_seen(self) -> int:
         """Training batches so far; waits for the device only once after loading."""
-        if (
-            self._batches is None or not self.training
-        ):  # an average's buffers are copied
+        if self._batches is None or not self.training:  # an average's buffers are copied
             self._batches = int(self.batches)
         return self._batches
 
