@@ -17,8 +17,7 @@ import torch
 import utils
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, SamplingConfig, with_sampling_flags
-from sundae.config.sections import CurveName, StrategyChoice
-from sundae.sampling.strategies import FEW_STEPS
+from sundae.config.sections import FEW_STEPS, CurveName, StrategyChoice
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
+
+# "auto" is bf16 on a device that multiplies bfloat16 matrices in hardware, else fp32.
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -16,6 +21,11 @@ def has_bf16(device: torch.device) -> bool:
         able = torch.cpu.get_capabilities()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return False
+
+
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a precision means bfloat16 autocast on a device."""
+    return precision == "bf16" or (precision == "auto" and has_bf16(device))
 
 
 def autocast(device: torch.device, use_amp: bool) -> AbstractContextManager[object]:
