@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from sundae.data.format import (
 )
 
 Batch = dict[str, Tensor]
-
-_CHUNK_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -67,13 +64,6 @@ class Latents:
     def mirrored(self) -> bool:
         """Whether some rows are mirror images of others."""
         return len(self.tokens) > len(self.sources)
-
-    @cached_property
-    def largest_token(self) -> int:
-        """The largest token, found once by reading the data in chunks."""
-        step = max(1, _CHUNK_BYTES // max(1, self.tokens[:1].nbytes))
-        starts = range(0, len(self.tokens), step)
-        return max(int(self.tokens[start : start + step].max()) for start in starts)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -197,10 +187,9 @@ def check_agreement(
             f"{root} has a codebook of {latents.codebook_size}, data.vocab_size is {vocab_size}: "
             f"set data.vocab_size = {latents.codebook_size}"
         )
-    if np.iinfo(latents.tokens.dtype).max >= vocab_size and latents.largest_token >= vocab_size:
+    if np.iinfo(latents.tokens.dtype).max >= vocab_size <= (largest := int(latents.tokens.max())):
         raise UserError(
-            f"{root} holds token {latents.largest_token}, data.vocab_size is {vocab_size}: "
-            "generate the data again"
+            f"{root} holds token {largest}, data.vocab_size is {vocab_size}: generate the data again"
         )
     if num_classes is not None and classes != num_classes:
         remedy = "net.conditional = false" if classes is None else f"net.num_classes = {classes}"

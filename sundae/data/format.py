@@ -114,8 +114,9 @@ def read_manifest(root: Path) -> Manifest:
     for key, types in _KEY_TYPES.items():
         if not isinstance(values.get(key), types):
             raise UserError(f"{path}: key '{key}' is missing or mistyped; {again}")
-    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    manifest = Manifest(**{key: lists.get(key, values[key]) for key in _KEY_TYPES})
+    content: dict[str, Any] = {key: values[key] for key in _KEY_TYPES}
+    lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
+    manifest = Manifest(**(content | lists))
     contradiction = _contradiction(manifest)
     if contradiction:
         raise UserError(f"{path}: {contradiction}; {again}")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -111,14 +112,17 @@ class ShardWriter:
                 refuse_finished(root)
                 self._shards.mkdir()
                 write_text(self._settings, json.dumps(settings))
-        self.num_shards = sum(1 for _ in self._shards.glob("*.npz"))
+        self.num_shards = sum(1 for _ in self._shards.glob("[0-9]*.npz"))
 
     @property
     def _settings(self) -> Path:
         return self._shards / "settings.json"
 
     def _require_same(self, settings: Settings) -> None:
-        begun = json.loads(self._settings.read_text(encoding="utf-8"))
+        try:
+            begun = json.loads(self._settings.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise self._damaged(error) from error
         for key, value in json.loads(json.dumps(settings)).items():
             if begun.get(key) != value:
                 name, old = key.replace("_", " "), begun.get(key)
@@ -131,7 +135,7 @@ class ShardWriter:
         """Writes the next batch.
 
         Args:
-            tokens: (rows, h, w) unsigned integers.
+            tokens: (rows, h, w) integer in [0, codebook_size).
             skipped: reason by image index, of the images without rows.
         """
         content = {"tokens": tokens, "skipped": np.array(json.dumps(skipped))}
@@ -171,10 +175,13 @@ class ShardWriter:
             try:
                 with np.load(self._shard(index), allow_pickle=False) as shard:
                     yield shard[name]
-            except (OSError, ValueError, KeyError, EOFError) as error:
-                raise UserError(
-                    f"{self.root} is damaged and cannot be continued ({error}); pass --overwrite"
-                ) from error
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+                raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.root} is damaged and cannot be continued ({error}); pass --overwrite"
+        )
 
     def _remove_shards(self) -> None:
         self._settings.unlink(missing_ok=True)  # without it, what is left is not gone on with
