@@ -27,7 +27,7 @@ FLAG = r"(?<![\w-])--[a-z][\w-]*\w"
 
 
 def read(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
+    return (ROOT / page).read_text(encoding="utf-8").replace("$(SIZE)", "64")
 
 
 def anchors(text: str) -> set[str]:
