@@ -22,7 +22,7 @@ from fake_cuda import (
 )
 from test_fake_cuda import Network
 from torch import Tensor, nn
-from vqgan_cases import DDCONFIG, pictures
+from vqgan_cases import DDCONFIG, random_images
 
 from sundae.codec.interface import PixelCodec
 from sundae.codec.vqgan import load_vqgan
@@ -33,7 +33,7 @@ from sundae.codec_training.export import export
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
 from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.finite import first_non_finite
-from sundae.common.precision import autocast
+from sundae.common.precision import Precision, autocast
 from sundae.config.run_file import RunConfig
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
@@ -98,7 +98,8 @@ def test_a_task(place: torch.device, config: Config) -> None:
         generator = torch.Generator(device).manual_seed(0)
         there = copy.deepcopy(net).to(device)
         cuda.waits.clear()
-        with autocast(device, place == AUTOCAST), torch.set_grad_enabled(place == BACKWARD):
+        precision: Precision = "auto" if place == AUTOCAST else "fp32"
+        with autocast(device, precision), torch.set_grad_enabled(place == BACKWARD):
             found = [metrics for _, metrics in PriorTask(cfg).losses(there, batch, generator)]
         assert not cuda.waits
         return found
@@ -250,7 +251,7 @@ def test_a_codec_learns(
     cfg = codec_run(codebook_init=init, restart_every=2)
     torch.manual_seed(0)
     made, distance = build_training(cfg), perceptual().requires_grad_(False)
-    images = pictures(8, 18, 18)
+    images = random_images(8, 18, 18)
 
     def compute(device: torch.device) -> list[Any]:
         net, found = copy.deepcopy(made).to(device).train(), []
