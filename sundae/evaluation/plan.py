@@ -11,12 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sundae.common import memory
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.evaluation.cost import CodecCost, Cost, Growth
-from sundae.sampling.prior import Prior
 
 GIB = 2**30
 
@@ -26,8 +24,6 @@ USABLE = 0.92
 ASSUMED = (0.40, 0.25, 0.45)
 # Images of the figure for a large batch.
 LARGE_BATCH = 32
-# Pixels that `sundae.codec.interface.ChunkedCodec` decodes together.
-PIXELS_AT_ONCE = 2**20
 _SECONDS_PER_DAY = 86_400
 
 # device -> {"train", "sample", "decode": share of "tflops", or of the vendor's peak where that is
@@ -276,13 +272,12 @@ class Plan:
         codec_weights, decoding = 0, 0
         if isinstance(self.codec, CodecCost):
             codec_weights = 4 * self.codec.parameters
-            at_once = max(1, PIXELS_AT_ONCE // math.prod(self.codec.size))
+            at_once = max(1, memory.PIXELS // math.prod(self.codec.size))
             decoding = self.codec.decode_bytes * at_once
         self.steps = cfg.sampling.steps
         self.sampling = cost.sampling_bytes(bf16=self.bf16) + codec_weights
-        fits = self.sampling.largest(self.room)
-        sampler = Prior(cost.net, cfg, torch.device("cpu"))
-        self.sampling_largest = sampler.rows_at_once(fits) if fits else 0
+        logits = self.length * cfg.data.vocab_size
+        self.sampling_largest = min(self.sampling.largest(self.room), memory.LOGITS // logits)
         self.sampling_flops = cost.sampling_flops()
         self.decode_bytes = 4 * self.parameters + codec_weights + decoding
 
