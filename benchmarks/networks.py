@@ -43,16 +43,14 @@ from budgets import Run, open_data, plan_runs
 from judges import Data, Judge, judge_samples, open_judge, real_distance
 from measuring import machine
 
-from sundae.common.compiling import compile_modules
 from sundae.common.files import make_folder, write_text
 from sundae.config.run_file import RunConfig, dump_toml
-from sundae.prior.network import build_network
 from sundae.sampling.prior import Prior
 from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
 from sundae.training.prior import PriorExperiment
 from sundae.training.trainer import Trainer
-from utils import add_common_flags, choose_device, explicit, run_cli, say, seed_everything
+from utils import add_common_flags, choose_device, run_cli, say
 
 FILES = [Path("config/digits/demo.toml"), Path("config/digits/fast.toml")]
 
