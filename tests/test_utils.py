@@ -109,6 +109,15 @@ def test_common_flags_parse_and_an_explicit_zero_is_a_value() -> None:
             parser.parse_args([f"--seed={seed}"])
 
 
+def test_precision_has_an_older_spelling() -> None:
+    parser = argparse.ArgumentParser()
+    utils.add_common_flags(parser, "--precision")
+    words = ([], ["--precision", "bf16"], ["--no-amp"])
+    assert [parser.parse_args(given).precision for given in words] == ["auto", "bf16", "fp32"]
+    utils.add_training_flags(parser)
+    assert parser.parse_args([]).precision is None  # the run file's
+
+
 def test_common_flags_can_be_chosen_and_made_required() -> None:
     parser = argparse.ArgumentParser()
     utils.add_common_flags(parser, "--cfg-path", required=True)

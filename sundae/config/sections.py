@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sundae.common.precision import Precision
 from sundae.config.schema import key, plain
 
 Depth = tuple["int | Depth", ...]
@@ -108,7 +109,8 @@ class TrainerConfig:
     ema_decay: float = key(0.999, at_least=0, below=1)  # 0: no average
     nb_workers: int = key(0, at_least=0)
     use_cuda: bool = key(True)
-    use_amp: bool = key(True)
+    precision: Precision = key("auto")
+    use_amp: bool = key(True)  # false: precision is "fp32", as older files say it
     gradient_checkpointing: bool = key(False)  # recompute in the backward pass: less memory, slower
     # torch.compile the networks in training, where the first step then takes long; None: on CUDA
     compile: bool | None = key(None)
@@ -118,6 +120,11 @@ class TrainerConfig:
     keep_checkpoints: int = key(3, at_least=0)  # periodic ones kept; 0: all
     metric_names: tuple[str, ...] = key(())
     metric_best: tuple[str, str] = key(("loss", "des"))
+
+    @property
+    def arithmetic(self) -> Precision:
+        """The precision of training, `use_amp` included."""
+        return self.precision if self.use_amp else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
