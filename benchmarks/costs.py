@@ -30,7 +30,7 @@ from sundae.codec.vqgan.backbone import VQGAN
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.prior.network import build_network
-from sundae.sampling.strategies import STRATEGIES, schedule_of
+from sundae.sampling.strategies import STRATEGIES
 
 # The loss takes logits a few rows at a time and sampling draws so: this much stands at once at most
 # in training, whatever the batch.
@@ -155,8 +155,8 @@ def training_flops(cfg: RunConfig, net: nn.Module, *, checkpointing: bool = Fals
 
 def sampling_positions(cfg: RunConfig) -> list[int]:
     """How many tokens get logits in every step of [sampling]."""
-    schedule, length = schedule_of(cfg.sampling), cfg.data.sequence_length
-    strategy, free = STRATEGIES[schedule.strategy], torch.tensor([length])
+    schedule, length = cfg.sampling, cfg.data.sequence_length
+    strategy, free = STRATEGIES[schedule.resolved_strategy], torch.tensor([length])
     counts = []
     for step in range(schedule.steps):
         if schedule.proportion_at(step) == 0:
@@ -173,7 +173,7 @@ def sampling_flops(cfg: RunConfig, net: nn.Module) -> int:
 
     Guidance other than 1 asks the network twice in a step.
     """
-    length, schedule = cfg.data.sequence_length, schedule_of(cfg.sampling)
+    length, schedule = cfg.data.sequence_length, cfg.sampling
     all_of_them, one = forward_flops(cfg, net), forward_flops(cfg, net, 1)
     head = (all_of_them - one) / max(1, length - 1)
     total = 0.0
@@ -247,7 +247,7 @@ def sampling_pass_bytes(cfg: RunConfig, batch: int, *, bf16: bool) -> int:
 
     Under autocast the weights' bf16 copies are among them.
     """
-    schedule, count = schedule_of(cfg.sampling), max(1, *sampling_positions(cfg), 0)
+    schedule, count = cfg.sampling, max(1, *sampling_positions(cfg), 0)
     guided = any(schedule.guidance_at(step) != 1 for step in range(schedule.steps))
     rows = batch * (2 if guided else 1)
     with FakeTensorMode():

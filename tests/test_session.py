@@ -23,7 +23,6 @@ from sundae.interactive.session import Progress, Session
 from sundae.interactive.settings import Settings
 from sundae.sampling.output import write_samples
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
-from sundae.sampling.strategies import schedule_of
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -177,7 +176,7 @@ def test_the_samples_are_those_of_sample_py(
         tmp_path / "theirs",
         seeds=sample_seeds(4, 5),
         classes=even_classes(3, 5),
-        schedule=schedule_of(settings.cfg.sampling),
+        schedule=settings.cfg.sampling,
         batch_size=64,
         progress=False,
     )
