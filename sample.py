@@ -50,7 +50,7 @@ def main() -> None:
     args = parse_args()
     if args.batch_size < 1 or args.count_offset < 0:
         raise UserError("--batch-size must be at least 1 and --count-offset at least 0")
-    device = choose_device(args.no_cuda, args.quiet)
+    device = choose_device(args.no_cuda, quiet=True)
     sampler = BaseSampler.from_pretrained(
         args.resume,
         run_file=args.cfg_path,
@@ -73,6 +73,7 @@ def main() -> None:
     name = sampler.cfg.trainer.exp_name
     with output_folder(args.out_dir, Path("samples"), name, numbers) as out_dir:
         prepare_out_dir(out_dir, count, offset, overwrite=args.overwrite)
+        choose_device(args.no_cuda, args.quiet)  # says that there is no GPU, after all refusals
         bar = not (args.quiet or args.no_tqdm)
         grid = write_samples(states, out_dir, count, offset=offset, progress=bar)
     say(f"{count} samples in {out_dir}, the grid in {grid} (step {sampler.step}, seed {seed}, "
