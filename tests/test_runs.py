@@ -68,7 +68,7 @@ def test_a_class_without_pictures_is_refused_where_classes_are_learned(
 ) -> None:
     write_tiny_data(tmp_path / "two", 24, classes=2)
     changes = {"data.train_root": str(tmp_path / "two")}
-    with pytest.raises(UserError, match="two: class 'two' has no pictures to train on"):
+    with pytest.raises(UserError, match="two: class 'two' has no images to train on"):
         open_datasets(config(changes), "pixels-5")
     unconditional = {"net.conditional": False, "net.num_classes": 0}
     train, _ = open_datasets(config(changes | unconditional), "pixels-5")
@@ -93,7 +93,7 @@ def test_a_split_that_leaves_a_class_without_training_rows_is_refused(
     (root / "latents.json").write_text("\n".join(lines))
     changes = {"data.train_root": None, "data.eval_root": None}
     changes |= {"data.root": str(root), "data.split_sizes": [15, 5]}
-    with pytest.raises(UserError, match="class 'two' has no pictures"):
+    with pytest.raises(UserError, match="class 'two' has no images"):
         open_datasets(config(changes), "pixels-5")
 
 

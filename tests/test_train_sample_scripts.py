@@ -225,7 +225,7 @@ def test_a_class_without_pictures_is_one_line(
 ) -> None:
     data = write_tiny_data(tmp_path / "data", 6, classes=2)
     path = run_file({"data.train_root": str(data)})
-    assert "class 'two' has no pictures" in script("train", "--cfg-path", path).refusal()
+    assert "class 'two' has no images" in script("train", "--cfg-path", path).refusal()
     assert not (tmp_path / "exp").exists()
 
 
