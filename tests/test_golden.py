@@ -1,7 +1,7 @@
 """Samples of seed 0 of the bundled model are the images that they were before.
 
 Tokens are compared exactly, in float32 on one thread of the CPU, pixels by their mean colours,
-since the last bit of a pixel depends on the processor. A changed hash is a change of what users get.
+since the last bit of a pixel depends on the processor. A changed hash changes what users get.
 """
 
 import hashlib
