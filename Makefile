@@ -43,7 +43,7 @@ emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is 
 		else \
 			$(BIN)/python train-vqgan.py --cfg-path config/vqgan/emoji$(SIZE).yaml --seed 0 \
 				--dataset-in data/emoji --run-dir exp/vqgan-emoji$(SIZE); \
-		fi && $(BIN)/python -m sundae.codec.vqgan convert exp/vqgan-emoji$(SIZE) $(CODEC) --half; }
+		fi && $(BIN)/python convert-vqgan.py exp/vqgan-emoji$(SIZE) $(CODEC) --half; }
 	@test -f data/emoji$(SIZE)-latents/latents.json || $(BIN)/python generate-latents.py --use-class \
 		--ckpt-path $(CODEC) --dataset-in data/emoji --latents-out data/emoji$(SIZE)-latents
 	@if ls exp/emoji$(SIZE)/checkpoints/step-* >/dev/null 2>&1; then \
@@ -52,7 +52,7 @@ emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is 
 		$(BIN)/python train.py --cfg-path config/emoji/$(SIZE).toml --seed 0 \
 			--run-dir exp/emoji$(SIZE); \
 	fi
-	@$(BIN)/python -m sundae.prior.release exp/emoji$(SIZE) out/emoji$(SIZE) --overwrite
+	@$(BIN)/python release.py exp/emoji$(SIZE) out/emoji$(SIZE) --overwrite
 	@$(BIN)/python benchmarks/pretrained.py --resume out/emoji$(SIZE) --dataset-in data/emoji \
 		--out out/emoji$(SIZE)-figures
 

@@ -53,17 +53,12 @@ def parse_args() -> argparse.Namespace:
         help="how its codebook is searched: l2, cosine, dot or gumbel, where no file says",
     )
     parser.add_argument(
-        "--precision",
-        metavar="P",
-        help="fp32, bf16, or auto: bf16 where the device has it (default: auto)",
-    )
-    parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="torch.compile the encoder, whose first batch then takes long (default: on a GPU)",
     )
     parser.add_argument("--no-tqdm", action="store_true", help="no progress bar")
-    utils.add_common_flags(parser, "--seed", "--no-cuda", "--legacy-cfg", "--quiet")
+    utils.add_common_flags(parser, "--seed", "--no-cuda", "--precision", "--legacy-cfg", "--quiet")
     return parser.parse_args()
 
 

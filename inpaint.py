@@ -80,7 +80,6 @@ def parse_args() -> argparse.Namespace:
             group.add_argument(f"--{kind}-{name}", type=number, metavar="N", help=meaning)
     add_sampling_flags(parser)
     flag("--raw-weights", action="store_true", help="not their moving average")
-    flag("--no-amp", action="store_true", help="float32 even where bfloat16 is fast")
     flag("--cuda-vqgan", action="store_true", help="encode and decode on the GPU")
     flag("--no-tqdm", action="store_true", help="no progress bar")
     return parser.parse_args()
@@ -110,7 +109,7 @@ def main() -> None:
         plain = grid == cfg.grid_shape and not args.whole and args.outpaint is None
         steps = schedule.steps * len(pictures) * -(-count // args.batch_size) if plain else 0
         compiled = should_compile(cfg.sampling.compile, device, steps)
-        amp = not args.no_amp
+        amp = args.precision != "fp32"
         prior = Prior(net.to(device), cfg, device, use_amp=amp, owns_net=True, compiled=compiled,
                       quiet=args.quiet)  # fmt: skip
         codec = codec.to(device if args.cuda_vqgan else "cpu")

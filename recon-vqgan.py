@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 import utils
 from sundae.codec.vqgan import load_vqgan
-from sundae.codec.vqgan.codec import INPUT_RANGES, PRECISIONS
+from sundae.codec.vqgan.codec import INPUT_RANGES
 from sundae.codec.vqgan.quantise import DISTANCES
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
@@ -55,8 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--distance", choices=DISTANCES, help="how its codebook is searched, where no file says"
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    utils.add_common_flags(parser, "--seed", "--no-cuda", "--legacy-cfg", "--quiet")
+    utils.add_common_flags(parser, "--seed", "--no-cuda", "--precision", "--legacy-cfg", "--quiet")
     return parser.parse_args()
 
 

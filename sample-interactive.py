@@ -33,7 +33,6 @@ def parse_args() -> argparse.Namespace:
     flag("--out-dir", type=Path, metavar="DIR", help="gets a numbered folder for each sampling "
          "(samples/NAME_TIME; with --web a temporary one)")  # fmt: skip
     flag("--raw-weights", action="store_true", help="not their moving average")
-    flag("--no-amp", action="store_true", help="float32 even where bfloat16 is fast")
     flag("--cuda-vqgan", action="store_true", help="decode on the GPU")
     flag("--web", action="store_true", help="a page in the browser instead of the menu")
     web = parser.add_argument_group("the page (with --web)")
@@ -57,7 +56,7 @@ def open_session(args: argparse.Namespace) -> Session:
             net.to(device),
             cfg,
             device,
-            use_amp=not args.no_amp,
+            use_amp=args.precision != "fp32",
             owns_net=True,
             compiled=bool(cfg.sampling.compile),  # nobody who looks on waits for it unasked
             quiet=args.quiet,

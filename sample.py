@@ -44,7 +44,6 @@ def parse_args() -> argparse.Namespace:
          "with the same seed, several calls share out one long run")  # fmt: skip
     flag("--overwrite", action="store_true", help="replace files of the same names")
     flag("--raw-weights", action="store_true", help="not their moving average")
-    flag("--no-amp", action="store_true", help="float32 even where bfloat16 is fast")
     flag("--cuda-vqgan", action="store_true", help="decode on the GPU")
     flag("--no-tqdm", action="store_true", help="no progress bar")
     return parser.parse_args()
@@ -73,7 +72,7 @@ def main() -> None:
                 net.to(device),
                 cfg,
                 device,
-                use_amp=not args.no_amp,
+                use_amp=args.precision != "fp32",
                 canvas=canvas,
                 owns_net=True,
                 compiled=should_compile(cfg.sampling.compile, device, steps),

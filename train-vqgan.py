@@ -33,13 +33,14 @@ from utils import (
     run_cli,
     say,
     seed_everything,
+    training_flags,
 )
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_flags(parser, "--cfg-path", help="run file (YAML)", metavar="FILE")
-    add_common_flags(parser, "--seed", "--no-cuda", "--quiet", "--set")
+    add_common_flags(parser, "--seed", "--no-cuda", "--precision", "--quiet", "--set")
     parser.add_argument(
         "--dataset-in", type=Path, required=True, metavar="DIR", help="folder of pictures"
     )
@@ -49,15 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 def read_config(args: argparse.Namespace, checkpoint: Checkpoint | None) -> CodecRunConfig:
     """The run file, or the one in the checkpoint; flags win."""
-    flags = {
-        "training.nb_workers": args.nb_workers,
-        "training.use_amp": False if args.no_amp else None,
-        "training.use_cuda": False if args.no_cuda else None,
-        "training.save_outputs": False if args.no_save else None,
-        "wandb.project": args.wandb_project,
-        "wandb.entity": args.wandb_entity,
-        "wandb.mode": "offline" if args.wandb_offline else None,
-    }
+    flags = training_flags(args, "training")
     if args.cfg_path is not None:
         return load_codec_config(args.cfg_path, args.overrides, flags)
     if checkpoint is None:

@@ -29,6 +29,7 @@ from utils import (
     run_cli,
     say,
     seed_everything,
+    training_flags,
 )
 
 
@@ -53,15 +54,7 @@ def read_config(args: argparse.Namespace, checkpoint: Checkpoint | None) -> RunC
         cfg = parse_config(checkpoint.info.config, str(checkpoint.folder), args.overrides)
     else:
         raise UserError("nothing to train: give --cfg-path FILE, or --resume RUN to go on")
-    flags = {
-        "trainer.nb_workers": args.nb_workers,
-        "trainer.use_amp": False if args.no_amp else None,
-        "trainer.use_cuda": False if args.no_cuda else None,
-        "trainer.save_outputs": False if args.no_save else None,
-        "wandb.project": args.wandb_project,
-        "wandb.entity": args.wandb_entity,
-        "wandb.mode": "offline" if args.wandb_offline else None,
-    }
+    flags = training_flags(args, "trainer")
     return update_config(cfg, flags, str(args.cfg_path or args.resume))
 
 

@@ -14,6 +14,7 @@ import torch
 
 from sundae.common.errors import UserError
 from sundae.common.naming import printable
+from sundae.common.precision import PRECISIONS
 
 Value = TypeVar("Value")
 
@@ -99,6 +100,11 @@ _COMMON_FLAGS: dict[str, dict[str, Any]] = {
         "help": "seed of all randomness; the same seed gives the same result",
     },
     "--no-cuda": {"action": "store_true", "help": "run on the CPU even where there is a GPU"},
+    "--precision": {
+        "choices": PRECISIONS,
+        "default": "auto",
+        "help": "bf16, fp32, or auto: bf16 where the hardware has it",
+    },
     "--legacy-cfg": {
         "action": "store_true",
         "help": "accepted for old command lines; no longer needed, old layouts are recognised",
@@ -118,11 +124,14 @@ def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: An
     """Add flags that mean the same in every script, all of them when none is named.
 
     Args:
-        flags: among --cfg-path --seed --no-cuda --legacy-cfg --quiet --set.
+        flags: among --cfg-path --seed --no-cuda --precision --legacy-cfg --quiet --set.
         changes: argparse settings for the named flags, such as required=True.
     """
     for flag in flags or _COMMON_FLAGS:
         parser.add_argument(flag, **_COMMON_FLAGS[flag] | changes)
+        if flag == "--precision":
+            parser.add_argument("--no-amp", action="store_const", const="fp32", dest="precision",
+                                help="the same as --precision fp32")  # fmt: skip
 
 
 # The names that [sampling] takes; tests/test_utils.py compares them with its types.
@@ -168,9 +177,30 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     flag("--resume", type=Path, metavar="PATH", help="run folder or checkpoint to go on from")
     flag("--run-dir", type=Path, metavar="DIR", help="folder of this run (exp_dir/exp_name_TIME)")
     flag("--no-save", action="store_true", help="write nothing: no checkpoints, curves or pictures")
-    flag("--no-amp", action="store_true", help="train in float32 even where bfloat16 is fast")
+    parser.set_defaults(precision=None)  # the run file's
     flag("--nb-workers", type=int, metavar="N", help="processes that read data")
     flag("--wandb", action="store_true", help="log to Weights & Biases")
     flag("--wandb-project", metavar="NAME", help="overrides wandb.project")
     flag("--wandb-entity", metavar="NAME", help="overrides wandb.entity")
     flag("--wandb-offline", action="store_true", help="as --wandb, but keep its log on disk")
+
+
+def training_flags(args: argparse.Namespace, section: str) -> dict[str, Any]:
+    """Dotted keys of the run file that the flags of `add_training_flags` set, None where not given.
+
+    Args:
+        section: of the training loop, "trainer" or "training".
+    """
+    precision = args.precision
+    loop = {
+        "nb_workers": args.nb_workers,
+        "precision": precision,
+        "use_amp": None if precision is None else precision != "fp32",
+        "use_cuda": False if args.no_cuda else None,
+        "save_outputs": False if args.no_save else None,
+    }
+    return {f"{section}.{name}": value for name, value in loop.items()} | {
+        "wandb.project": args.wandb_project,
+        "wandb.entity": args.wandb_entity,
+        "wandb.mode": "offline" if args.wandb_offline else None,
+    }

@@ -3,7 +3,7 @@
     python benchmarks/gpu_showcase.py --train config/emoji/64.toml --seconds 240 --device cuda \\
         --folder out/showcase --out out/gpu --result showcase.json
 
-OUT gets showcase.tar.part-00 and so on, at most 15 MB each: a release (`sundae.prior.release`), or
+OUT gets showcase.tar.part-00 and so on, at most 15 MB each: a release (`release.py`), or
 the checkpoint itself for a prior on pixels. `cat showcase.tar.part-* | tar x` puts it together.
 Called again with the same folder, it goes on from the last checkpoint.
 """

@@ -91,7 +91,7 @@ def measure(
     }
     if judge is None:
         return found
-    use_amp = run.cfg.trainer.use_amp
+    use_amp = run.cfg.trainer.arithmetic != "fp32"
     prior = Prior(trainer.eval_net, run.cfg, trainer.device, use_amp=use_amp)
     return found | judge_samples(
         prior, data[1], judge, seed, args.nb_samples, {run.cfg.sampling.steps, *args.steps}

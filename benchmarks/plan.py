@@ -276,7 +276,7 @@ def make_plan(
         images: pictures of an epoch.
         measured: see `read_measured`.
     """
-    bf16 = cfg.trainer.use_amp and card.bf16 is not None
+    bf16 = cfg.trainer.arithmetic != "fp32" and card.bf16 is not None
     net = costs.meta_network(cfg)
     parameters = costs.parameter_count(net)
     room = card.memory * GIB * USABLE

@@ -251,7 +251,7 @@ def forward_job(bench: Bench, net: nn.Module | None, batch: int, amp: bool) -> J
 
     @torch.no_grad()
     def run() -> None:
-        with autocast(bench.device, amp):
+        with autocast(bench.device, "auto" if amp else "fp32"):
             net(tokens, classes)
 
     return Job(run)
@@ -269,7 +269,7 @@ def training_job(bench: Bench, net: HourglassTransformer | None, batch: int) -> 
         generator = torch.Generator(bench.device).manual_seed(0)
         losses = task.losses(net, data, generator)
         for _ in range(task.parts):
-            with autocast(bench.device, cfg.use_amp):
+            with autocast(bench.device, cfg.arithmetic):
                 loss, _ = next(losses)
             (loss / task.parts).backward()
         if cfg.clip_grad:

@@ -137,7 +137,7 @@ def as_csv(results: list[dict[str, Any]]) -> str:
 def parse_args() -> argparse.Namespace:
     """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_common_flags(parser, "--set", "--no-cuda")
+    add_common_flags(parser, "--set", "--no-cuda", "--precision")
     flag = parser.add_argument
     flag("--resume", type=Path, required=True, metavar="RUN", help="run folder of the digits")
     flag("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES, metavar="NAME",
@@ -148,7 +148,6 @@ def parse_args() -> argparse.Namespace:
     flag("--nb-samples", type=int, default=200, metavar="N", help="of each (200)")
     flag("--batch-size", type=int, default=100, metavar="N", help="samples at a time (100)")
     flag("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    flag("--no-amp", action="store_true", help="float32 even where bfloat16 is fast")
     flag("--json", type=Path, metavar="FILE", help="write all numbers there")
     flag("--csv", type=Path, metavar="FILE", help="write a line for each run of samples there")
     args = parser.parse_args()
@@ -169,7 +168,7 @@ def main() -> None:
     net = checkpoint.load_network().to(device)
     for path in filter(None, (args.json, args.csv)):
         make_folder(path.parent)
-    prior = Prior(net, cfg, device, use_amp=not args.no_amp)
+    prior = Prior(net, cfg, device, use_amp=args.precision != "fp32")
     about = machine(device.type) | {"step": checkpoint.info.step, "nb_samples": args.nb_samples}
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     results = []

@@ -61,7 +61,7 @@ def main() -> None:
     start = time.perf_counter()
     losses = task.losses(net, {"images": images}, torch.Generator(device).manual_seed(0))
     for _ in range(task.parts):
-        with autocast(device, training.use_amp):
+        with autocast(device, training.arithmetic):
             loss, _ = next(losses)
         loss.backward()
     activations = memory(device.type, peak=True)

@@ -111,6 +111,15 @@ def test_a_nested_valley_gets_a_factor_for_each_level() -> None:
     assert (listed.net.depth, listed.net.shorten_factors) == ((2, (3, 4, 3), 2), (4, 49))
 
 
+def test_use_amp_false_is_the_older_spelling_of_fp32() -> None:
+    assert parse().trainer.arithmetic == "auto"
+    assert parse("trainer.use_amp=false").trainer.arithmetic == "fp32"
+    assert parse("trainer.precision=bf16").trainer.arithmetic == "bf16"
+    assert "'bf16' contradicts trainer.use_amp = false" in error_of(
+        "trainer.use_amp=false", "trainer.precision=bf16"
+    )
+
+
 def test_weight_decay_defaults_to_the_optimisers_own() -> None:
     assert parse().trainer.weight_decay == 0.01
     assert parse("trainer.optimizer_name=sgd").trainer.weight_decay == 0

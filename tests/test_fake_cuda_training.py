@@ -33,7 +33,7 @@ from sundae.codec_training.export import export
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
 from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.finite import first_non_finite
-from sundae.common.precision import autocast
+from sundae.common.precision import Precision, autocast
 from sundae.config.run_file import RunConfig
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
@@ -98,7 +98,8 @@ def test_a_task(place: torch.device, config: Config) -> None:
         generator = torch.Generator(device).manual_seed(0)
         there = copy.deepcopy(net).to(device)
         cuda.waits.clear()
-        with autocast(device, place == AUTOCAST), torch.set_grad_enabled(place == BACKWARD):
+        precision: Precision = "auto" if place == AUTOCAST else "fp32"
+        with autocast(device, precision), torch.set_grad_enabled(place == BACKWARD):
             found = [metrics for _, metrics in PriorTask(cfg).losses(there, batch, generator)]
         assert not cuda.waits
         return found

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from sundae.interactive import guard as guard_module
-from sundae.interactive.guard import Access, Guard, HostNames, Message, Receive, Scope, Send
+from sundae.interactive.guard import Access, Guard, HostNames
 from sundae.interactive.session_files import SessionFiles
 
 HOST = "127.0.0.1:7860"
@@ -190,7 +191,7 @@ def test_an_open_page_is_for_the_browser_that_opened_it(caller: Caller) -> None:
 def test_open_pages_that_are_remembered_are_bounded(
     caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_module, "_MOST_TABS", 3)
+    monkeypatch.setattr(guard_module, "_MAX_TABS", 3)
     for number in range(10):
         assert caller("GET", f"/gradio_api/heartbeat/tab{number}")[0] == 200
     assert list(caller.guard._owners) == ["tab7", "tab8", "tab9"]
@@ -221,7 +222,10 @@ def test_a_client_that_leaves_is_no_failure(
         return {"type": "http.disconnect"}
 
     caller.guard.app = leaves
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", HOST.encode())]}
+    headers = [(b"host", HOST.encode())]
+    scope = {
+        "type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": headers
+    }  # fmt: skip
     asyncio.run(caller.guard(scope, left, closed))
     assert capsys.readouterr() == ("", "")
 
@@ -275,7 +279,7 @@ def test_a_password_may_hold_anything_and_wrong_ones_wait(
 def test_wrong_passwords_that_wait_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_module, "_MOST_WRONG_PASSWORDS", 0)
+    monkeypatch.setattr(guard_module, "_MAX_WRONG_PASSWORDS", 0)
     caller = Caller(tmp_path, password="a:b")
     assert caller("GET", "/", authorization="Basic wrong")[0] == 429
     right = base64.b64encode(b"a:b").decode()

@@ -22,6 +22,7 @@ from hourglass_transformer.layers import (
     rotate,
 )
 from sundae.common import precision
+from sundae.common.precision import Precision
 
 
 def config(**changes: Any) -> HourglassConfig:
@@ -283,18 +284,19 @@ def test_a_gated_feed_forward_is_swiglu_at_about_equal_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_bf16", "use_amp", "dtype"),
+    ("has_bf16", "chosen", "dtype"),
     [
-        (True, True, torch.bfloat16),
-        (True, False, torch.float32),
-        (False, True, torch.float32),
+        (True, "auto", torch.bfloat16),
+        (True, "fp32", torch.float32),
+        (False, "auto", torch.float32),
+        (False, "bf16", torch.bfloat16),
     ],
 )
-def test_bfloat16_where_the_device_has_it_and_nobody_objects(
-    has_bf16: bool, use_amp: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_bfloat16_where_the_device_has_it(
+    has_bf16: bool, chosen: Precision, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "has_bf16", lambda device: has_bf16)
-    with precision.autocast(torch.device("cpu"), use_amp):
+    with precision.autocast(torch.device("cpu"), chosen):
         assert nn.Linear(4, 4)(torch.zeros(1, 4)).dtype == dtype
 
 

@@ -102,7 +102,7 @@ def test_rooms_import_only_rooms_before_them(room: str) -> None:
 
 def test_utils_imports_torch_the_users_error_and_how_to_print_it_only() -> None:
     ours = {name for name in imports_of(ROOT / "utils.py") if name.startswith("sundae")}
-    assert ours == {"sundae.common.errors", "sundae.common.naming"}
+    assert ours == {"sundae.common.errors", "sundae.common.naming", "sundae.common.precision"}
     assert not packages_of(ROOT / "sundae" / "common" / "naming.py")  # as light as it was
     assert packages_of(ROOT / "utils.py") == {"numpy", "torch", "sundae"}
 

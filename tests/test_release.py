@@ -24,7 +24,7 @@ from sundae.common.naming import path_component
 from sundae.data.format import Manifest
 from sundae.data.writer import write_latents
 from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
-from sundae.prior.release import _FILES, _portable, main, release
+from sundae.prior.release import _FILES, _portable, release
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., Ended]
@@ -67,7 +67,7 @@ def test_a_released_pair_needs_nothing_else_and_draws_the_same(
     tmp_path: Path, script: Script
 ) -> None:
     run, out = trained(tmp_path, script), tmp_path / "elsewhere" / "released"
-    assert main([str(run), str(out)]) == 0
+    assert script("release", run, out).code == 0
     (tmp_path / "codec.safetensors").unlink()
     checkpoint, original = open_checkpoint(out), open_checkpoint(run)
     assert open_codec(checkpoint.config).identity == original.info.codec
@@ -85,43 +85,39 @@ def test_a_released_pair_needs_nothing_else_and_draws_the_same(
 
 
 def test_a_codec_that_float16_changes_is_refused_with_the_way_out(
-    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: Script
 ) -> None:
     run = trained(tmp_path, script, half=False)
-    assert main([str(run), str(tmp_path / "out")]) == 2
-    assert "convert --half" in capsys.readouterr().err
+    assert "convert-vqgan.py --half" in script("release", run, tmp_path / "out").refusal()
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_not_finite_are_not_released(
-    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_that_are_not_finite_are_not_released(tmp_path: Path, script: Script) -> None:
     run = trained(tmp_path, script)
     (last,) = list_checkpoints(run)
     earlier = shutil.copytree(last, last.with_name("step-0000001"))
 
     def refusal(value: float) -> str:
         name = poison(last / "ema.safetensors", value)
-        assert main([str(run), str(tmp_path / "out")]) == 2
+        line = script("release", run, tmp_path / "out").refusal()
         assert not (tmp_path / "out").exists()
-        return capsys.readouterr().err.replace(name, "NAME")
+        return line.replace(name, "NAME")
 
     assert refusal(1e6) == f"error: {last}: NAME is beyond the range of float16\n"
     assert refusal(math.nan) == (
         f"error: {last}/ema.safetensors: NAME holds NaN or infinite values; "
         f"the last good checkpoint of the run is {earlier} (--resume {earlier})\n"
     )
-    assert main([str(earlier), str(tmp_path / "out")]) == 0
+    assert script("release", earlier, tmp_path / "out").code == 0
 
 
 def test_a_release_replaces_only_when_asked_and_keeps_the_card(
-    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: Script
 ) -> None:
     run, out = trained(tmp_path, script), tmp_path / "out"
     out.mkdir()
     (out / "README.md").write_text("what this is")
-    assert main([str(run), str(out)]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "--overwrite" in script("release", run, out).refusal()
     assert list(contents(out)) == ["README.md"]
     release(run, out, overwrite=True)
     assert (out / "README.md").read_text() == "what this is"
@@ -133,16 +129,15 @@ def test_a_prior_on_pixels_has_no_codec_to_release(
 ) -> None:
     ended = script("train", "--cfg-path", run_file(), "--run-dir", tmp_path / "run")
     assert ended.code == 0, ended
-    assert main([str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+    assert "no codec to release" in script("release", tmp_path / "run", tmp_path / "out").refusal()
 
 
 def test_a_folder_that_holds_anything_else_is_never_replaced(
-    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: Script
 ) -> None:
     run = trained(tmp_path, script)
     before = contents(run)
-    assert main([str(run), str(run), "--overwrite"]) == 2
-    assert "no part of a release" in capsys.readouterr().err
+    assert "no part of a release" in script("release", run, run, "--overwrite").refusal()
     assert contents(run) == before
 
 
@@ -204,40 +199,31 @@ def test_nothing_but_its_files_is_ever_in_a_released_folder(tmp_path: Path, scri
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """What the command line says to a user's mistake."""
-    capsys.readouterr()
-    assert main([*map(str, words)]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
-    return err
-
-
-def test_links_in_out_are_not_followed_and_given_away(
-    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_links_in_out_are_not_followed_and_given_away(tmp_path: Path, script: Script) -> None:
     run, out = trained(tmp_path, script), tmp_path / "out"
     private = tmp_path / "private.txt"
     private.write_text("mine")
     out.mkdir()
     (out / "README.md").symlink_to(private)
-    assert "README.md is no plain file" in refusal(capsys, run, out, "--overwrite")
+    assert "README.md is no plain file" in script("release", run, out, "--overwrite").refusal()
     (out / "README.md").unlink()
     (out / "README.md").mkdir()
-    assert "README.md is no plain file" in refusal(capsys, run, out, "--overwrite")
+    assert "README.md is no plain file" in script("release", run, out, "--overwrite").refusal()
     (tmp_path / "link").symlink_to(out)
-    assert "link is a link; give" in refusal(capsys, run, tmp_path / "link", "--overwrite")
+    assert (
+        "link is a link; give" in script("release", run, tmp_path / "link", "--overwrite").refusal()
+    )
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    assert "dangling is a link" in refusal(capsys, run, tmp_path / "dangling")
-    assert "private.txt is no folder" in refusal(capsys, run, private, "--overwrite")
-    line = refusal(capsys, run, tmp_path / "private.txt" / "\x1b[31m" / "out")
+    assert "dangling is a link" in script("release", run, tmp_path / "dangling").refusal()
+    assert "private.txt is no folder" in script("release", run, private, "--overwrite").refusal()
+    line = script("release", run, tmp_path / "private.txt" / "\x1b[31m" / "out").refusal()
     assert r"\x1b[31m" in line and "\x1b" not in line
     assert private.read_text() == "mine"
     assert sorted(path.name for path in out.iterdir()) == ["README.md"]
 
 
 def test_links_out_of_the_run_are_refused_and_a_run_behind_a_link_is_not(
-    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: Script
 ) -> None:
     run, out = trained(tmp_path, script), tmp_path / "out"
     (tmp_path / "link").symlink_to(run)
@@ -247,7 +233,7 @@ def test_links_out_of_the_run_are_refused_and_a_run_behind_a_link_is_not(
     for path in (checkpoint / "ema.safetensors", checkpoint / "checkpoint.json", checkpoint):
         path.rename(moved)
         path.symlink_to(moved)
-        line = refusal(capsys, run, out, "--overwrite")
+        line = script("release", run, out, "--overwrite").refusal()
         assert f"leads out of {run}" in line and str(moved) in line
         if path == checkpoint:
             release(checkpoint, out, overwrite=True)  # what was named itself may be a link
@@ -262,6 +248,7 @@ def test_links_out_of_the_run_are_refused_and_a_run_behind_a_link_is_not(
 # Dies as soon as the old folder is out of its place, on a system that cannot exchange folders.
 DYING = """
 import os, signal, sys
+from pathlib import Path
 from sundae.common import folders
 from sundae.prior import release
 
@@ -272,24 +259,24 @@ def replace(source, target):
 
 rename, os.replace = os.replace, replace
 folders._exchange = lambda first, second: False
-release.main(sys.argv[1:])
+release.release(*map(Path, sys.argv[1:]), overwrite=True)
 """
 
 
 def test_killed_while_it_replaces_a_release_leaves_the_old_one(
-    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: Script
 ) -> None:
     run, out = trained(tmp_path, script), tmp_path / "out"
     release(run, out)
     (out / "README.md").write_text("what this is")
     before = contents(out)
     done = subprocess.run(
-        [sys.executable, "-c", DYING, str(run), str(out), "--overwrite"],
+        [sys.executable, "-c", DYING, str(run), str(out)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=120,
     )
     assert done.returncode == -signal.SIGKILL and not out.exists()
-    assert "out exists; choose another OUT" in refusal(capsys, run, out)
+    assert "out exists; choose another OUT" in script("release", run, out).refusal()
     assert contents(out) == before
     assert open_checkpoint(out).info.step == 2

@@ -10,7 +10,6 @@ from hourglass_transformer import HourglassTransformer
 from hourglass_transformer.config import Depth
 from sundae.config.run_file import load_config
 from sundae.prior.network import build_network
-from sundae.sampling.strategies import chosen_strategy
 
 ROOT = Path(__file__).parents[1] / "config"
 CONFIGS = {str(path.relative_to(ROOT)): path for path in ROOT.glob("**/*.toml")}
@@ -127,7 +126,7 @@ def test_a_fast_file_does_as_many_parameters_with_less_arithmetic(name: str) -> 
 def test_a_fast_file_samples_in_few_steps_by_what_suits_them(name: str) -> None:
     cfg = load_config(CONFIGS[name])
     assert cfg.sampling.steps == 16
-    assert chosen_strategy(cfg.sampling) == "renoise"
+    assert cfg.sampling.resolved_strategy == "renoise"
 
 
 def test_a_tiny_network_of_the_fast_kind_learns_in_every_part() -> None:

@@ -17,8 +17,7 @@ import torch
 import utils
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, SamplingConfig, with_sampling_flags
-from sundae.config.sections import CurveName, StrategyChoice
-from sundae.sampling.strategies import FEW_STEPS
+from sundae.config.sections import FEW_STEPS, CurveName, StrategyChoice
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,6 +107,15 @@ def test_common_flags_parse_and_an_explicit_zero_is_a_value() -> None:
     for seed in ("-1", "1.5", "x", str(2**32)):
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args([f"--seed={seed}"])
+
+
+def test_precision_has_an_older_spelling() -> None:
+    parser = argparse.ArgumentParser()
+    utils.add_common_flags(parser, "--precision")
+    words = ([], ["--precision", "bf16"], ["--no-amp"])
+    assert [parser.parse_args(given).precision for given in words] == ["auto", "bf16", "fp32"]
+    utils.add_training_flags(parser)
+    assert parser.parse_args([]).precision is None  # the run file's
 
 
 def test_common_flags_can_be_chosen_and_made_required() -> None:

@@ -1,17 +1,20 @@
 """Converted checkpoints: the same codec, without the YAML."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Ended
 from safetensors.torch import load_file, save_file
 from vqgan_cases import CASES, Case, pictures
 
 from sundae.codec.vqgan import load_vqgan
-from sundae.codec.vqgan.__main__ import main
 from sundae.codec.vqgan.convert import save_codec
 from sundae.common.errors import UserError
+
+Script = Callable[..., Ended]
 
 
 @pytest.mark.parametrize("name", ["taming", "gumbel", "ldm-no-attention-tanh", "llamagen"])
@@ -34,36 +37,31 @@ def case(tmp_path: Path) -> Case:
 
 
 def test_the_command_line_converts_and_does_not_overwrite(
-    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: Case, tmp_path: Path, script: Script
 ) -> None:
     target = tmp_path / "small.safetensors"
-    arguments = ["convert", str(case.checkpoint), str(target), "--config", str(case.config)]
-    assert main(arguments) == 0
-    identity = load_vqgan(target).identity
-    assert identity in capsys.readouterr().out
+    arguments = ["convert-vqgan", case.checkpoint, target, "--config", case.config]
+    ended = script(*arguments)
+    assert ended.code == 0 and load_vqgan(target).identity in ended.out
     description = json.loads((tmp_path / "small.json").read_text())
     assert description["rules"] == {"distance": "l2", "input_range": "signed", "tanh_out": False}
     assert (description["codebook_size"], description["factor"]) == (64, 4)
     before = target.read_bytes()
-    assert main(arguments) == 2
-    assert "exists; choose another destination or pass --overwrite" in capsys.readouterr().err
+    refusal = script(*arguments).refusal()
+    assert "exists; choose another destination or pass --overwrite" in refusal
     assert target.read_bytes() == before
-    assert main([*arguments, "--overwrite"]) == 0
+    assert script(*arguments, "--overwrite").code == 0
 
 
-def test_a_failed_conversion_writes_nothing(
-    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["convert", str(case.checkpoint), str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert main(["convert", str(tmp_path / "\x1b[31m.ckpt"), str(tmp_path / "out")]) == 2
-    line = capsys.readouterr().err
-    assert r"\x1b[31m.ckpt" in line and "\x1b" not in line and line.count("\n") == 1
+def test_a_failed_conversion_writes_nothing(case: Case, tmp_path: Path, script: Script) -> None:
+    assert script("convert-vqgan", case.checkpoint, tmp_path / "out").refusal()
+    line = script("convert-vqgan", tmp_path / "\x1b[31m.ckpt", tmp_path / "out").refusal()
+    assert r"\x1b[31m.ckpt" in line and "\x1b" not in line
     assert not (tmp_path / "out").exists()
 
 
 def test_what_float16_cannot_hold_and_what_is_not_finite_are_named(
-    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: Case, tmp_path: Path, script: Script
 ) -> None:
     def refused(value: float, *flags: str) -> str:
         save_codec(load_vqgan(case.checkpoint, case.config), tmp_path / "x", overwrite=True)
@@ -73,9 +71,9 @@ def test_what_float16_cannot_hold_and_what_is_not_finite_are_named(
         save_file(tensors, weights)
         (tmp_path / "x" / "vqgan.json").unlink()
         rules = ("--distance", "l2", "--input-range", "signed")
-        assert main(["convert", str(weights), str(tmp_path / "out"), *rules, *flags]) == 2
+        line = script("convert-vqgan", weights, tmp_path / "out", *rules, *flags).refusal()
         assert not (tmp_path / "out").exists()
-        return capsys.readouterr().err
+        return line
 
     assert refused(1e6, "--half") == (
         "error: quant_conv.bias is beyond the range of float16; leave out --half\n"

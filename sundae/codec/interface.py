@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from sundae.common import memory
 from sundae.common.errors import UserError
 
 if TYPE_CHECKING:
     from sundae.config.run_file import RunConfig
-
-# Pixels that are decoded together: one picture of a megapixel takes gigabytes on its way.
-_PIXELS_AT_ONCE = 2**20
 
 # ITU-R BT.601 luma weights, as Pillow's convert("L") uses them.
 _LUMA = (0.299, 0.587, 0.114)
@@ -92,7 +90,7 @@ class ChunkedCodec:
     def decode(self, tokens: Tensor) -> Tensor:
         """As the codec itself, a few pictures after the other."""
         pixels = tokens.shape[-2] * tokens.shape[-1] * self.factor**2
-        parts = tokens.split(max(1, _PIXELS_AT_ONCE // pixels))
+        parts = tokens.split(max(1, memory.PIXELS // pixels))
         return torch.cat([self.codec.decode(part) for part in parts])
 
     def to(self, device: torch.device | str) -> ChunkedCodec:

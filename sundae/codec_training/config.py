@@ -19,7 +19,7 @@ from sundae.common.errors import UserError
 from sundae.config.run_file import WandbConfig, parse_override, with_changes
 from sundae.config.schema import Origin, build, key, plain, suggestion
 from sundae.config.sections import OptimizerName, TrainerConfig
-from sundae.config.validation import check_batches, check_schedule
+from sundae.config.validation import check_batches, check_precision, check_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,5 +222,6 @@ def _check_agreement(cfg: CodecRunConfig, origin: Origin) -> None:
     try:
         check_batches(training, origin)
         check_schedule(training, origin)
+        check_precision(training, origin)
     except UserError as error:  # token run files, for which that was written, say [trainer]
         raise UserError(str(error).replace("trainer.", "training.")) from None

@@ -14,12 +14,15 @@ from sundae.codec.vqgan.convert import save_codec
 from sundae.codec_training.config import CodecRunConfig
 from sundae.codec_training.module import CodecTraining, unwrapped
 from sundae.common.files import atomic_path, make_folder, write_text
+from sundae.common.precision import Precision
 
 if TYPE_CHECKING:
     from sundae.training.trainer import Trainer
 
 
-def codec_of(module: CodecTraining, cfg: CodecRunConfig, precision: str = "auto") -> VQGANCodec:
+def codec_of(
+    module: CodecTraining, cfg: CodecRunConfig, precision: Precision = "auto"
+) -> VQGANCodec:
     """A codec with a copy of the weights, on the CPU, that training does not change any more."""
     vqgan = copy.deepcopy(module.vqgan).cpu().requires_grad_(False)
     vqgan.set_gradient_checkpointing(False)

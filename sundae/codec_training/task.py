@@ -146,7 +146,7 @@ class ReconstructionPictures:
 
     def __init__(self, cfg: CodecRunConfig, data: ImageDataset) -> None:
         """data: whose first pictures, at most `training.nb_pictures`, are shown."""
-        self.use_amp = cfg.training.use_amp
+        self.precision = cfg.training.arithmetic
         self.images = data.__getitems__(range(min(cfg.training.nb_pictures, len(data))))["images"]
 
     @torch.no_grad()
@@ -157,7 +157,7 @@ class ReconstructionPictures:
         codec, generator = unwrapped(trainer.eval_net).eval(), torch.Generator(trainer.device)
         made = []
         for images in self.images.split(trainer.mini_batch_size):
-            with autocast(trainer.device, self.use_amp):
+            with autocast(trainer.device, self.precision):
                 result = codec.reconstruct(images.to(trainer.device) * 2 - 1, generator)
             made.append((result.pixels.cpu() + 1) / 2)
         grid = make_grid(_rows_in_turn(self.images, torch.cat(made)), columns=_COLUMNS)

@@ -1,11 +1,16 @@
-"""Which arithmetic a device is good at."""
+"""Which arithmetic a network computes in."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
+
+# "auto" is bf16 on a device that multiplies bfloat16 matrices in hardware, else fp32.
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -18,18 +23,23 @@ def has_bf16(device: torch.device) -> bool:
     return False
 
 
-def autocast(device: torch.device, use_amp: bool) -> AbstractContextManager[object]:
-    """bfloat16 autocast where it is wanted and the device has it; otherwise float32 as it is."""
-    if use_amp and has_bf16(device):
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a precision means bfloat16 autocast on a device."""
+    return precision == "bf16" or (precision == "auto" and has_bf16(device))
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """bfloat16 autocast where the precision means that on the device, else a null context."""
+    if uses_bf16(precision, device):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
 def cast_linears_to_bf16(net: nn.Module) -> None:
-    """Turn the linear maps of a network to bfloat16 in place, for use under autocast alone.
+    """Cast the linear maps of a network to bfloat16 in place, for use under autocast only.
 
-    Autocast would do so with their weights in each forward anew; what it computes stays the same to
-    the last bit. Norms, embeddings and tables stay as they are.
+    Autocast casts their weights in every forward pass instead; the results are equal bit for bit.
+    Norms, embeddings and tables stay in float32.
     """
     for module in net.modules():
         if isinstance(module, nn.Linear):

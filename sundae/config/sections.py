@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sundae.common.precision import Precision
 from sundae.config.schema import key, plain
 
 Depth = tuple["int | Depth", ...]
@@ -23,6 +24,24 @@ ScheduleName = Literal[
 StrategyName = Literal["random", "confidence", "halton", "argmax", "renoise"]
 StrategyChoice = Literal["auto", StrategyName]
 CurveName = Literal["linear", "cosine", "constant"]
+
+# Steps up to which the strategy 'auto' is 'renoise'. On the digits that is best with 4, 8 and 16
+# steps and within the spread of the best with 12; docs/sampling.md has the table.
+FEW_STEPS = 16
+
+
+def interpolate(curve: CurveName, start: float, end: float, progress: float) -> float:
+    """A value on its way from `start` to `end`.
+
+    Args:
+        curve: 'linear'; 'cosine', half a wave, slow at both ends; or 'constant', the start whatever
+            the end.
+        progress: in [0, 1].
+    """
+    if curve == "constant":
+        return start
+    share = progress if curve == "linear" else (1 - math.cos(math.pi * progress)) / 2
+    return start + (end - start) * share
 
 
 def _parse_latent_shape(value: Any) -> tuple[int, int]:
@@ -90,7 +109,8 @@ class TrainerConfig:
     ema_decay: float = key(0.999, at_least=0, below=1)  # 0: no average
     nb_workers: int = key(0, at_least=0)
     use_cuda: bool = key(True)
-    use_amp: bool = key(True)
+    precision: Precision = key("auto")
+    use_amp: bool = key(True)  # false: precision is "fp32", as older files say it
     gradient_checkpointing: bool = key(False)  # recompute in the backward pass: less memory, slower
     # torch.compile the networks in training, where the first step then takes long; None: on CUDA
     compile: bool | None = key(None)
@@ -100,6 +120,11 @@ class TrainerConfig:
     keep_checkpoints: int = key(3, at_least=0)  # periodic ones kept; 0: all
     metric_names: tuple[str, ...] = key(())
     metric_best: tuple[str, str] = key(("loss", "des"))
+
+    @property
+    def arithmetic(self) -> Precision:
+        """The precision of training, `use_amp` included."""
+        return self.precision if self.use_amp else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +178,7 @@ class SamplingConfig:
     proportion_curve: CurveName = key("linear")
     min_steps: int = key(10, at_least=0)
     early_stop: bool = key(True)
-    strategy: StrategyChoice = key("auto")  # see sundae.sampling.strategies.chosen_strategy
+    strategy: StrategyChoice = key("auto")  # see resolved_strategy
     choice_temperature: float = key(1.0, at_least=0)  # of the strategy 'confidence'
     guidance: float = key(1.0, at_least=0)  # 1: the network's own prediction
     end_guidance: float | None = key(None, at_least=0)
@@ -178,6 +203,44 @@ class SamplingConfig:
     def guidance_ramp(self) -> tuple[float, float]:
         """Guidance of the first and the last step."""
         return self.guidance, self.guidance if self.end_guidance is None else self.end_guidance
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any step has guidance, and so two forward passes."""
+        return self.guidance_ramp != (1, 1)
+
+    def temperature_at(self, step: int) -> float:
+        """Temperature of step 0 .. steps-1."""
+        return interpolate(self.temperature_curve, *self.temperature_ramp, self._progress(step))
+
+    def proportion_at(self, step: int) -> float:
+        """Proportion of tokens that take a new value in step 0 .. steps-1."""
+        return interpolate(self.proportion_curve, *self.proportion_ramp, self._progress(step))
+
+    def guidance_at(self, step: int) -> float:
+        """Guidance of step 0 .. steps-1."""
+        return interpolate(self.guidance_curve, *self.guidance_ramp, self._progress(step))
+
+    def choice_temperature_at(self, step: int) -> float:
+        """Choice temperature of step 0 .. steps-1; it would be 0 one step later."""
+        return self.choice_temperature * (1 - step / self.steps)
+
+    def _progress(self, step: int) -> float:
+        """0 in the first step, 1 in the last."""
+        return step / max(1, self.steps - 1)
+
+    @property
+    def resolved_strategy(self) -> StrategyName:
+        """The strategy by its name, also where the key is 'auto'.
+
+        'auto' is 'renoise' up to FEW_STEPS steps and 'random', the paper's, above. It is 'random'
+        also where the proportion falls to 0: the last step, which renews everything in 'renoise',
+        would then do nothing.
+        """
+        if self.strategy != "auto":
+            return self.strategy
+        few = self.steps <= FEW_STEPS and self.proportion_ramp[1] > 0
+        return "renoise" if few else "random"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ def check_agreement(cfg: RunConfig, origin: Origin) -> None:
     """
     check_batches(cfg.trainer, origin)
     check_schedule(cfg.trainer, origin)
+    check_precision(cfg.trainer, origin)
     _check_metrics(cfg, origin)
     _check_data_folders(cfg.data, origin)
     _check_split_sizes(cfg.data, origin)
@@ -55,6 +56,15 @@ def check_batches(trainer: TrainerConfig, origin: Origin) -> None:
         raise UserError(
             f"{origin.at('trainer.mini_batch_size')}: {mini} does not divide "
             f"trainer.batch_size = {size}; choose a divisor of it"
+        )
+
+
+def check_precision(trainer: TrainerConfig, origin: Origin) -> None:
+    """UserError when the older key for the precision contradicts the newer one."""
+    if trainer.precision == "bf16" and not trainer.use_amp:
+        raise UserError(
+            f"{origin.at('trainer.precision')}: 'bf16' contradicts trainer.use_amp = false; drop "
+            "use_amp"
         )
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
 
+from sundae.config.sections import FEW_STEPS
 from sundae.interactive.settings import EXTRAS, SAMPLING, Setting, Settings
-from sundae.sampling.strategies import FEW_STEPS
 
 # How far a slider reaches, and its step. The lower end is the schema's; where a run file goes
 # beyond the upper end, so does the slider.

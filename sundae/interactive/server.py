@@ -1,4 +1,4 @@
-"""Serve the page, to this machine unless told otherwise, and let nothing call home.
+"""Serving of the page, to this machine unless told otherwise; nothing calls home.
 
 Import this only where Gradio is installed.
 """
@@ -23,21 +23,23 @@ from PIL import Image
 
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
-from sundae.interactive.guard import LARGEST_UPLOAD, Access, Guard, HostNames, session_cookie
+from sundae.interactive.guard import MAX_UPLOAD, Access, Guard, HostNames, session_cookie
 from sundae.interactive.session import Session
 from sundae.interactive.session_files import SessionFiles
 from sundae.interactive.settings import Settings
 
+_IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 # Read when Gradio and huggingface_hub are imported, hence before.
-_SILENCE = {
+_NO_CALLS_HOME = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
 }
 
-_MOST_CONNECTIONS = 200  # an open page holds two or three
-_SWEEP_EVERY = 10.0  # seconds
-_LARGEST_IMAGE = 2**25  # pixels; Pillow warns of more, and refuses more than twice as many
+_MAX_CONNECTIONS = 200  # an open page holds two or three
+_SWEEP_INTERVAL = 10.0  # seconds
+_MAX_IMAGE = 2**25  # pixels; Pillow warns of more, and refuses more than twice as many
 
 
 def serve(
@@ -51,27 +53,27 @@ def serve(
     open_to_all: bool = False,
     host_names: Sequence[str] = (),
 ) -> None:
-    """Serve the page until Ctrl-C or a kill.
+    """Serves the page until Ctrl-C or SIGTERM.
 
     Args:
         session: the model.
         settings: what the controls show at first.
-        host: address to listen at. Beyond this machine, a link with a token is printed that lets
-            in whoever has it, unless there is a password.
+        host: address to listen at. Beyond this machine, a link with a token is printed that admits
+            whoever has it, unless there is a password.
         port: 0 for any free one.
-        out_dir: keeps every sampling; None keeps those of a session for a day.
+        out_dir: receives every sampling; None stores those of a session for a day.
         password: "USER:PASSWORD", which browsers ask for.
-        open_to_all: let in everybody who can reach the address.
+        open_to_all: admit everybody who can reach the address.
         host_names: further names that the server is reached by, such as a proxy's.
 
     Raises:
-        UserError: the address cannot be used, or the folder not be written to.
+        UserError: the address cannot be used, or the folder cannot be written to.
     """
     listener = _listen(host, port)
     address, port = listener.getsockname()[:2]
-    access = _access(address, password, open_to_all)
-    names = reachable_names(host, address, host_names)
-    Image.MAX_IMAGE_PIXELS = _LARGEST_IMAGE
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    access = _access(ip, password, open_to_all)
+    Image.MAX_IMAGE_PIXELS = _MAX_IMAGE
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half as many
     with TemporaryDirectory(prefix="sundae-", ignore_cleanup_errors=True) as scratch:
         files = SessionFiles(Path(scratch, "files"))
@@ -81,69 +83,54 @@ def serve(
 
         guarded = Guard(
             _app(session, settings, keep, files, port),
-            names=names,
+            names=_host_names({host.strip("[]"), address, *host_names}, ip),
             access=access,
             files=files,
             port=port,
         )
         listener.listen()  # whoever follows the link at once waits, and is not turned away
-        print(f"open {_link(address, port, access)} (Ctrl-C ends it)", flush=True)
-        # After its own farewell the server passes a signal on; a kill shall clear up, too.
+        name = socket.gethostname() if ip.is_unspecified else address
+        query = f"/?token={access.token}" if access.token else ""
+        link = f"http://{f'[{name}]' if ':' in name else name}:{port}{query}"
+        print(f"open {link} (Ctrl-C ends it)", flush=True)
+        # After its own shutdown the server passes a signal on; SIGTERM cleans up, too.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         config = uvicorn.Config(
             guarded,
             log_level="warning",
             timeout_graceful_shutdown=1,
-            limit_concurrency=_MOST_CONNECTIONS,
+            limit_concurrency=_MAX_CONNECTIONS,
         )
         with _swept(files):
             uvicorn.Server(config).run(sockets=[listener])
 
 
-def reachable_names(host: str, address: str, further: Sequence[str] = ()) -> HostNames:
-    """The names that requests to a server may be addressed to.
-
-    Args:
-        host: what the user called the address.
-        address: the one that is listened at.
-        further: names given by the user.
-    """
-    names = {host.strip("[]"), address, *further}
-    number = ipaddress.ip_address(address.partition("%")[0])
-    if number.is_loopback or number.is_unspecified:
+def _host_names(names: set[str], ip: _IP) -> HostNames:
+    """The names that requests to a server at an address may be addressed to."""
+    if ip.is_loopback or ip.is_unspecified:
         names |= {"localhost", "127.0.0.1", "::1"}
-    if not number.is_loopback:
+    if not ip.is_loopback:
         names |= {socket.gethostname(), socket.getfqdn()}
-    return HostNames(names, any_address=number.is_unspecified)
+    return HostNames(names, any_address=ip.is_unspecified)
 
 
-def _access(address: str, password: str | None, open_to_all: bool) -> Access:
+def _access(ip: _IP, password: str | None, open_to_all: bool) -> Access:
     """Beyond this machine, a password or a token is needed unless the user opted out."""
     if password is not None:
         return Access(password=password)
-    if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-        return Access()
-    if open_to_all:
+    if not ip.is_loopback and not open_to_all:
+        return Access(token=secrets.token_urlsafe(32))
+    if not ip.is_loopback:
         print(
             "warning: --no-auth lets everybody in who can reach this machine: they can use its "
             "processor and memory, and with --out-dir fill its disk",
             file=sys.stderr,
         )
-        return Access()
-    return Access(token=secrets.token_urlsafe(32))
-
-
-def _link(address: str, port: int, access: Access) -> str:
-    """What to open; where the server listens at all addresses, the machine's name stands in."""
-    unspecified = ipaddress.ip_address(address.partition("%")[0]).is_unspecified
-    name = socket.gethostname() if unspecified else address
-    shown = f"[{name}]" if ":" in name else name
-    query = f"/?token={access.token}" if access.token else ""
-    return f"http://{shown}:{port}{query}"
+    return Access()
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the address before the slow part, so that a taken one is said at once."""
+    """Takes the address before the slow part, so that a taken one is reported at once."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
@@ -162,7 +149,7 @@ def _prepare_environment(cache: Path) -> None:
     """Gradio reads dozens of variables, one of which would publish the page; none is ours."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
-    os.environ.update(_SILENCE, GRADIO_TEMP_DIR=str(cache))
+    os.environ.update(_NO_CALLS_HOME, GRADIO_TEMP_DIR=str(cache))
 
 
 def _app(
@@ -183,26 +170,20 @@ def _app(
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=MAX_UPLOAD,
         mcp_server=False,
         pwa=False,
         ssr_mode=False,
         theme=THEME,
         css=CSS,
     )
-    _mark_as_launched(page)
-    return app
-
-
-def _mark_as_launched(page: Any) -> None:
-    """Gradio checks paths in requests only where `launch` was called, which mounting is not.
-
-    The guard checks them before; this is the second lock of the same door.
-    """
+    # Gradio checks paths in requests only where `launch` was called, which mounting is not. The
+    # guard checks them before; this is the second lock of the same door.
     for name in ("has_launched", "is_running"):
         if not hasattr(page, name):
             raise RuntimeError(f"Gradio has no Blocks.{name} any more: does it check paths?")
         setattr(page, name, True)
+    return app
 
 
 @contextmanager
@@ -211,7 +192,7 @@ def _swept(files: SessionFiles) -> Iterator[None]:
     ended = threading.Event()
 
     def sweep() -> None:
-        while not ended.wait(_SWEEP_EVERY):
+        while not ended.wait(_SWEEP_INTERVAL):
             try:
                 files.sweep()
             except OSError as error:

@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,14 +22,14 @@ NOBODY = ""
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is kept, and for how long.
+    """How much is stored, and for how long.
 
     Attributes:
-        upload_age: seconds that an upload is kept.
-        result_age: seconds that a result is kept.
-        stray_age: seconds since its last change that a file is kept which is neither, such as the
-            rest of an upload that broke off.
-        uploads: number of uploads kept for a session.
+        upload_age: lifetime of an upload in seconds.
+        result_age: lifetime of a result in seconds.
+        stray_age: lifetime of any other file in seconds since its last change, such as the rest of
+            an upload that broke off.
+        uploads: number of uploads of a session.
         upload_size: bytes of all uploads together.
         size: bytes of all files together.
     """
@@ -56,18 +57,17 @@ class SessionFiles:
     """A folder whose entries (uploads and folders of results) each belong to a browser session.
 
     Safe to use from several threads.
+
+    Args:
+        root: the folder, created if necessary. Whatever appears in it and is not registered here is
+            never served.
+        limits: how much is stored, and for how long.
+        clock: seconds since the epoch.
     """
 
     def __init__(
         self, root: Path, limits: Limits | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        """Creates the folder.
-
-        Args:
-            root: the folder. Whatever appears in it and is not registered here is never served.
-            limits: how much is kept, and for how long.
-            clock: seconds since the epoch.
-        """
         self.root = make_folder(root).resolve()
         self.limits = limits or Limits()
         self._clock = clock
@@ -82,7 +82,7 @@ class SessionFiles:
         return path
 
     def add_upload(self, owner: str, path: str) -> None:
-        """Notes that a file below the root was uploaded by a session."""
+        """Registers a file below the root as an upload of a session."""
         name = self._entry_name(path)
         if name is not None:
             self._register(self.root / name, owner, uploaded=True)
@@ -100,16 +100,17 @@ class SessionFiles:
 
     def sweep(self) -> None:
         """Deletes what is past its time and, the oldest first, what is beyond the limits."""
-        now = self._clock()
         with self._lock:
             paths = {name: entry.path for name, entry in self._entries.items()}
         sizes = {name: _size(path) for name, path in paths.items()}  # slow: requests go on
         with self._lock:
             for name, entry in self._entries.items():
                 entry.size = sizes.get(name, entry.size)
-            self._delete([n for n, entry in self._entries.items() if self._is_old(entry, now)])
-            self._delete(_oldest_beyond(self._entries, self.limits.size))
-            self._delete_strays(now)
+            self._evict()
+            for path in self.root.iterdir():  # what Gradio or an upload that broke off has left
+                stray = path.name not in self._entries
+                if stray and self._clock() - _changed(path) > self.limits.stray_age:
+                    remove_tree(path)
 
     def _register(self, path: Path, owner: str, *, uploaded: bool) -> None:
         with self._lock:
@@ -117,9 +118,24 @@ class SessionFiles:
             owners = known.owners | {owner} if known else {owner}
             size = _size(path) if uploaded else 0  # a folder of results has yet to be filled
             self._entries[path.name] = _Entry(path, owners, uploaded, self._clock(), size)
-            self._delete(self._surplus_uploads())
-            uploads = {name: entry for name, entry in self._entries.items() if entry.uploaded}
-            self._delete(_oldest_beyond(uploads, self.limits.upload_size))
+            self._evict()
+
+    def _evict(self) -> None:
+        """Deletes entries that are too old, and those that exceed a limit beside newer ones."""
+        limits, now = self.limits, self._clock()
+        uploads: Counter[str] = Counter()  # of each session
+        upload_size = size = 0
+        for name, entry in reversed(list(self._entries.items())):
+            size += entry.size
+            exceeds = size > limits.size
+            if entry.uploaded:
+                uploads.update(entry.owners)
+                upload_size += entry.size
+                exceeds |= upload_size > limits.upload_size
+                exceeds |= all(uploads[owner] > limits.uploads for owner in entry.owners)
+            age = limits.upload_age if entry.uploaded else limits.result_age
+            if exceeds or now - entry.created > age:
+                remove_tree(self._entries.pop(name).path)
 
     def _entry_name(self, path: str) -> str | None:
         """Name of the entry that a path lies in or is; None where it lies in none."""
@@ -130,45 +146,6 @@ class SessionFiles:
         except (OSError, ValueError):
             return None
         return inside.parts[0] if inside.parts else None
-
-    def _is_old(self, entry: _Entry, now: float) -> bool:
-        limit = self.limits.upload_age if entry.uploaded else self.limits.result_age
-        return now - entry.created > limit
-
-    def _surplus_uploads(self) -> list[str]:
-        """Uploads of sessions that have more than they may, the newest of each left out."""
-        counts: dict[str, int] = {}
-        surplus = []
-        for name, entry in reversed(self._entries.items()):
-            if not entry.uploaded:
-                continue
-            for owner in entry.owners:
-                counts[owner] = counts.get(owner, 0) + 1
-            if all(counts[owner] > self.limits.uploads for owner in entry.owners):
-                surplus.append(name)
-        return surplus
-
-    def _delete(self, names: list[str]) -> None:
-        for name in names:
-            remove_tree(self._entries.pop(name).path)
-
-    def _delete_strays(self, now: float) -> None:
-        """What Gradio or an upload that broke off has left beside the entries."""
-        for path in self.root.iterdir():
-            if path.name not in self._entries and now - _changed(path) > self.limits.stray_age:
-                remove_tree(path)
-
-
-def _oldest_beyond(entries: dict[str, _Entry], limit: int) -> list[str]:
-    """The first of some entries, as many as they are too large by."""
-    excess = sum(entry.size for entry in entries.values()) - limit
-    names = []
-    for name, entry in entries.items():
-        if excess <= 0:
-            break
-        names.append(name)
-        excess -= entry.size
-    return names
 
 
 def _size(path: Path) -> int:

@@ -18,7 +18,6 @@ from sundae.config.schema import Rule, check, describe, key
 from sundae.config.sections import StrategyName
 from sundae.prior.network import null_class
 from sundae.sampling.opening import class_number
-from sundae.sampling.strategies import chosen_strategy
 
 SEEDS = 2**32  # what --seed accepts, so that a seed found here can be given to every script
 
@@ -127,7 +126,7 @@ class Settings:
     @property
     def strategy(self) -> StrategyName:
         """The strategy that is used, also where it is 'auto'."""
-        return chosen_strategy(self.cfg.sampling)
+        return self.cfg.sampling.resolved_strategy
 
     def expected(self, name: str) -> str:
         """What a setting accepts, in words that fit after 'expected'."""

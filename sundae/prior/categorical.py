@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Logits handled at once: their probabilities then stay in the processor's cache (CPU), or in a few
-# hundred megabytes (GPU). Compiled, only sums of probabilities get into memory, and each chunk is
-# compiled on its own.
-_CHUNK_CPU, _CHUNK_GPU, _CHUNK_COMPILED = 2**19, 2**26, 2**28
+from sundae.common import memory
 
 # Splitmix-style multipliers, odd and below 2**31 so that products of 31-bit words fit an int64.
 _MIX = (0x45D9F3B, 0x119DE1F3)
@@ -46,18 +43,12 @@ def draw_tokens(
         return logits.argmax(dim=-1)
     rows = logits.reshape(-1, logits.shape[-1])
     points = uniforms.flatten()[:, None]
-    size = max(1, _chunk(logits.device) // logits.shape[-1])
+    size = max(1, memory.drawn_logits(logits.device) // logits.shape[-1])
     drawn = [
         _invert(keep_likely(part.float() / temperature, top_k, top_p), point)
         for part, point in zip(rows.split(size), points.split(size), strict=True)
     ]
     return torch.cat(drawn).view(logits.shape[:-1])
-
-
-def _chunk(device: torch.device) -> int:
-    if torch.compiler.is_compiling():
-        return _CHUNK_COMPILED
-    return _CHUNK_CPU if device.type == "cpu" else _CHUNK_GPU
 
 
 def keep_likely(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:

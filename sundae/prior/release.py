@@ -1,4 +1,4 @@
-"""python -m sundae.prior.release RUN OUT: a prior and its codec as one folder to give away.
+"""A prior and its codec as one folder to give away.
 
 OUT/checkpoint.json       what it is: step, config, classes, codec, metrics
 OUT/model.safetensors     the averaged weights in float16
@@ -12,10 +12,8 @@ exp_name becomes one component of a path, and project, entity and name of [wandb
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -30,7 +28,7 @@ from sundae.common.files import write_text
 from sundae.common.finite import first_non_finite
 from sundae.common.folders import atomic_folder, restore_folder
 from sundae.common.locking import target_lock
-from sundae.common.naming import path_component, printable
+from sundae.common.naming import path_component
 from sundae.config.run_file import update_config
 from sundae.prior.checkpoint import CODEC, FORMAT, Checkpoint, CheckpointInfo, open_checkpoint
 
@@ -124,8 +122,8 @@ def _codec_of(checkpoint: Checkpoint) -> VQGANCodec:
         )
     if rounded(codec).identity != codec.identity:
         raise UserError(
-            f"{vqgan.checkpoint} has weights that float16 cannot hold: write it with `python -m "
-            "sundae.codec.vqgan convert --half`, make the latents with that, and train on them"
+            f"{vqgan.checkpoint} has weights that float16 cannot hold: write it with `python "
+            "convert-vqgan.py --half`, make the latents with that, and train on them"
         )
     return codec
 
@@ -153,24 +151,3 @@ def _portable(path: str) -> str:
     pure = PureWindowsPath(path)  # which knows the separators of all systems
     leads_out = pure.drive or pure.root or ".." in pure.parts or path.startswith("~")
     return path_component(pure.name) if leads_out else path
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m sundae.prior.release", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to create")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT, but for its README")
-    args = parser.parse_args(arguments)
-    try:
-        out = release(args.run, args.out, overwrite=args.overwrite)
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
-    print(printable(f"wrote {out}, {size:.1f} MB; try: python sample.py --resume {out}"))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,13 +8,11 @@ import re
 import torch
 from torch import Tensor
 
+from sundae.common import memory
 from sundae.common.errors import UserError
 from sundae.sampling.loop import ClassDenoise
 
 Shape = tuple[int, int]  # (height, width) in tokens
-
-# Windows that go through the network at once; more would gain nothing and take more memory.
-WINDOWS_AT_ONCE = 64
 
 # How many trained grids a canvas may have room for.
 LARGEST_CANVAS = 64
@@ -91,7 +89,7 @@ def windowed(
     canvas: Shape,
     overlap: Shape | None = None,
     *,
-    at_once: int = WINDOWS_AT_ONCE,
+    at_once: int = memory.WINDOWS,
 ) -> ClassDenoise:
     """A denoiser of a canvas, made from one of the trained grid.
 

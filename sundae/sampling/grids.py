@@ -38,7 +38,12 @@ class SampleGrids:
 
     def _drawn(self, trainer: Trainer) -> Tensor:
         """(nb_samples, 3, H, W) float32 in [0, 1], on the CPU."""
-        prior = Prior(trainer.eval_net, self.cfg, trainer.device, use_amp=self.cfg.trainer.use_amp)
+        prior = Prior(
+            trainer.eval_net,
+            self.cfg,
+            trainer.device,
+            use_amp=self.cfg.trainer.arithmetic != "fp32",
+        )
         count = self.cfg.sampling.nb_samples
         classes = (
             even_classes(self.cfg.net.num_classes, count) if self.cfg.net.conditional else None

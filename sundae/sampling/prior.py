@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hourglass_transformer import HourglassTransformer
+from sundae.common import memory
 from sundae.common.compiling import Compiled
 from sundae.common.precision import cast_linears_to_bf16, has_bf16
 from sundae.config.run_file import RunConfig
@@ -22,9 +23,6 @@ from sundae.sampling.loop import Refinement, Schedule, sample
 if TYPE_CHECKING:
     pass
 from sundae.prior.network import null_class
-
-# Of all rows of a batch together; 2**30 are 4 GB in float32.
-_LOGITS_AT_ONCE = 2**30
 
 
 class Prior:
@@ -80,7 +78,7 @@ class Prior:
         tokens: of a sample, those of the canvas unless given.
         """
         logits = (tokens or prod(self.canvas)) * self.cfg.data.vocab_size
-        return max(1, min(wanted, _LOGITS_AT_ONCE // logits))
+        return max(1, min(wanted, memory.LOGITS // logits))
 
     def refine(
         self,

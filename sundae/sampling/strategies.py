@@ -16,10 +16,6 @@ from sundae.config.sections import SamplingConfig, StrategyName
 from sundae.prior.categorical import seeded_uniforms
 from sundae.sampling.schedule import Schedule
 
-# Up to here the strategy 'auto' is 'renoise'. On the digits that is best with 4, 8 and 16 steps and
-# within the spread of the best with 12; the README has the table.
-FEW_STEPS = 16
-
 # Streams of noise within one sample: one for the first tokens, then two a step.
 _START, _DRAW, _CHOOSE = 0, 1, 2
 
@@ -280,19 +276,6 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 }
 
 
-def chosen_strategy(sampling: SamplingConfig) -> StrategyName:
-    """The strategy that a run file means: the one it names, or for 'auto' one that suits the steps.
-
-    'auto' is 'renoise' up to FEW_STEPS steps and the paper's 'random' above. It is 'random' also
-    where the proportion falls to 0: the last step, which takes everything anew in 'renoise', would
-    then do nothing.
-    """
-    if sampling.strategy != "auto":
-        return sampling.strategy
-    few = sampling.steps <= FEW_STEPS and sampling.proportion_ramp[1] > 0
-    return "renoise" if few else "random"
-
-
 def schedule_of(sampling: SamplingConfig) -> Schedule:
     """The run file's [sampling] section as the sampler takes it, its strategy no longer 'auto'."""
     temperature, end_temperature = sampling.temperature_ramp
@@ -306,7 +289,7 @@ def schedule_of(sampling: SamplingConfig) -> Schedule:
         end_sample_proportion=end_proportion,
         min_steps=sampling.min_steps,
         early_stop=sampling.early_stop,
-        strategy=chosen_strategy(sampling),
+        strategy=sampling.resolved_strategy,
         temperature_curve=sampling.temperature_curve,
         proportion_curve=sampling.proportion_curve,
         guidance=guidance,

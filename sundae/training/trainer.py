@@ -437,7 +437,7 @@ class Trainer:
     # -- small change -----------------------------------------------------------------------------
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return autocast(self.device, self.cfg.trainer.use_amp)
+        return autocast(self.device, self.cfg.trainer.arithmetic)
 
     def _synchronised(self, last: bool) -> AbstractContextManager[object]:
         """Gradients travel between processes once an optimiser step, with the last backward."""

@@ -200,7 +200,7 @@ def test_gradio_itself_refuses_them_too(run: Path, secret: Path, tmp_path: Path)
     from sundae.interactive.server import _app, _prepare_environment
     from sundae.interactive.session_files import SessionFiles
 
-    names = ("seed", "cfg_path", "raw_weights", "no_amp", "cuda_vqgan")
+    names = ("seed", "cfg_path", "raw_weights", "precision", "cuda_vqgan")
     args = argparse.Namespace(resume=run, no_cuda=True, quiet=True, overrides=[])
     vars(args).update(dict.fromkeys(names))
     session = importlib.import_module("sample-interactive").open_session(args)

@@ -14,10 +14,9 @@ from sundae.codec.vqgan.quantise import DISTANCES
 from sundae.common.compiling import compile_modules
 from sundae.common.errors import UserError
 from sundae.common.finite import NonFiniteError
-from sundae.common.precision import autocast
+from sundae.common.precision import PRECISIONS, Precision, autocast
 
 INPUT_RANGES = ("signed", "unit")
-PRECISIONS = ("auto", "fp32", "bf16")
 
 # How far outside [0, 1] a pixel may lie: resampling filters overshoot by rounding, ranges do not.
 _PIXEL_TOLERANCE = 1e-3
@@ -74,7 +73,7 @@ class VQGANCodec:
         *,
         family: str = "vqgan",
         resolution: int | None = None,
-        precision: str = "auto",
+        precision: Precision = "auto",
     ) -> None:
         """precision: fp32, bf16 (autocast), or auto: bf16 where the device computes in it.
 
@@ -138,7 +137,7 @@ class VQGANCodec:
         pixels = images.to(self.device, torch.float32, memory_format=torch.channels_last)
         if self.rules.input_range == "signed":
             pixels = pixels * 2 - 1
-        with self._autocast():
+        with autocast(self.device, self.precision):
             latents = self.model.encode(self._filled_up(pixels))
         try:
             tokens: Tensor = self.model.quantize(latents[: len(pixels)])
@@ -168,18 +167,13 @@ class VQGANCodec:
         """
         self._check_tokens(tokens)
         vectors = self.model.quantize.embed(tokens.to(self.device, torch.int64))
-        with self._autocast():
+        with autocast(self.device, self.precision):
             pixels = self.model.decode(vectors).float()
         if self.rules.tanh_out:
             pixels = pixels.tanh_()
         if self.rules.input_range == "signed":
             pixels = pixels.add_(1).div_(2)
         return pixels.clamp_(0, 1).contiguous()
-
-    def _autocast(self) -> Any:
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return autocast(self.device, self.precision == "auto")
 
     def _check_images(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:

@@ -23,6 +23,7 @@ from sundae.codec.vqgan.safe_load import Tensors, read_tensors
 from sundae.codec.vqgan.statement import FAMILIES, Statement, architecture_of, check_claims
 from sundae.common.errors import UserError
 from sundae.common.finite import first_non_finite
+from sundae.common.precision import Precision
 
 NATIVE_FORMAT = "sundae-vqgan"
 NATIVE_VERSION = 1
@@ -64,7 +65,7 @@ def load_vqgan(
     distance: str | None = None,
     tanh_out: bool | None = None,
     prefix: str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
 ) -> VQGANCodec:
     """Load a pretrained VQ-GAN of any supported family onto the CPU.
 
@@ -112,7 +113,7 @@ def load_vqgan(
     )
 
 
-def new_vqgan(config: Path | str, *, precision: str = "auto") -> VQGANCodec:
+def new_vqgan(config: Path | str, *, precision: Precision = "auto") -> VQGANCodec:
     """An untrained VQ-GAN with the architecture and rules of a config, randomly initialised.
 
     config: YAML of taming, LDM or IBQ, or config.json of openMUSE, whose rules the family gives.
@@ -249,7 +250,7 @@ def _is_native(path: Path) -> bool:
 
 
 def _load_native(
-    weights: Path, description: Path, explicit: Explicit, precision: str
+    weights: Path, description: Path, explicit: Explicit, precision: Precision
 ) -> VQGANCodec:
     """A converted checkpoint: everything is stated, and the identity proves that both files fit."""
     content = json.loads(description.read_text(encoding="utf-8"))

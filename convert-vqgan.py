@@ -1,0 +1,54 @@
+"""Writes a VQ-GAN checkpoint as safetensors and a readable JSON that need no other file."""
+
+import argparse
+from pathlib import Path
+
+import utils
+from sundae.codec.vqgan import load_vqgan
+from sundae.codec.vqgan.codec import INPUT_RANGES
+from sundae.codec.vqgan.convert import rounded, save_codec
+from sundae.codec.vqgan.quantise import DISTANCES
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint file or folder")
+    parser.add_argument(
+        "destination", type=Path, metavar="DST", help="NAME.safetensors, or a folder"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="its YAML or JSON config")
+    parser.add_argument(
+        "--input-range",
+        choices=INPUT_RANGES,
+        help="pixels of the network, [-1, 1] or [0, 1], where no file says",
+    )
+    parser.add_argument(
+        "--distance", choices=DISTANCES, help="how its codebook is searched, where no file says"
+    )
+    parser.add_argument("--prefix", help="which VQ-GAN of a combined checkpoint")
+    parser.add_argument(
+        "--half", action="store_true", help="in float16: half the size, a codec of its own"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DST")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Converts the checkpoint and says what it is."""
+    args = parse_args()
+    codec = load_vqgan(
+        args.source,
+        args.config,
+        input_range=args.input_range,
+        distance=args.distance,
+        prefix=args.prefix,
+    )
+    codec = rounded(codec) if args.half else codec
+    written = save_codec(codec, args.destination, half=args.half, overwrite=args.overwrite)
+    utils.say(f"wrote {' and '.join(map(str, written))}")
+    utils.say(f"{codec.codebook_size} codes, {codec.factor} px a token, {codec.identity}")
+
+
+if __name__ == "__main__":
+    utils.run_cli(main)

@@ -1,0 +1,179 @@
+"""The front door: samples of a seed, settings, classes, batches and their memory, files on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sundae.codec.interface import PixelCodec
+from sundae.common import memory
+from sundae.common.errors import UserError
+from sundae.common.images import to_tensor
+from sundae.config.run_file import RunConfig
+from sundae.sampling.sampler import BaseSampler, sample_seeds
+
+Config = Callable[..., RunConfig]
+
+
+class ClassNet(nn.Module):
+    """Every token is the number of the class, but for the first, which may be anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        self.sizes.append(len(tokens))
+        logits = 50.0 * nn.functional.one_hot(classes, 5).float()
+        logits = logits[:, None].repeat(1, tokens.shape[1], 1)
+        logits[:, 0] = 0
+        return logits
+
+
+def sampler_of(cfg: RunConfig, **options: Any) -> BaseSampler:
+    return BaseSampler(ClassNet(), PixelCodec(5), cfg, class_names=("a", "b", "c"), **options)
+
+
+def last_tokens(sampler: BaseSampler, *args: Any, **options: Any) -> Tensor:
+    states = sampler.refine(*args, **options)
+    return torch.cat([state.tokens for state in states if state.is_final])
+
+
+def test_samples_are_pil_images_of_the_classes_in_turn(config: Config) -> None:
+    images = sampler_of(config()).sample(4, seed=0)
+    assert [image.size for image in images] == [(4, 4)] * 4
+    assert [image.getpixel((3, 3)) for image in images] == [
+        (round(level * 255 / 4),) * 3 for level in (0, 1, 2, 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [("b", [1, 1, 1]), (2, [2, 2, 2]), (["c", 0], [2, 0, 2]), (None, [0, 1, 2]), ([], [0, 1, 2])],
+)
+def test_classes_go_by_name_or_number(config: Config, classes: Any, expected: list[int]) -> None:
+    assert last_tokens(sampler_of(config()), 3, classes=classes)[:, 3, 3].tolist() == expected
+
+
+def test_a_sample_is_the_same_in_any_batch_and_from_any_first(config: Config) -> None:
+    sampler = sampler_of(config())
+    whole = last_tokens(sampler, 7, seed=3)
+    assert torch.equal(last_tokens(sampler, 7, seed=3, batch_size=2), whole)
+    assert torch.equal(last_tokens(sampler, 3, seed=3, first=4), whole[4:])
+    assert not torch.equal(last_tokens(sampler, 7, seed=4), whole)
+    assert not torch.equal(last_tokens(sampler, 7), last_tokens(sampler, 7))
+
+
+def test_every_step_of_every_batch_is_seen(config: Config) -> None:
+    sampler = sampler_of(config({"sampling.early_stop": False}))
+    seen = [(s.first, s.step, s.is_final, len(s.tokens)) for s in sampler.refine(3, batch_size=2)]
+    assert seen == [
+        *[(0, step, step == 3, 2) for step in range(4)],
+        *[(2, step, step == 3, 1) for step in range(4)],
+    ]
+
+
+def test_settings_are_checked_as_a_run_file_is(config: Config) -> None:
+    sampler = sampler_of(config())
+    steps = [state.step for state in sampler.refine(1, steps=2, early_stop=False)]
+    assert steps == [0, 1, 2]
+    assert sampler.settings(end_temperature=0.5).temperature_ramp == (1.0, 0.5)
+    with pytest.raises(UserError, match="sampling.temprature.*temperature"):
+        sampler.sample(1, temprature=0.5)
+    with pytest.raises(UserError, match=r"sampling\.steps.*0"):
+        sampler.refine(1, steps=0)  # before the first sample
+    with pytest.raises(UserError, match="class_dropout"):
+        sampler.refine(1, guidance=2.0)
+    with pytest.raises(UserError, match="--class d: expected one of a, b, c, or 0 to 2"):
+        sampler.refine(1, classes="d")
+    with pytest.raises(UserError, match="smaller than the 4x4"):
+        sampler.refine(1, canvas=(3, 4))
+
+
+def test_batches_fit_into_memory(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = sampler_of(config())
+    monkeypatch.setattr(memory, "LOGITS", 3 * 16 * 5)
+    assert sampler.batch_size_for((4, 4)) == 3
+    assert sampler.batch_size_for((4, 4), 2) == 2
+    assert sampler.batch_size_for((400, 400)) == 1
+    last_tokens(sampler, 7)
+    assert isinstance(sampler.network, ClassNet) and max(sampler.network.sizes) == 3
+
+
+def test_rows_that_are_given_stay_together(config: Config) -> None:
+    tokens = torch.arange(4).repeat_interleave(16).view(4, 4, 4) % 3
+    frozen = torch.zeros(4, 4, 4, dtype=torch.bool)
+    frozen[:, :2] = True
+    states = sampler_of(config()).refine_tokens(
+        sample_seeds(0, 4),
+        torch.tensor([2, 2, 1, 1]),
+        tokens=tokens,
+        frozen=frozen,
+        batch_size=3,
+        finish=lambda pixels: pixels[:, :, 3:],
+    )
+    final = [state for state in states if state.is_final]
+    found = torch.cat([state.tokens for state in final])
+    assert torch.equal(found[:, :2], tokens[:, :2])
+    assert found[:, 3, 3].tolist() == [2, 2, 1, 1]
+    assert [state.pixels().shape for state in final] == [(3, 3, 1, 4), (1, 3, 1, 4)]
+
+
+def test_a_larger_canvas_makes_larger_images(config: Config) -> None:
+    (image,) = sampler_of(config()).sample(1, canvas=(5, 9), classes=1)
+    assert image.size == (9, 5)
+
+
+def test_edits_have_the_null_class_unless_one_is_named(config: Config) -> None:
+    sampler = sampler_of(config({"net.class_dropout": 0.1}))
+    rows = sampler.class_rows(None, 2, null_default=True)
+    assert rows is not None and rows.tolist() == [3, 3]
+    rows = sampler.class_rows("b", 2, null_default=True, guided=True)
+    assert rows is not None and rows.tolist() == [1, 1]
+    with pytest.raises(UserError, match="--guidance leads towards a class: name one with --class"):
+        sampler.class_rows(None, 2, null_default=True, guided=True)
+    rows = sampler_of(config()).class_rows(None, 2, null_default=True)
+    assert rows is not None and rows.tolist() == [0, 1]
+    plain = sampler_of(config({"net.conditional": False, "net.num_classes": 0}))
+    assert plain.class_rows(None, 2) is None
+    with pytest.raises(UserError, match="--class: the network was trained without classes"):
+        plain.class_rows("a", 2)
+
+
+def test_the_codec_takes_and_returns_pil_images_and_tensors(config: Config) -> None:
+    codec = sampler_of(config()).codec
+    photo = Image.new("RGB", (6, 4), (255, 255, 255))
+    photo.putpixel((0, 0), (0, 0, 0))
+    tokens = codec.encode(photo)
+    assert tokens.shape == (4, 6) and tokens[0, 0] == 0 and tokens[0, 1] == 4
+    assert codec.decode(tokens).tobytes() == photo.tobytes()
+    batch = to_tensor(photo)[None]
+    assert torch.equal(codec.encode(batch), tokens[None])
+    assert torch.equal(codec.decode(tokens[None]), batch)
+
+
+def test_the_bundled_model_samples() -> None:
+    sampler = BaseSampler.from_pretrained(device="cpu", precision="fp32")
+    assert "food-drink" in sampler.class_names
+    first, second = sampler.sample(2, classes="food-drink", seed=7, steps=2)
+    assert first.size == second.size == (64, 64)
+    assert first.tobytes() != second.tobytes()
+    assert sampler.checkpoint is not None and sampler.checkpoint.info.step > 0
+    cut = sampler.codec.encode(first.resize((70, 90)))
+    assert cut.shape == (90 // sampler.codec.factor, 70 // sampler.codec.factor)
+    with pytest.raises(UserError, match="smaller than a token"):
+        sampler.codec.encode(Image.new("RGB", (1, 1)))
+
+
+def test_what_belongs_not_together_is_refused(run_file: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="was trained with"):
+        BaseSampler.from_pretrained(run_file=run_file())
+    with pytest.raises(UserError, match="--steps"):
+        BaseSampler.from_pretrained(flags={"sampling.steps": 0})
+    with pytest.raises(UserError, match="does not exist"):
+        BaseSampler.from_pretrained("nowhere")
