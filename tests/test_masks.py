@@ -16,7 +16,6 @@ from sundae.editing.masks import (
     ClassicMask,
     GridMask,
     RandomMask,
-    mask_from_image,
     read_mask,
     resize_mask,
     token_mask,
@@ -97,9 +96,7 @@ def test_random_blocks_are_as_many_and_as_large_as_asked_for() -> None:
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (10, 10_000)])
-def test_every_kind_of_mask_covers_something_of_any_image(
-    kind: str, size: tuple[int, int]
-) -> None:
+def test_every_kind_of_mask_covers_something_of_any_image(kind: str, size: tuple[int, int]) -> None:
     mask = MASK_KINDS[kind]().make(size, seeded())
     assert mask.shape == size and mask.dtype == torch.bool and mask.any()
 

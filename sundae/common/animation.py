@@ -11,7 +11,7 @@ from PIL import Image
 from sundae.common.errors import UserError
 from sundae.common.files import atomic_path
 
-# Options for Pillow's writers. A GIF has 256 colours at most; a WebP has all of them and is smaller.
+# Options for Pillow's writers. A GIF has at most 256 colours, a WebP all of them.
 _FORMATS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "quality": 90, "method": 2},
     ".gif": {"format": "GIF", "disposal": 1},

@@ -17,7 +17,8 @@ from sundae.common.files import atomic_path
 from sundae.common.naming import natural_key
 
 _SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .avif .jp2 .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .tga".split()
+    ".png .jpg .jpeg .jpe .jfif .webp .avif .jp2 .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm "
+    ".tga".split()
 )
 _CELL_SIDE = 64  # pixels that an image in a grid has at least, to be recognisable
 

@@ -128,10 +128,15 @@ def with_sampling_flags(
     Raises:
         UserError: as `parse_config`, naming the flag.
     """
+    return update_config(cfg, sampling_flags(args), source)
+
+
+def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Dotted keys of [sampling] that a script's flags set, None where not given."""
     names = {field.name for field in fields(SamplingConfig)} - {"early_stop"}
     flags: dict[str, Any] = {f"sampling.{name}": getattr(args, name, None) for name in names}
     flags["sampling.early_stop"] = False if getattr(args, "no_early_stop", False) else None
-    return update_config(cfg, flags, source)
+    return flags
 
 
 def dump_toml(cfg: RunConfig) -> str:

@@ -6,17 +6,17 @@ sizes that are shares of the image's sides, so that they mean the same for every
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -97,9 +97,7 @@ class GridMask:
     """Squares in rows and columns, each in the middle of its cell."""
 
     count: int = Field(4, ge=1, description="squares along each side")
-    share: float = Field(
-        0.5, gt=0, le=1, description="masked share of each square's cell, by side"
-    )
+    share: float = Field(0.5, gt=0, le=1, description="masked share of each square's cell, by side")
 
     def make(self, size: Size, generator: torch.Generator) -> Tensor:
         """See `MaskKind.make`."""
@@ -118,12 +116,40 @@ class ClassicMask:
         return GridMask(count=1, share=self.share).make(size, generator)
 
 
-MASK_KINDS: dict[str, type[BlockMask | RandomMask | GridMask | ClassicMask]] = {
+MASK_KINDS: dict[str, type[Any]] = {
     "block": BlockMask,
     "random": RandomMask,
     "grid": GridMask,
     "classic": ClassicMask,
 }
+
+
+def mask_kind(kind: str | None, sizes: Mapping[str, Any]) -> MaskKind | None:
+    """A kind of mask with the sizes that the flags of inpaint.py give.
+
+    Args:
+        kind: a key of MASK_KINDS, or None, which takes no sizes.
+        sizes: 'block_height' for --block-height and so on, of all kinds; None where not given.
+
+    Raises:
+        UserError: no such kind, a size of another kind, or one out of range.
+    """
+    if kind is not None and kind not in MASK_KINDS:
+        raise UserError(f"--inpaint-strategy {kind}: expected one of {', '.join(MASK_KINDS)}")
+    values = {}
+    for other, declared in MASK_KINDS.items():
+        for name in declared.__pydantic_fields__:
+            value = sizes.get(f"{other}_{name}")
+            if value is not None and other != kind:
+                raise UserError(f"--{other}-{name} needs --inpaint-strategy {other}")
+            if value is not None:
+                values[name] = value
+    try:
+        return None if kind is None else MASK_KINDS[kind](**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "-".join((f"--{kind}", *map(str, first["loc"])))
+        raise UserError(f"{flag}: {first['msg']}") from None
 
 
 def _rectangle(
@@ -208,7 +234,7 @@ def resize_mask(
 
 
 def _any_touched(mask: Tensor, start: float, stop: float, count: int) -> Tensor:
-    """(H, W) bool -> (count, W) bool: whether any row that a part of start .. stop touches is set."""
+    """(H, W) bool -> (count, W) bool: whether a row is set that a part of start .. stop touches."""
     edges = start + (stop - start) / count * torch.arange(count + 1, dtype=torch.float64)
     first, last = (edges[:-1] + _TOUCH).floor().long(), (edges[1:] - _TOUCH).ceil().long()
     counts = F.pad(mask.cumsum(dim=0), (0, 0, 1, 0))

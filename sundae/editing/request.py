@@ -41,6 +41,21 @@ class Margins:
             raise UserError("outpainting adds pixels: at least one side must be above 0")
 
 
+def parse_margins(text: str) -> Margins:
+    """The value of --outpaint: LEFT,RIGHT,TOP,BOTTOM in pixels.
+
+    Raises:
+        UserError: another form, or margins that make no sense.
+    """
+    try:
+        left, right, top, bottom = map(int, text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--outpaint {text}: expected LEFT,RIGHT,TOP,BOTTOM in pixels, such as 0,128,0,0"
+        ) from None
+    return Margins(left=left, right=right, top=top, bottom=bottom)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditRequest:
     """What to do to an image: repaint a mask, add margins, or vary a fraction of its tokens.

@@ -147,7 +147,9 @@ class Sampler(BaseSampler):
         Raises:
             UserError: a strength outside [0, 1], or an option makes no sense.
         """
-        return self.edit(image, EditRequest(strength=strength, canvas=canvas, fit=fit), n, **options)
+        return self.edit(
+            image, EditRequest(strength=strength, canvas=canvas, fit=fit), n, **options
+        )
 
     def edit(
         self,
@@ -160,9 +162,7 @@ class Sampler(BaseSampler):
     ) -> list[Image.Image]:
         """Samples of what a request makes of an image; see `prepare_edit` and `refine_edit`."""
         seed = secrets.randbelow(SEEDS) if seed is None else seed
-        states = self.refine_edit(
-            self.prepare_edit(image, request, seed), n, seed=seed, **options
-        )
+        states = self.refine_edit(self.prepare_edit(image, request, seed), n, seed=seed, **options)
         return [sample for state in states if state.is_final for sample in state.images()]
 
     def prepare_edit(
@@ -214,12 +214,8 @@ class Sampler(BaseSampler):
             UserError: a setting or a class that does not exist, or an image of the wrong size.
         """
         sampling = self.settings(**settings)
-        seeds = sample_seeds(
-            secrets.randbelow(SEEDS) if seed is None else seed, num_samples, first
-        )
-        rows = self.class_rows(
-            classes, num_samples, null_default=True, guided=sampling.is_guided
-        )
+        seeds = sample_seeds(secrets.randbelow(SEEDS) if seed is None else seed, num_samples, first)
+        rows = self.class_rows(classes, num_samples, null_default=True, guided=sampling.is_guided)
         aligned = AlignedImage.of(edit, self.codec.factor, self.grid)
         redrawn = aligned.unknown_tokens().expand(num_samples, -1, -1)
         if edit.request.strength is not None:
