@@ -124,9 +124,8 @@ def main() -> None:
     )
     with output_folder(args.out_dir, Path("inpainted"), sampler.cfg.trainer.exp_name) as out_dir:
         prepare_out_dir(out_dir, list(edits), count, overwrite=args.overwrite)
-        plain = request.canvas is None and request.outpaint is None and request.fit == "crop"
-        batches = len(edits) * -(-count // args.batch_size) if plain else 0
-        sampler.compile_for(sampling.steps * batches)
+        if request.canvas is None and request.outpaint is None and request.fit == "crop":
+            sampler.compile_for(len(edits) * count, min(count, args.batch_size))
         bar = tqdm(edits.items(), unit="image", disable=args.quiet or args.no_tqdm or None)
         for number, (name, edit) in enumerate(bar):
             states = sampler.refine_edit(edit, count, classes=args.classes, seed=seed,
@@ -139,9 +138,8 @@ def main() -> None:
             write_samples(out_dir / name, torch.cat(samples), edit, sampler.codec)
     for error in unreadable:
         say(f"skipped {error}")
-    assert sampler.checkpoint is not None
     say(f"{count} samples of each of {len(edits)} images in {out_dir} "
-        f"(step {sampler.checkpoint.info.step}, seed {seed}, "
+        f"(step {sampler.step}, seed {seed}, "
         f"strategy {sampling.resolved_strategy})")  # fmt: skip
 
 

@@ -14,13 +14,15 @@ from torch import Tensor
 from sundae.codec.interface import Codec
 from sundae.common.errors import UserError
 from sundae.common.images import crop_box, resize_and_crop, to_pil, to_tensor
-from sundae.editing.compositing import composite as join
-from sundae.editing.compositing import fill_masked
+from sundae.config.sections import SamplingConfig
+from sundae.editing.compositing import composite as composited
+from sundae.editing.compositing import fill_masked as fill_hidden
 from sundae.editing.masks import resize_mask, token_mask
 from sundae.prior.categorical import seeded_uniforms
 from sundae.sampling.canvas import Shape
-from sundae.sampling.loop import Refinement, Schedule, starting_tokens
+from sundae.sampling.loop import Refinement
 from sundae.sampling.prior import Prior
+from sundae.sampling.state import starting_tokens
 
 # A stream of noise that no refinement step uses: steps count up from 0.
 _RENOISE = -1
@@ -71,7 +73,7 @@ class _Laid:
     def context(self) -> Tensor:
         """(3, h * factor, w * factor): the known pixels, continued to where there is none."""
         outer = F.pad(self.hidden, self.border, value=True)
-        return fill_masked(F.pad(self.image, self.border), outer)
+        return fill_hidden(F.pad(self.image, self.border), outer)
 
     def cut_out(self, images: Tensor) -> Tensor:
         """Decoded pictures (N, 3, h * factor, w * factor) -> answers (N, 3, H, W)."""
@@ -80,7 +82,7 @@ class _Laid:
         images = images[..., top : top + height, left : left + width]
         if self.feather is None:
             return images
-        return join(images, self.image, self.hidden, self.feather)
+        return composited(images, self.image, self.hidden, self.feather)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Answers:
     @property
     def running(self) -> int:
         """How many answers are not done yet."""
-        return self.refinement.running
+        return self.refinement.num_running
 
     def images(self) -> Tensor:
         """Decode: (N, 3, H, W) float32 in [0, 1] on the CPU, of the size of the picture."""
@@ -120,14 +122,14 @@ def inpaint(
     *,
     seeds: Tensor,
     classes: Tensor | None,
-    schedule: Schedule,
+    schedule: SamplingConfig,
     composite: bool = True,
     feather: int | None = None,
 ) -> Iterator[Answers]:
     """Answers to what a hole in a picture may hold, one a seed, all refined together.
 
     A token with any hidden pixel is drawn anew, the others are frozen. They are encoded from the
-    picture with its hole filled by `fill_masked`, so nothing that is hidden has any influence.
+    picture with its hole filled by `fill_hidden`, so nothing that is hidden has any influence.
     Answer i depends on the picture, the mask, seeds[i] and classes[i] alone. Where everything is
     hidden, the answers are fresh samples.
 
@@ -172,7 +174,7 @@ def image_to_image(
     strength: float,
     seeds: Tensor,
     classes: Tensor | None,
-    schedule: Schedule,
+    schedule: SamplingConfig,
 ) -> Iterator[Answers]:
     """Variations of a picture, one a seed: a random fraction of its tokens is drawn anew.
 
@@ -251,7 +253,7 @@ def fit_picture(image: Image.Image, size: Shape, hidden: Tensor) -> tuple[Tensor
     """
     if not hidden.any():
         return to_tensor(resize_and_crop(image, size)), torch.zeros(size, dtype=torch.bool)
-    filled = to_pil(fill_masked(to_tensor(image), hidden))
+    filled = to_pil(fill_hidden(to_tensor(image), hidden))
     box = crop_box((image.height, image.width), size)
     return to_tensor(resize_and_crop(filled, size)), resize_mask(hidden, size, box)
 
@@ -263,7 +265,7 @@ def _repaint(
     redrawn: Tensor,
     seeds: Tensor,
     classes: Tensor | None,
-    schedule: Schedule,
+    schedule: SamplingConfig,
 ) -> Iterator[Answers]:
     """redrawn: (N, h, w) bool, which tokens start from noise; the others are encoded and frozen."""
     prior = prior.on_canvas((redrawn.shape[1], redrawn.shape[2]))

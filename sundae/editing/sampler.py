@@ -27,7 +27,7 @@ from sundae.sampling.sampler import (
     SampleBatch,
     sample_seeds,
 )
-from sundae.sampling.strategies import starting_tokens
+from sundae.sampling.state import starting_tokens
 
 # A stream of noise that no refinement step uses: steps count up from 0.
 _RENOISE = -1
