@@ -334,3 +334,11 @@ def test_a_class_is_given_by_name_or_else_by_number() -> None:
     for wrong in ("3", "-1", "Cat", "", "²"):
         with pytest.raises(UserError, match="expected one of 2, 10, cat, or 0 to 2"):
             class_number(wrong, names)
+
+
+def test_the_package_exports_the_sampler_of_every_room() -> None:
+    import sundae
+
+    assert issubclass(sundae.Sampler, BaseSampler) and hasattr(sundae.Sampler, "inpaint")
+    with pytest.raises(AttributeError, match="Smapler"):
+        sundae.Smapler  # noqa: B018
