@@ -1,6 +1,6 @@
 """A discrete image prior, learned as a step-unrolled denoising autoencoder, sampled in parallel.
 
-`from sundae import Sampler` is the way in; the rooms are in the order in which they may import.
+`from sundae import Sampler` is the front door: it samples images and repaints given ones.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["Sampler"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Sampler` when it is first needed: the rooms below it do without."""
+    """Imports the front door on first use (PEP 562), so that a room does not load all others."""
     if name == "Sampler":
         from sundae.editing.sampler import Sampler
 
