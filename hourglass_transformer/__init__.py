@@ -3,4 +3,4 @@
 from .config import NetConfig
 from .model import HourglassTransformer
 
-__all__ = ["NetConfig", "HourglassTransformer"]
+__all__ = ["HourglassTransformer", "NetConfig"]

@@ -1,4 +1,4 @@
-"""[net] of a run file, which is the network's configuration: every key, and what it must agree with."""
+"""[net] of a run file, which is the network's configuration: its keys, and what they must meet."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class NetConfig:
     dim: int = Field(ge=1, description="width of the residual stream")
     nb_heads: int = Field(ge=1, description="attention heads at that width")
     depth: Depth = Field(
-        description="layers before, in and after the shortened part, which may be such a list again; "
-        "one integer for 'transformer'",
+        description="layers before, in and after the shortened part, which may be such a list "
+        "again; one integer for 'transformer'",
         json_schema_extra={"expected": "[pre, valley, post], or one integer for 'transformer'"},
     )
     type: Annotated[
@@ -107,8 +107,8 @@ class NetConfig:
     )
     window: Annotated[int, Ge(0)] | Sides | None = Field(
         default=None,
-        description="side in tokens of the windows that attention stays within, every second layer's "
-        "moved by half a side: of the outermost grid, or a list for all; 0 is full attention",
+        description="side in tokens of the windows that attention stays within, moved by half a "
+        "side in every second layer: of the outermost grid, or a list for all; 0: full attention",
     )
     dim_head: int | None = Field(
         default=None, ge=1, description="width of a head; dim / nb_heads unless given"
@@ -203,7 +203,10 @@ class NetConfig:
                 "net.num_classes",
                 "is missing or 0 but net.conditional is true; say how many classes the data has",
             )
-        for key, words in (("num_classes", "classes"), ("class_dropout", "as the chance to hide a class")):
+        for key, words in (
+            ("num_classes", "classes"),
+            ("class_dropout", "as the chance to hide a class"),
+        ):
             if (value := getattr(self, key)) and not self.conditional:
                 raise ConfigError(
                     f"net.{key}",

@@ -50,7 +50,10 @@ class Stage(nn.Module):
         self.after = nn.ModuleList(Layer(cfg, level, shifted=i % 2 == 0) for i in range(after))
         self.down: Downsample | None = None
         if coarser:
-            self.down, self.up = Downsample(cfg, level, coarser[0]), Upsample(cfg, level, coarser[0])
+            self.down, self.up = (
+                Downsample(cfg, level, coarser[0]),
+                Upsample(cfg, level, coarser[0]),
+            )
             self.valley = Stage(cfg, *coarser)
         self.tables = RotaryTables(self._rotations()) if cfg.use_rotary else None
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from sundae.common.errors import UserError
-from sundae.config.run_file import RunConfig, dump_toml, load_config, parse_config, update_config
 from sundae.config.keys import keys_of
+from sundae.config.run_file import RunConfig, dump_toml, load_config, parse_config, update_config
 from sundae.config.sections import ScheduleName, TrainerConfig, schedule_keys
-
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("config/**/*.toml"))

@@ -42,7 +42,8 @@ def _dest(key: Key) -> str:
 
 def _flag(key: Key) -> tuple[str, dict[str, Any]]:
     """The name of a key's flag, and what argparse is told of it."""
-    flag, told = key.flag, {"help": _help(key)}
+    flag = key.flag
+    told: dict[str, Any] = {"help": _help(key)}
     if key.kind is not bool:
         metavar = _METAVARS.get(key.kind, "NAME")
         return flag, told | {"type": key.kind, "metavar": metavar}

@@ -63,7 +63,6 @@ def interpolate(curve: CurveName, start: float, end: float, progress: float) -> 
     return start + (end - start) * share
 
 
-
 def _not_blank(value: Any) -> Any:
     if not str(value).strip():
         raise ValueError
@@ -90,7 +89,7 @@ Optimizer: TypeAlias = Annotated[
     OptimizerName, AfterValidator(lambda name: "rmsprop" if name == "rms" else name)
 ]
 LatentShape: TypeAlias = Annotated[tuple[int, int], PlainValidator(_parse_latent_shape)]
-_SHAPE = {"expected": "[height, width] in tokens, two integers at least 1"}
+_SHAPE: dict[str, Any] = {"expected": "[height, width] in tokens, two integers at least 1"}
 _Two = Annotated[tuple[Annotated[int, Gt(0)], Annotated[int, Gt(0)]], Strict(False)]
 _TwoFractions = Annotated[tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]], Strict(False)]
 
@@ -121,7 +120,9 @@ class TrainerConfig:
 
     exp_name: Text = Field(default="exp", description="name of the run's folder, before its time")
     exp_dir: FilePath = Field(default=Path("exp"), description="folder of run folders")
-    batch_size: int = Field(ge=1, description="samples of an optimiser step, all processes together")
+    batch_size: int = Field(
+        ge=1, description="samples of an optimiser step, all processes together"
+    )
     mini_batch_size: int | None = Field(
         default=None,
         ge=1,
@@ -428,7 +429,9 @@ class WandbConfig:
 
     project: Text | None = Field(default=None, description="project on Weights & Biases")
     entity: Text | None = Field(default=None, description="user or team on Weights & Biases")
-    name: Text | None = Field(default=None, description="name of the run; its folder's unless given")
+    name: Text | None = Field(
+        default=None, description="name of the run; its folder's unless given"
+    )
     mode: Literal["online", "offline"] = Field(
         default="online", description="offline leaves the log on disk"
     )

@@ -39,8 +39,8 @@ from sundae.common.errors import UserError
 from sundae.common.files import write_text, writing_to
 from sundae.common.finite import NonFiniteError, check_finite, named_tensors
 from sundae.common.folders import atomic_folder, restore_folder, restore_folders
+from sundae.config.keys import shown
 from sundae.config.run_file import RunConfig, parse_config
-from sundae.config.schema import shown
 from sundae.prior.network import build_network
 
 FORMAT = 1

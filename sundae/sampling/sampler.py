@@ -31,7 +31,6 @@ from sundae.config.run_file import (
 from sundae.prior.categorical import draw_seeds
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_codec, check_same_network
-from sundae.prior.network import null_class
 from sundae.prior.pretrained import checkpoint_or_shipped
 from sundae.sampling.canvas import Shape, check_canvas, windowed
 from sundae.sampling.image_codec import ImageCodec
@@ -318,7 +317,7 @@ class BaseSampler:
             vocab_size=self.cfg.data.vocab_size,
             schedule=schedule_of(sampling),
             grid=canvas,
-            null_class=null_class(self.cfg.net),
+            null_class=self.cfg.net.null_class,
             denoise_at=self._denoise if at_positions else None,
             classes=classes,
             tokens=None if tokens is None else tokens.flatten(1),
@@ -389,7 +388,7 @@ class BaseSampler:
                 source = self.checkpoint.folder if self.checkpoint else "the network"
                 raise UserError(f"--class: {source} was trained without classes; leave it out")
             return None
-        null = null_class(self.cfg.net)
+        null = self.cfg.net.null_class
         if null_default and not names and null is not None:
             if guided:
                 raise UserError("--guidance leads towards a class: name one with --class")
