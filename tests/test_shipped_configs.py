@@ -97,11 +97,12 @@ def test_a_shipped_network_has_the_shape_and_size_it_should(name: str) -> None:
         net = build_network(load_config(CONFIGS[name]))
     grid, depth, dim, vocab_size, classes = SHAPES[name]
     shape = net.cfg
-    assert (shape.grid, shape.depth, shape.dim) == (grid, depth, dim)
-    assert (shape.vocab_size, shape.num_classes, shape.cell_side(0)) == (vocab_size, classes, 2)
+    assert (net.grid, shape.depth, shape.dim) == (grid, depth, dim)
+    cell = shape.levels(grid)[0].cell
+    assert (net.vocab_size, shape.num_classes, cell) == (vocab_size, classes, 2)
     count = sum(parameter.numel() for parameter in net.parameters())
-    rows = classes + shape.null_class
-    widths = WIDTHS.get(name, (dim,) * (shape.nb_levels + 1))
+    rows = classes + (shape.null_class is not None)
+    widths = WIDTHS.get(name, (dim,) * (shape.num_levels + 1))
     assert count == PARAMETERS[name] == counted_by_hand(depth, widths, vocab_size, rows)
 
 
