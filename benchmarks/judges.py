@@ -19,7 +19,6 @@ from sundae.config.run_file import RunConfig
 from sundae.data.dataset import TokenDataset
 from sundae.evaluation.frechet import frechet_distance
 from sundae.sampling.prior import Prior, sample_seeds
-from sundae.sampling.strategies import schedule_of
 
 BATCH = 100  # samples at a time
 
@@ -66,7 +65,7 @@ def open_judge(cfg: RunConfig, data: Data, root: Path, count: int) -> Judge | No
     """
     try:
         if cfg.vqgan is not None:
-            return open_pictures(cfg, data, root, count)
+            return open_images(cfg, data, root, count)
         if cfg.net.conditional and cfg.data.train_root is not None:
             return open_digits(cfg)
         raise UserError("their classifier needs classes, data.train_root and data.eval_root")
@@ -75,7 +74,7 @@ def open_judge(cfg: RunConfig, data: Data, root: Path, count: int) -> Judge | No
         return None
 
 
-def open_pictures(cfg: RunConfig, data: Data, root: Path, count: int) -> Pictures:
+def open_images(cfg: RunConfig, data: Data, root: Path, count: int) -> Pictures:
     """Features of all held-out pictures and of `count` training ones.
 
     Raises:
@@ -116,7 +115,7 @@ def real_distance(judge: Judge, count: int) -> float:
 
 def draw(prior: Prior, steps: int, seed: int, count: int, classes: Tensor | None) -> np.ndarray:
     """(count, length): samples of the run file's schedule, all of the steps done."""
-    schedule = schedule_of(replace(prior.cfg.sampling, steps=steps, early_stop=False))
+    schedule = replace(prior.cfg.sampling, steps=steps, early_stop=False)
     seeds, drawn = sample_seeds(seed, count), []
     for rows in torch.arange(count).split(prior.rows_at_once(BATCH)):
         picked = None if classes is None else classes[rows]

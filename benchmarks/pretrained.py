@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import utils
 from sundae.codec.interface import Codec, open_codec
-from sundae.codec_training.dataset import ImageDataset, open_pictures
+from sundae.codec_training.dataset import ImageDataset, open_images
 from sundae.codec_training.perceptual import EfficientNetDistance, load_perceptual
 from sundae.common.errors import UserError
 from sundae.common.files import write_text
@@ -34,7 +34,6 @@ from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.pretrained import checkpoint_or_shipped
 from sundae.sampling.opening import class_number
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
-from sundae.sampling.strategies import schedule_of
 
 BATCH = 32
 
@@ -93,7 +92,7 @@ def draw(
     for start in tqdm(range(0, count, BATCH), unit="batch", disable=quiet or None):
         rows = slice(start, start + BATCH)
         picked = None if classes is None else classes[rows]
-        *_, last = prior.refine(seeds[rows], picked, schedule_of(cfg.sampling))
+        *_, last = prior.refine(seeds[rows], picked, cfg.sampling)
         made.append(codec.decode(prior.grids(last.tokens)))
     return torch.cat(made)
 
@@ -142,7 +141,7 @@ def judge(args: argparse.Namespace) -> None:
     assert isinstance(perceptual, EfficientNetDistance)
     features = Features(perceptual)
     size = checkpoint.config.grid_shape[0] * codec.factor
-    train, held_out = open_pictures(
+    train, held_out = open_images(
         args.dataset_in, size=size, load_size=size, eval_fraction=args.eval_fraction, cache=True
     )
     classes, count = classes_of(held_out, args.dataset_in, checkpoint), len(held_out)

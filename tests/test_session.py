@@ -22,8 +22,8 @@ from sundae.interactive.recording import Outcome, PollPolicy, View, new_folder, 
 from sundae.interactive.session import Progress, Session
 from sundae.interactive.settings import Settings
 from sundae.sampling.output import write_samples
-from sundae.sampling.prior import Prior, even_classes, sample_seeds
-from sundae.sampling.strategies import schedule_of
+from sundae.sampling.prior import Prior
+from sundae.sampling.sampler import BaseSampler
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -171,16 +171,8 @@ def test_the_samples_are_those_of_sample_py(
     settings = changed(session.settings(), seed=4)
     ours = finish(record(session.sample(settings), tmp_path / "ours"))
     (tmp_path / "theirs").mkdir()
-    write_samples(
-        session.prior,
-        PixelCodec(5),
-        tmp_path / "theirs",
-        seeds=sample_seeds(4, 5),
-        classes=even_classes(3, 5),
-        schedule=schedule_of(settings.cfg.sampling),
-        batch_size=64,
-        progress=False,
-    )
+    sampler = BaseSampler(ClassNet(), PixelCodec(5), settings.cfg)
+    write_samples(sampler.refine(5, seed=4), tmp_path / "theirs", 5, progress=False)
     theirs = contents(tmp_path / "theirs")
     assert {path.name: path.read_bytes() for path in ours.samples} == theirs
     assert ours.grid.read_bytes() == (tmp_path / "theirs-grid.png").read_bytes()

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from sundae.codec.interface import ChunkedCodec, Codec
+from sundae.config.sections import SamplingConfig
 from sundae.editing.inpaint import Answers, image_to_image, inpaint
 from sundae.interactive.settings import Settings
-from sundae.sampling.loop import Schedule
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
-from sundae.sampling.strategies import schedule_of
 
 # Samples that are refined together.
 BATCH_SIZE = 64
@@ -22,7 +21,7 @@ BATCH_SIZE = 64
 # (steps done, samples not done yet, what decodes them)
 _State = tuple[int, int, Callable[[], Tensor]]
 # (seeds, classes, schedule) of a batch -> its states
-_Refine = Callable[[Tensor, Tensor | None, Schedule], Iterator[_State]]
+_Refine = Callable[[Tensor, Tensor | None, SamplingConfig], Iterator[_State]]
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,11 @@ class Session:
             settings: resolved ones, which have a seed.
         """
 
-        def refine(seeds: Tensor, classes: Tensor | None, schedule: Schedule) -> Iterator[_State]:
+        def refine(
+            seeds: Tensor, classes: Tensor | None, schedule: SamplingConfig
+        ) -> Iterator[_State]:
             for state in self.prior.refine(seeds, classes, schedule):
-                yield state.step, state.running, partial(self._decode, state.tokens)
+                yield state.step, state.num_running, partial(self._decode, state.tokens)
 
         return self._batches(settings, refine)
 
@@ -96,7 +97,9 @@ class Session:
             UserError: nothing is hidden, or the picture is too small.
         """
 
-        def refine(seeds: Tensor, classes: Tensor | None, schedule: Schedule) -> Iterator[_State]:
+        def refine(
+            seeds: Tensor, classes: Tensor | None, schedule: SamplingConfig
+        ) -> Iterator[_State]:
             answers = inpaint(
                 self.prior,
                 self.codec,
@@ -123,7 +126,9 @@ class Session:
             UserError: the picture is too small, or a strength outside [0, 1].
         """
 
-        def refine(seeds: Tensor, classes: Tensor | None, schedule: Schedule) -> Iterator[_State]:
+        def refine(
+            seeds: Tensor, classes: Tensor | None, schedule: SamplingConfig
+        ) -> Iterator[_State]:
             answers = image_to_image(
                 self.prior,
                 self.codec,
@@ -149,7 +154,7 @@ class Session:
         tokens = None if image is None else image[0].numel() // self.codec.factor**2
         batch = self.prior.rows_at_once(self.batch_size, tokens)
         seeds, classes = self._rows(settings, any_unless_chosen)
-        schedule = schedule_of(settings.cfg.sampling)
+        schedule = settings.cfg.sampling
         for start in range(0, len(seeds), batch):
             rows = slice(start, start + batch)
             states = refine(seeds[rows], None if classes is None else classes[rows], schedule)
