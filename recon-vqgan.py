@@ -1,4 +1,4 @@
-"""Reconstruct images with a VQ-GAN: originals left, reconstructions right, and the scores."""
+"""Reconstruct images with a VQ-GAN: originals left, reconstructions right, and scores."""
 
 import argparse
 from pathlib import Path
