@@ -1,4 +1,4 @@
-"""Learn handwritten digits, sample 500 of them, and classify the samples: `make demo` runs it."""
+"""Train on handwritten digits, sample 500 and score them with a classifier: `make demo`."""
 
 import argparse
 import subprocess
@@ -35,8 +35,12 @@ def train(run: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run-dir", type=Path, default=RUN, help=f"folder of the run ({RUN})")
-    parser.add_argument("--out-dir", type=Path, default=SAMPLES, help=f"of the samples ({SAMPLES})")
+    parser.add_argument(
+        "--run-dir", type=Path, default=RUN, help=f"folder of the run (default: {RUN})"
+    )
+    parser.add_argument(
+        "--out-dir", type=Path, default=SAMPLES, help=f"folder of the samples (default: {SAMPLES})"
+    )
     args = parser.parse_args()
     train(args.run_dir)
     sampler = BaseSampler.from_pretrained(args.run_dir)
@@ -48,8 +52,7 @@ def main() -> None:
     tokens = read_tokens(args.out_dir, PixelCodec(data.vocab_size), COUNT)
     targets = np.arange(COUNT) % sampler.cfg.net.num_classes
     accuracy = class_accuracy(fit_classifier(real), tokens, targets)
-    say(f"{COUNT} samples in {args.out_dir}; accuracy of a classifier of the real digits on them: "
-        f"{accuracy:.3f}")  # fmt: skip
+    say(f"accuracy of a classifier fitted on the real digits, on {COUNT} samples: {accuracy:.3f}")
     say(f"samples of a class differ {spread_ratio(tokens, targets, real):.2f} times as much as "
         "real digits do")  # fmt: skip
     say(f"look at them: {grid}; curves: {args.run_dir}/curves.png")
