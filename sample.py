@@ -5,7 +5,6 @@ from pathlib import Path
 
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
-from sundae.config.run_file import sampling_flags
 from sundae.sampling.canvas import parse_canvas
 from sundae.sampling.output import prepare_out_dir, write_samples
 from sundae.sampling.sampler import BaseSampler
@@ -14,6 +13,7 @@ from utils import (
     add_sampling_flags,
     choose_device,
     run_cli,
+    sampling_flags,
     say,
     seed_everything,
 )
@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         "--resume",
         type=Path,
         metavar="PATH",
-        help="run folder (its best checkpoint) or checkpoint; the shipped emoji model unless given",
+        help="run folder (its best checkpoint) or checkpoint; the bundled model by default",
     )
     flag("--nb-samples", type=int, metavar="N", help="how many PNGs to write")
     flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (64)")

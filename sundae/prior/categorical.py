@@ -26,14 +26,14 @@ def draw_tokens(
     """Draw one token a row by inverting the cumulative distribution softmax(logits / temperature).
 
     One uniform number a row instead of one a code makes this many times cheaper than a Gumbel or
-    exponential race, and lets the caller own the randomness. A token's chance is right to
+    exponential race, and leaves the randomness to the caller. A token's chance is right to
     within about 2**-24, the step of the uniform numbers.
 
     Args:
         logits: (..., vocab) float; -inf marks an impossible token.
         uniforms: (...) float in [0, 1).
         temperature: at least 0; 0 takes the most likely token. A () float32 tensor must be above
-            0, which nobody asks it.
+            0, which is not checked.
         top_k, top_p: see `keep_likely`; probabilities are those at the temperature.
 
     Returns:
