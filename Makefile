@@ -26,13 +26,13 @@ install = if $(BIN)/uv --version >/dev/null 2>&1; then \
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(RUNTIME)  ## make .venv with what the scripts need
+setup: $(RUNTIME)  ## create .venv with what the scripts need
 
-demo: $(RUNTIME)  ## learn handwritten digits, sample some and let a classifier judge them
+demo: $(RUNTIME)  ## train on handwritten digits, sample 500 and score them with a classifier
 	@$(BIN)/python generate-discrete-mnist.py digits data/digits --skip-existing
 	@$(BIN)/python demo.py
 
-# The recipe of the weights in pretrained/emoji. Each step goes on where it was stopped.
+# The recipe of the weights in pretrained/emoji. Each step continues where it was stopped.
 SIZE ?= 64
 CODEC := checkpoints/vqgan/emoji$(SIZE).safetensors
 emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is for a GPU
@@ -71,11 +71,11 @@ test-web: $(WEB)  ## drive the web page in a headless Chromium
 			"or name one, as in: make test-web CHROMIUM=google-chrome" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -m web tests/web
 
-format: $(DEV)  ## put the code into its format
+format: $(DEV)  ## format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv and the caches of the tools; data and runs stay
+clean:  ## remove .venv and the tools' caches; data and runs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -88,7 +88,7 @@ $(RUNTIME): requirements.txt
 	@echo "installing $< into $(VENV) (torch is large; this takes a minute or more)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
-		|| echo "uv is not to be had; installing with pip, which takes some minutes"
+		|| echo "uv could not be installed; installing with pip, which takes some minutes"
 	@$(call install,$<)
 	@touch $@
 

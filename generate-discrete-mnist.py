@@ -1,4 +1,4 @@
-"""Turns small grey pictures into token data: OUT/train and OUT/eval, one token a pixel."""
+"""Turns small grey images into token data: OUT/train and OUT/eval, one token a pixel."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Encodes a folder of pictures with a VQ-GAN; run it again after an interruption to go on."""
+"""Encodes a folder of images with a VQ-GAN; run it again after an interruption to go on."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from tqdm import tqdm
 import utils
 from sundae.codec.encoding import generate_latents
 from sundae.codec.vqgan import load_vqgan
-from sundae.data.resumable_writer import SKIPPED_NAME
+from sundae.data.format import SKIPPED_NAME
 
 
 def size_in_pixels(text: str) -> tuple[int, int]:
@@ -27,18 +27,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cfg-path", type=Path, help="YAML of the VQ-GAN, if it has one")
     parser.add_argument("--ckpt-path", type=Path, required=True, help="checkpoint of the VQ-GAN")
-    parser.add_argument("--dataset-in", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--dataset-in", type=Path, required=True, help="folder of images")
     parser.add_argument("--latents-out", type=Path, required=True, help="folder to create")
     parser.add_argument(
         "--size",
         type=size_in_pixels,
         help="256 or 256x512 (height x width); default: what the VQ-GAN was trained for",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (default: 32)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
     parser.add_argument("--nb-workers", type=int, default=0, help="reading processes (default: 0)")
     parser.add_argument("--no-aug", action="store_true", help="leave out the mirror images")
     parser.add_argument("--use-class", action="store_true", help="sub-folders are classes")
-    parser.add_argument("--strict", action="store_true", help="stop at an unreadable picture")
+    parser.add_argument("--strict", action="store_true", help="stop at an unreadable image")
     parser.add_argument(
         "--overwrite", action="store_true", help="start afresh, dropping what LATENTS_OUT holds"
     )
@@ -87,7 +87,7 @@ def main() -> None:
             args.latents_out,
             size=args.size,
             batch_size=args.batch_size,
-            nb_workers=args.nb_workers,
+            num_workers=args.nb_workers,
             mirror=not args.no_aug,
             use_class=args.use_class,
             strict=args.strict,
@@ -97,10 +97,10 @@ def main() -> None:
         )
     if args.quiet:
         return
-    rate = (report.pictures - report.already_done) / (time.perf_counter() - start)
+    rate = (report.num_images - report.already_done) / (time.perf_counter() - start)
     listed = f" (see {args.latents_out / SKIPPED_NAME})" if report.skipped else ""
     utils.say(
-        f"wrote {args.latents_out}: {report.pictures} pictures, {report.rows} rows, "
+        f"wrote {args.latents_out}: {report.num_images} images, {report.rows} rows, "
         f"{len(report.skipped)} skipped{listed}, {rate:.1f} images/s"
     )
 

@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
         "--no-skin-tones",
         dest="skin_tones",
         action="store_false",
-        help="leave out the variants in five skin tones, 1,520 of the pictures",
+        help="leave out the variants in five skin tones, 1,520 of the images",
     )
     parser.add_argument(
         "--tarballs", type=Path, metavar="DIR", help="folder with both npm packages as .tgz"
@@ -34,14 +34,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Writes the folder and says how many pictures each group has."""
+    """Writes the folder and says how many images each group has."""
     args = parse_args()
     counts = write_emoji(**vars(args))
     if counts is None:
         utils.say(f"{args.out} is already there")
     else:
         groups = ", ".join(f"{count} {group}" for group, count in counts.items())
-        utils.say(f"wrote {args.out}: {sum(counts.values())} pictures: {groups}")
+        utils.say(f"wrote {args.out}: {sum(counts.values())} images: {groups}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shows what a VQ-GAN keeps of pictures: originals left, reconstructions right, and the scores."""
+"""Shows what a VQ-GAN keeps of images: originals left, reconstructions right, and the scores."""
 
 import argparse
 from pathlib import Path
@@ -25,7 +25,7 @@ def positive(text: str) -> int:
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", type=Path, metavar="IMG_OR_DIR", help="a picture or a folder")
+    parser.add_argument("images", type=Path, metavar="IMG_OR_DIR", help="an image or a folder")
     parser.add_argument(
         "--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN"
     )
@@ -33,9 +33,9 @@ def parse_args() -> argparse.Namespace:
         "--cfg-path", type=Path, metavar="FILE", help="its YAML or JSON, where it needs one"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("recon.png"), help="picture to write (default: recon.png)"
+        "--out", type=Path, default=Path("recon.png"), help="image to write (default: recon.png)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the picture")
+    parser.add_argument("--overwrite", action="store_true", help="replace the image")
     parser.add_argument(
         "--size", type=positive, metavar="N", help="scale the shorter side to N pixels first"
     )
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         help="for sides that cannot be cut into patches (default: resize to the nearest that can)",
     )
     parser.add_argument("--rows", type=positive, default=8, help="pairs to show (default: 8)")
-    parser.add_argument("--batch-size", type=positive, default=8, help="pictures at once")
+    parser.add_argument("--batch-size", type=positive, default=8, help="images at once")
     parser.add_argument(
         "--input-range",
         choices=INPUT_RANGES,
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Reconstructs, writes the picture and prints the scores."""
+    """Reconstructs, writes the image and prints the scores."""
     args = parse_args()
     utils.seed_everything(args.seed)
     if args.out.exists() and not args.overwrite:
@@ -91,7 +91,7 @@ def main() -> None:
     if not args.quiet:
         utils.say(
             f"wrote {args.out}: originals left, reconstructions right, "
-            f"{len(report.pairs)} of {report.pictures} pictures"
+            f"{len(report.pairs)} of {report.num_images} images"
         )
 
 

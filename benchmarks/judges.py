@@ -89,7 +89,7 @@ def open_pictures(cfg: RunConfig, data: Data, root: Path, count: int) -> Picture
     features = Features(load_perceptual("efficientnet-lite0"))  # type: ignore[arg-type]
 
     def seen(side: TokenDataset, at_most: int | None) -> np.ndarray:
-        shown = np.unique(side.latents.pictures[side.rows])
+        shown = np.unique(side.latents.images[side.rows])
         chosen = np.random.default_rng(0).permutation(shown)[:at_most]
         paths = [root / side.latents.sources[picture] for picture in chosen]
         for path in paths:

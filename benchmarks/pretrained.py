@@ -109,7 +109,7 @@ def judge_codec(codec: Codec, held_out: ImageDataset, features: Features) -> dic
             for a, b in zip(made.split(BATCH), originals.split(BATCH), strict=True)
         ]
     return {
-        "pictures": report.pictures,
+        "pictures": report.num_images,
         "psnr_db": report.psnr,
         "ssim": report.ssim,
         "feature_distance": sum(distances) / len(originals),

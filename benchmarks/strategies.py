@@ -85,8 +85,8 @@ def open_digits(cfg: RunConfig) -> Digits:
             "--resume: expected a run on handwritten digits with classes, such as `make demo` makes"
         )
     assert cfg.data.eval_root is not None
-    training = open_latents(cfg.data.train_root, cfg.grid_shape)
-    held_out = open_latents(cfg.data.eval_root, cfg.grid_shape)
+    training = open_latents(cfg.data.train_root)
+    held_out = open_latents(cfg.data.eval_root)
     return Digits(fit_classifier(training), pixels(held_out), pixels(training))
 
 

@@ -33,7 +33,7 @@ def tarballs(tmp_path: Path) -> Path:
     """The two packages as npm names them: a face, a hand in two tones, a regional flag."""
     folder = tmp_path / "tarballs"
     folder.mkdir()
-    pictures = {
+    images = {
         "1f600": (255, 0, 0, 255),
         "1f44b": (0, 255, 0, 255),
         "1f44b-1f3fb": (0, 0, 255, 255),
@@ -41,7 +41,7 @@ def tarballs(tmp_path: Path) -> Path:
     }
     pack(
         folder / "lobehub-fluent-emoji-3d-1.1.0.tgz",
-        {f"assets/{name}.webp": webp(colour) for name, colour in pictures.items()},
+        {f"assets/{name}.webp": webp(colour) for name, colour in images.items()},
     )
     groups = {"\U0001f600": "Smileys & Emotion", "\U0001f44b\ufe0f": "People & Body"}
     content = {character: {"group": group} for character, group in groups.items()}
@@ -52,7 +52,7 @@ def tarballs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_pictures_lie_in_their_groups_on_a_plain_background(tmp_path: Path, tarballs: Path) -> None:
+def test_images_lie_in_their_groups_on_a_plain_background(tmp_path: Path, tarballs: Path) -> None:
     out = tmp_path / "out"
     counts = write_emoji(out, size=4, tarballs=tarballs, quiet=True)
     assert counts == {"flags": 1, "people-body": 2, "smileys-emotion": 1}
@@ -99,8 +99,8 @@ def test_what_exists_is_kept_skipped_or_replaced_as_asked(tmp_path: Path, tarbal
         assert face.size == (8, 8)
 
 
-def test_nothing_is_left_when_a_picture_is_broken(tmp_path: Path, tarballs: Path) -> None:
-    pack(tarballs / "lobehub-fluent-emoji-3d-1.1.0.tgz", {"assets/1f600.webp": b"no picture"})
+def test_nothing_is_left_when_an_image_is_broken(tmp_path: Path, tarballs: Path) -> None:
+    pack(tarballs / "lobehub-fluent-emoji-3d-1.1.0.tgz", {"assets/1f600.webp": b"no image"})
     with pytest.raises(UserError, match="1f600.webp cannot be read"):
         write_emoji(tmp_path / "out", tarballs=tarballs, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["tarballs"]

@@ -17,7 +17,7 @@ from test_codec_training_config import values as codec_values
 from test_fake_cuda import prior_on, schedule_for
 from test_fake_cuda_training import lpips
 from torch import Tensor
-from vqgan_cases import CASES, pictures
+from vqgan_cases import CASES, random_images
 
 from sundae.codec.interface import ChunkedCodec, Codec, PixelCodec
 from sundae.codec.vqgan import VQGANCodec, load_vqgan
@@ -46,7 +46,7 @@ def codec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_codec_of_every_family(codec: VQGANCodec, cuda: FakeCuda) -> None:
     """On either device it takes what is on either, and gives back what is on its own."""
-    images = pictures()
+    images = random_images()
 
     def both(device: torch.device) -> list[Tensor]:
         there = copy.deepcopy(codec).to(device)
@@ -60,7 +60,7 @@ def test_a_codec_of_every_family(codec: VQGANCodec, cuda: FakeCuda) -> None:
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_a_codec_of_every_family_in_bfloat16(codec: VQGANCodec, precision: str) -> None:
-    images = pictures()
+    images = random_images()
     with fake_cuda(AUTOCAST), torch.no_grad():
         there = copy.deepcopy(codec).to("cuda")
         there.precision = precision
@@ -73,7 +73,7 @@ def test_a_codec_of_every_family_in_bfloat16(codec: VQGANCodec, precision: str) 
 
 
 def test_grey_levels(cuda: FakeCuda) -> None:
-    images, codec = pictures(), ChunkedCodec(PixelCodec(LEVELS))
+    images, codec = random_images(), ChunkedCodec(PixelCodec(LEVELS))
     assert_same(lambda d: [codec.encode(images.to(d)), codec.decode(codec.encode(images.to(d)))])
 
 
@@ -92,7 +92,7 @@ def test_repainting(
     else:
         made = PixelCodec(LEVELS)
     side = 4 * made.factor
-    image, hole = pictures(1, side, side)[0], torch.zeros(side, side, dtype=torch.bool)
+    image, hole = random_images(1, side, side)[0], torch.zeros(side, side, dtype=torch.bool)
     hole[side // 3 : side // 2, side // 2 :] = True
     wide = outpaint_canvas(image, right=side // 2)
 
@@ -111,7 +111,7 @@ def test_repainting(
 
 
 def test_holes_on_the_device(cuda: FakeCuda) -> None:
-    images, hidden = pictures(), torch.zeros(32, 32, dtype=torch.bool)
+    images, hidden = random_images(), torch.zeros(32, 32, dtype=torch.bool)
     hidden[3:9, 20:] = True
 
     def filled(device: torch.device) -> list[Tensor]:
@@ -122,7 +122,7 @@ def test_holes_on_the_device(cuda: FakeCuda) -> None:
 
 
 def test_a_session_and_files_of_samples(config: Config, cuda: FakeCuda, tmp_path: Path) -> None:
-    image, hole = pictures(1, 4, 4)[0], torch.ones(4, 4, dtype=torch.bool)
+    image, hole = random_images(1, 4, 4)[0], torch.ones(4, 4, dtype=torch.bool)
 
     def shown(device: torch.device) -> list[Any]:
         prior, codec = prior_on(device, config), PixelCodec(LEVELS)
@@ -173,7 +173,7 @@ def script_on(
 
 def draw_pictures(folder: Path, count: int, side: int) -> Path:
     folder.mkdir()
-    for number, image in enumerate(pictures(count, side, side)):
+    for number, image in enumerate(random_images(count, side, side)):
         save_image(image, folder / f"{number}.png")
     return folder
 

@@ -22,7 +22,7 @@ from fake_cuda import (
 )
 from test_fake_cuda import Network
 from torch import Tensor, nn
-from vqgan_cases import DDCONFIG, pictures
+from vqgan_cases import DDCONFIG, random_images
 
 from sundae.codec.interface import PixelCodec
 from sundae.codec.vqgan import load_vqgan
@@ -251,7 +251,7 @@ def test_a_codec_learns(
     cfg = codec_run(codebook_init=init, restart_every=2)
     torch.manual_seed(0)
     made, distance = build_training(cfg), perceptual().requires_grad_(False)
-    images = pictures(8, 18, 18)
+    images = random_images(8, 18, 18)
 
     def compute(device: torch.device) -> list[Any]:
         net, found = copy.deepcopy(made).to(device).train(), []

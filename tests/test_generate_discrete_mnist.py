@@ -27,7 +27,7 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """Twenty training and ten held-out 4x5 pictures in torchvision's layout, half of it gzipped."""
+    """Twenty training and ten held-out 4x5 images in torchvision's layout, half of it gzipped."""
     raw = tmp_path / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", 20), ("t10k", 10)):

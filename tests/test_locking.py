@@ -235,8 +235,8 @@ def test_a_shared_folder_is_not_locked(tmp_path: Path) -> None:
         ["train", "--cfg-path", "RUN_FILE", "--run-dir", "OUT"],
         ["train", "--resume", "RUN"],
         ["sample", "--nb-samples", 1, "--steps", 1, "--out-dir", "OUT"],
-        ["inpaint", "PICTURES", "--nb-samples", 1, "--steps", 1, "--out-dir", "OUT"],
-        ["generate-latents", "--ckpt-path", CODEC_FILE, "--dataset-in", "PICTURES",
+        ["inpaint", "IMAGES", "--nb-samples", 1, "--steps", 1, "--out-dir", "OUT"],
+        ["generate-latents", "--ckpt-path", CODEC_FILE, "--dataset-in", "IMAGES",
          "--latents-out", "OUT"],
     ],
     ids=lambda command: "-".join(command[:2]),
@@ -247,9 +247,9 @@ def test_no_script_writes_where_another_process_does(
     tmp_path: Path,
     command: list[Any],
 ) -> None:
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "pictures" / "red.png")
-    named = {"RUN_FILE": run_file(), "OUT": tmp_path / "out", "PICTURES": tmp_path / "pictures"}
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "images" / "red.png")
+    named = {"RUN_FILE": run_file(), "OUT": tmp_path / "out", "IMAGES": tmp_path / "images"}
     named["RUN"] = tmp_path / "run"
     if "RUN" in command:
         assert script("train", "--cfg-path", named["RUN_FILE"], "--run-dir", named["RUN"]).code == 0

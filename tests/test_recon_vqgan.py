@@ -14,12 +14,12 @@ from vqgan_cases import CASES
 
 from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
-from sundae.evaluation.reconstruction import fit_picture, perplexity, reconstruct, side_by_side
+from sundae.evaluation.reconstruction import fit_image, perplexity, reconstruct, side_by_side
 
 SCRIPT = Path(__file__).parents[1] / "recon-vqgan.py"
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def noise_image(height: int, width: int, seed: int = 0) -> Image.Image:
     """Smooth colours with some noise, so that no two places are alike."""
     rows, columns = np.mgrid[0:height, 0:width]
     noise = np.random.default_rng(seed).integers(0, 40, (height, width))
@@ -53,33 +53,33 @@ class GreyPatches(PixelCodec):
 def test_every_way_to_fit_gives_whole_patches(
     fit: str, size: int | None, shape: tuple[int, int], visible: tuple[int, int]
 ) -> None:
-    fitted = fit_picture(picture(21, 30), 4, size, fit)
+    fitted = fit_image(noise_image(21, 30), 4, size, fit)
     assert tuple(fitted.pixels.shape) == (3, *shape)
     assert (fitted.height, fitted.width) == visible
     assert tuple(fitted.visible(fitted.pixels).shape[1:]) == visible
 
 
 @pytest.mark.parametrize("fit", ["resize", "pad", "crop"])
-def test_a_picture_that_fits_is_not_touched(fit: str) -> None:
-    image = picture(16, 24)
+def test_an_image_that_fits_is_not_touched(fit: str) -> None:
+    image = noise_image(16, 24)
     expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    assert torch.equal(fit_picture(image, 8, None, fit).pixels, expected)
+    assert torch.equal(fit_image(image, 8, None, fit).pixels, expected)
 
 
 def test_padding_repeats_the_border_and_crop_takes_the_centre() -> None:
-    image = picture(5, 6)
+    image = noise_image(5, 6)
     whole = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    padded = fit_picture(image, 4, None, "pad").pixels
+    padded = fit_image(image, 4, None, "pad").pixels
     assert torch.equal(padded[:, :5, :6], whole)
     assert torch.equal(padded[:, 5:, :6], whole[:, 4:5].expand(3, 3, 6))
-    cropped = fit_picture(image, 4, None, "crop").pixels
+    cropped = fit_image(image, 4, None, "crop").pixels
     assert torch.equal(cropped, whole[:, 0:4, 1:5])
     with pytest.raises(UserError, match="5x6 is smaller than a patch"):
-        fit_picture(image, 8, None, "crop")
+        fit_image(image, 8, None, "crop")
 
 
 def test_scores_are_those_of_scikit_image(tmp_path: Path) -> None:
-    picture(40, 24).save(tmp_path / "a.png")
+    noise_image(40, 24).save(tmp_path / "a.png")
     report = reconstruct(GreyPatches(256), [tmp_path / "a.png"])
     original, decoded = (p.permute(1, 2, 0).double().numpy() for p in report.pairs[0])
     psnr = peak_signal_noise_ratio(original, decoded, data_range=1)
@@ -108,12 +108,12 @@ def test_padding_does_not_count_in_the_scores(tmp_path: Path) -> None:
     assert (report.codes_used, report.perplexity) == (1, 1)
 
 
-def test_pictures_of_all_sizes_in_batches_and_only_the_first_are_kept(tmp_path: Path) -> None:
+def test_images_of_all_sizes_in_batches_and_only_the_first_are_kept(tmp_path: Path) -> None:
     sizes = [(16, 16), (16, 16), (16, 16), (12, 20), (16, 16)]
     paths = [tmp_path / f"{index}.png" for index in range(len(sizes))]
     for index, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-        picture(*size, seed=index).save(path)
-    (tmp_path / "bad.png").write_bytes(b"not a picture")
+        noise_image(*size, seed=index).save(path)
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     seen: list[int] = []
     report = reconstruct(
         GreyPatches(256),
@@ -131,9 +131,9 @@ def test_pictures_of_all_sizes_in_batches_and_only_the_first_are_kept(tmp_path: 
     assert (grid[7, :, 12:] == 1).all()
 
 
-def test_no_readable_picture_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"no picture is readable; the first: .*bad\.png"):
+def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"no image is readable; the first: .*bad\.png"):
         reconstruct(GreyPatches(256), [tmp_path / "bad.png"])
 
 
@@ -153,19 +153,19 @@ def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return 0
 
 
-def test_script_reconstructs_a_folder_into_one_picture(
+def test_script_reconstructs_a_folder_into_one_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case = CASES["taming"](tmp_path)
     (tmp_path / "in").mkdir()
     for index in range(3):
-        picture(32, 64, seed=index).save(tmp_path / "in" / f"{index}.png")
+        noise_image(32, 64, seed=index).save(tmp_path / "in" / f"{index}.png")
     arguments = [tmp_path / "in", "--ckpt-path", case.checkpoint, "--cfg-path", case.config]
     arguments += ["--out", tmp_path / "out.png", "--rows", "2", "--legacy-cfg", "--seed", "1"]
     assert run_script(monkeypatch, *arguments) == 0
     output = capsys.readouterr().out
-    assert "3 pictures: PSNR" in output and "of 64 codes used" in output
-    assert "originals left, reconstructions right, 2 of 3 pictures" in output
+    assert "3 images: PSNR" in output and "of 64 codes used" in output
+    assert "originals left, reconstructions right, 2 of 3 images" in output
     with Image.open(tmp_path / "out.png") as image:
         shown = np.array(image)
     first = np.array(Image.open(tmp_path / "in" / "0.png")).repeat(2, 0).repeat(2, 1)
@@ -180,7 +180,7 @@ def test_script_says_in_one_line_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")
-    picture(8, 8).save(tmp_path / "a.png")
+    noise_image(8, 8).save(tmp_path / "a.png")
     arguments = [tmp_path / "a.png", "--ckpt-path", tmp_path / "x.ckpt"]
     assert run_script(monkeypatch, *arguments, "--out", tmp_path / "o.png", "--quiet") == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A released folder: half the size, nothing else needed, the same pictures."""
+"""A released folder: half the size, nothing else needed, the same images."""
 
 import json
 import math
@@ -75,9 +75,9 @@ def test_a_released_pair_needs_nothing_else_and_draws_the_same(
     for name, weight in checkpoint.load_network().state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, wanted[name].half().float())
-    ended = script("sample", "--resume", out, "--seed", 1, "--out-dir", tmp_path / "pictures")
+    ended = script("sample", "--resume", out, "--seed", 1, "--out-dir", tmp_path / "images")
     assert ended.code == 0, ended
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
+    assert len(list((tmp_path / "images").glob("*.png"))) == 5
     last = list_checkpoints(run)[-1]
     assert (out / "model.safetensors").stat().st_size < (
         last / "model.safetensors"

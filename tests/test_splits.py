@@ -1,4 +1,4 @@
-"""Splits follow from picture names alone and never part a picture from its mirror image."""
+"""Splits follow from image names alone and never part an image from its mirror image."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from sundae.common.errors import UserError
-from sundae.common.naming import family_name, natural_key, picture_name
-from sundae.data.dataset import Latents, open_latents
+from sundae.common.naming import family_name, image_name, natural_key
+from sundae.data.dataset import Latents
 from sundae.data.splits import split_rows
 
 SIZES = [(0.7, 0.3), (0.5, 0.2), (30, 10)]
 
 
 def latents_of(sources: list[str], mirrored: bool = True) -> Latents:
-    """Data of one-token pictures, two rows each when mirrored."""
-    per_picture = 2 if mirrored else 1
+    """Data of one-token images, two rows each when mirrored."""
+    per_image = 2 if mirrored else 1
     return Latents(
         root=Path("data"),
-        tokens=np.zeros((len(sources) * per_picture, 1, 1), dtype=np.uint8),
-        pictures=np.arange(len(sources) * per_picture) // per_picture,
+        tokens=np.zeros((len(sources) * per_image, 1, 1), dtype=np.uint8),
+        images=np.arange(len(sources) * per_image) // per_image,
         sources=tuple(sources),
         labels=None,
         classes=None,
@@ -33,14 +33,14 @@ def names(count: int) -> list[str]:
 
 
 def sides(latents: Latents, sizes: tuple[float, float]) -> dict[str, str]:
-    """Side of each picture that is used, by its source."""
+    """Side of each image that is used, by its source."""
     train, held_out = split_rows(latents, sizes)
     rows = [(row, "train") for row in train] + [(row, "eval") for row in held_out]
-    return {latents.sources[latents.pictures[row]]: side for row, side in rows}
+    return {latents.sources[latents.images[row]]: side for row, side in rows}
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_sides_are_disjoint_and_mirror_images_stay_with_their_picture(
+def test_sides_are_disjoint_and_mirror_images_stay_with_their_image(
     sizes: tuple[float, float],
 ) -> None:
     latents = latents_of(names(60))
@@ -50,27 +50,17 @@ def test_sides_are_disjoint_and_mirror_images_stay_with_their_picture(
     assert all(row ^ 1 in held_out for row in held_out)
 
 
-def test_mirror_files_of_earlier_tools_stay_with_their_picture(tmp_path: Path) -> None:
-    for index in range(20):
-        for mark in ("", "_flip", "-aug"):
-            np.save(tmp_path / f"{index}{mark}.npy", np.full((1, 2, 2), index))
-    latents = open_latents(tmp_path)
-    train, held_out = split_rows(latents, (12, 5))
-    assert (len(train), len(held_out)) == (36, 15)
-    assert not set(latents.tokens[train, 0, 0]) & set(latents.tokens[held_out, 0, 0])
-
-
-def test_pictures_mirrored_before_encoding_stay_together() -> None:
+def test_images_mirrored_before_encoding_stay_together() -> None:
     sources = [name for i in range(30) for name in (f"{i}.png", f"{i}_flip.png")]
     found = sides(latents_of(sources, mirrored=False), (0.5, 0.5))
     assert all(found[f"{i}.png"] == found[f"{i}_flip.png"] for i in range(30))
 
 
-def test_counts_are_met_in_pictures_and_fractions_up_to_chance() -> None:
+def test_counts_are_met_in_images_and_fractions_up_to_chance() -> None:
     latents = latents_of(names(1000))
     train, held_out = split_rows(latents, (300, 50))
     assert (len(train), len(held_out)) == (600, 100)
-    assert max(*train, *held_out) == 699  # the first 350 pictures
+    assert max(*train, *held_out) == 699  # the first 350 images
     train, held_out = split_rows(latents, (0.8, 0.2))
     assert len(train) + len(held_out) == 2000  # 0.8 and 0.2 leave nobody out
     assert 340 < len(held_out) < 460
@@ -92,23 +82,10 @@ def test_a_fraction_depends_on_no_other_file() -> None:
     assert some.items() <= everyone.items()
 
 
-def test_the_order_in_which_a_folder_is_listed_does_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for index in range(40):
-        np.save(tmp_path / f"{index}.npy", np.full((2, 2), index))
-    listed = Path.glob
-    expected = sides(open_latents(tmp_path), (0.6, 0.4))
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: reversed(list(listed(self, pattern))))
-    backwards = open_latents(tmp_path)
-    assert sides(backwards, (0.6, 0.4)) == expected
-    assert backwards.tokens[:, 0, 0].tolist() == list(range(40))
-
-
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((50, 20), "asks for 50 \\+ 20 pictures, there are 60"),
+        ((50, 20), "asks for 50 \\+ 20 images, there are 60"),
         ((0.8, 0.3), "has sum 1.1"),
         ((0.5, 0.0), "two positive numbers"),
         ((0.999, 1e-12), "0 to evaluate"),
@@ -125,14 +102,14 @@ def test_natural_order() -> None:
     assert sorted(listed, key=natural_key) == expected
 
 
-def test_picture_name_drops_one_mark_and_the_suffix() -> None:
+def test_image_name_drops_one_mark_and_the_suffix() -> None:
     paths = ["a/cat.png", "a/cat_orig.npy", "a/cat-flip.npy", "a/cat_hflip.jpg", "a/cat_aug.npy"]
-    assert {picture_name(path) for path in paths} == {"a/cat"}
-    assert picture_name("_flip.png") == "_flip"
-    assert picture_name("backflip.png") == "backflip"
+    assert {image_name(path) for path in paths} == {"a/cat"}
+    assert image_name("_flip.png") == "_flip"
+    assert image_name("backflip.png") == "backflip"
 
 
-def test_variants_of_a_picture_are_on_its_side() -> None:
+def test_variants_of_an_image_are_on_its_side() -> None:
     sources = [f"hands/{i}{mark}.png" for i in range(60) for mark in ("", "@dark", "@light_flip")]
     side = sides(latents_of(sources), (0.5, 0.5))
     assert set(side.values()) == {"train", "eval"}

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from vqgan_cases import CASES, CODES, DDCONFIG, pictures, taming_config, taming_model, write_yaml
+from vqgan_cases import (
+    CASES,
+    CODES,
+    DDCONFIG,
+    random_images,
+    taming_config,
+    taming_model,
+    write_yaml,
+)
 
 from sundae.codec.vqgan import VQGANCodec, load_vqgan, new_vqgan
 from sundae.codec.vqgan.architecture import infer_architecture
@@ -28,18 +36,18 @@ def codec() -> VQGANCodec:
     return make_codec()
 
 
-def test_one_patch_and_pictures_that_are_not_square(codec: VQGANCodec) -> None:
-    tall = pictures(1, 64, 4)
+def test_one_patch_and_images_that_are_not_square(codec: VQGANCodec) -> None:
+    tall = random_images(1, 64, 4)
     tokens = codec.encode(tall)
     assert tokens.shape == (1, 16, 1)
     assert codec.decode(tokens).shape == tall.shape
-    patch = codec.encode(pictures(3, 4, 4))
+    patch = codec.encode(random_images(3, 4, 4))
     assert patch.shape == (3, 1, 1)
     assert codec.decode(patch).shape == (3, 3, 4, 4)
 
 
-def test_a_batch_gives_the_tokens_of_its_pictures(codec: VQGANCodec) -> None:
-    images = pictures(3)
+def test_a_batch_gives_the_tokens_of_its_images(codec: VQGANCodec) -> None:
+    images = random_images(3)
     together = codec.encode(images)
     alone = torch.cat([codec.encode(image[None]) for image in images])
     assert torch.equal(together, alone)
@@ -89,14 +97,14 @@ def test_every_integer_type_of_tokens_is_accepted(dtype: torch.dtype, codec: VQG
 def test_tokens_can_be_trained_on(codec: VQGANCodec) -> None:
     """Tensors made in inference mode cannot be saved for backward; these can."""
     table = torch.nn.Embedding(CODES, 2)
-    F.embedding(codec.encode(pictures()), table.weight).sum().backward()
+    F.embedding(codec.encode(random_images()), table.weight).sum().backward()
     assert table.weight.grad is not None
 
 
 def test_bf16_changes_pixels_little_and_leaves_the_weights_alone(codec: VQGANCodec) -> None:
     fast = make_codec()
     fast.precision = "bf16"
-    tokens = codec.encode(pictures())
+    tokens = codec.encode(random_images())
     difference = (fast.decode(tokens) - codec.decode(tokens)).abs()
     assert 0 < difference.mean() < 0.02
     assert fast.decode(tokens).dtype == torch.float32
@@ -220,7 +228,7 @@ def test_gradients_reach_every_weight_and_checkpointing_changes_none(tmp_path: P
 
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()
-        reconstruction, tokens = model(pictures(1, 16, 16))
+        reconstruction, tokens = model(random_images(1, 16, 16))
         codes = model.quantize.embed(tokens)
         (reconstruction.square().mean() + codes.square().mean()).backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -244,7 +252,7 @@ def saved_elements(model: VQGAN) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(pictures(1, 16, 16))
+        model(random_images(1, 16, 16))
     return sum(sizes)
 
 
@@ -253,4 +261,4 @@ def test_a_new_codec_of_a_config_encodes_and_decodes(tmp_path: Path) -> None:
     codec = new_vqgan(config)
     assert (codec.factor, codec.codebook_size) == (4, CODES)
     assert codec.resolution == DDCONFIG["resolution"]
-    assert codec.decode(codec.encode(pictures())).shape == pictures().shape
+    assert codec.decode(codec.encode(random_images())).shape == random_images().shape

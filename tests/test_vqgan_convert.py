@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import Ended
 from safetensors.torch import load_file, save_file
-from vqgan_cases import CASES, Case, pictures
+from vqgan_cases import CASES, Case, random_images
 
 from sundae.codec.vqgan import load_vqgan
 from sundae.codec.vqgan.convert import save_codec
@@ -26,8 +26,8 @@ def test_a_converted_file_is_the_same_codec(name: str, tmp_path: Path) -> None:
     assert converted.identity == source.identity
     assert (converted.rules, converted.family) == (source.rules, source.family)
     assert converted.resolution == source.resolution
-    tokens = source.encode(pictures())
-    assert torch.equal(converted.encode(pictures()), tokens)
+    tokens = source.encode(random_images())
+    assert torch.equal(converted.encode(random_images()), tokens)
     assert torch.equal(converted.decode(tokens), source.decode(tokens))
 
 

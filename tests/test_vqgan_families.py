@@ -7,7 +7,7 @@ import torch
 from vqgan_cases import (
     CASES,
     CODES,
-    pictures,
+    random_images,
 )
 
 from sundae.codec.vqgan import load_vqgan
@@ -18,7 +18,7 @@ from sundae.codec.vqgan import load_vqgan
 def test_tokens_and_pixels_equal_those_of_the_family_s_own_code(name: str, tmp_path: Path) -> None:
     case = CASES[name](tmp_path)
     codec = load_vqgan(case.checkpoint, case.config, precision="fp32", **case.keywords)
-    images = pictures(2, 48, 32)
+    images = random_images(2, 48, 32)
     tokens = codec.encode(images)
     expected = case.encode(images)
     assert tokens.dtype == torch.int64 and tokens.shape == (2, 12, 8)

@@ -12,7 +12,7 @@ from vqgan_cases import (
     DDCONFIG,
     diffusers_model,
     llamagen_names,
-    pictures,
+    random_images,
     save_safetensors,
     taming_config,
     taming_model,
@@ -321,7 +321,7 @@ def test_a_remapped_vocabulary_leaves_the_whole_codebook_in_use(
     plain = load_vqgan(write(tmp_path, state), **EXPLICIT, precision="fp32")
     remapped = state | {"quantize.used": torch.arange(10)}
     codec = load_vqgan(write(tmp_path, remapped), **EXPLICIT, precision="fp32")
-    assert torch.equal(codec.encode(pictures()), plain.encode(pictures()))
+    assert torch.equal(codec.encode(random_images()), plain.encode(random_images()))
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
@@ -361,7 +361,7 @@ def test_half_precision_checkpoint_gives_the_tokens_of_its_values(
     same = {name: tensor.float() for name, tensor in half.items()}
     from_float = load_vqgan(write(tmp_path, same), **EXPLICIT, precision="fp32")
     assert from_half.identity == from_float.identity
-    assert torch.equal(from_half.encode(pictures()), from_float.encode(pictures()))
+    assert torch.equal(from_half.encode(random_images()), from_float.encode(random_images()))
 
 
 @pytest.mark.parametrize(

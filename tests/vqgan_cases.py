@@ -55,7 +55,7 @@ class TamingVQ(nn.Module):
         return self.decoder(self.post_quant_conv(vectors))
 
 
-def pictures(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
+def random_images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
     """(count, 3, height, width) in [0, 1]."""
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(7))
 
@@ -97,7 +97,7 @@ class Case:
 def taming_model(ddconfig: dict[str, Any] | None = None, *, unit: bool = False) -> TamingVQ:
     torch.manual_seed(0)
     model = TamingVQ(ddconfig or DDCONFIG).eval()
-    images = pictures() if unit else pictures() * 2 - 1
+    images = random_images() if unit else random_images() * 2 - 1
     spread_out(model, model.quantize.embedding.weight, lambda: model.latents(images))
     return model
 
@@ -162,7 +162,7 @@ def _gumbel(folder: Path) -> Case:
     torch.manual_seed(0)
     model = TamingVQ(DDCONFIG, width).eval()
     proj = nn.Conv2d(width, CODES, 1)
-    latents = lambda: model.latents(pictures() * 2 - 1)  # noqa: E731
+    latents = lambda: model.latents(random_images() * 2 - 1)  # noqa: E731
     spread_out(model, model.quantize.embedding.weight, latents)
     codebook = model.quantize.embedding.weight.detach()
     state = {n: t for n, t in model.state_dict().items() if not n.startswith("quantize.")}
@@ -192,7 +192,7 @@ def _without_attention(model: TamingVQ) -> TamingVQ:
 def _ldm(folder: Path) -> Case:
     """Attention nowhere (attn_type: none) and a tanh at the end, as in some first stages."""
     model = _without_attention(taming_model())
-    images = pictures() * 2 - 1
+    images = random_images() * 2 - 1
     spread_out(model, model.quantize.embedding.weight, lambda: model.latents(images))
     state = model.state_dict() | {"loss.logvar": torch.ones(())}
     torch.save({"state_dict": state}, folder / "ldm.ckpt")
@@ -243,7 +243,7 @@ def diffusers_model() -> Any:
         norm_num_groups=16,
     ).eval()
     codebook = model.quantize.embedding.weight
-    spread_out(model, codebook, lambda: model.encode(pictures()).latents)
+    spread_out(model, codebook, lambda: model.encode(random_images()).latents)
     return model
 
 

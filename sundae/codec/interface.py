@@ -49,7 +49,7 @@ class Codec(Protocol):
 
 
 class PixelCodec:
-    """Grey levels as tokens, one token a pixel; for small pictures that need no VQ-GAN."""
+    """Grey levels as tokens, one token a pixel; for small images that need no VQ-GAN."""
 
     factor = 1
 
@@ -88,7 +88,7 @@ class ChunkedCodec:
         return self.codec.encode(images)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """As the codec itself, a few pictures after the other."""
+        """As the codec itself, a few images after the other."""
         pixels = tokens.shape[-2] * tokens.shape[-1] * self.factor**2
         parts = tokens.split(max(1, memory.PIXELS // pixels))
         return torch.cat([self.codec.decode(part) for part in parts])

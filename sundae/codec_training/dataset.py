@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sundae.common.errors import UserError
 from sundae.common.images import BadImage, list_images, load_image, resize_and_crop
-from sundae.common.naming import picture_name
+from sundae.common.naming import image_name
 from sundae.data.splits import EVAL, split_by_fraction
 
 Batch = dict[str, Tensor]
@@ -140,7 +140,7 @@ def open_pictures(
         UserError: no folder, no pictures, or too few for both sides.
     """
     paths = list_images(root)
-    names = [picture_name(path.relative_to(root).as_posix()) for path in paths]
+    names = [image_name(path.relative_to(root).as_posix()) for path in paths]
     held_out = split_by_fraction(names, 1 - eval_fraction, eval_fraction) == EVAL
     train = [path for path, out in zip(paths, held_out, strict=True) if not out]
     evaluation = [path for path, out in zip(paths, held_out, strict=True) if out]

@@ -1,4 +1,4 @@
-"""Names from files: their order, variants of one picture, safe in paths and on a terminal."""
+"""Names from files: their order, variants of one image, safe in paths and on a terminal."""
 
 import re
 from pathlib import PurePath, PurePosixPath
@@ -33,13 +33,8 @@ def natural_key(name: str | PurePath) -> NaturalKey:
     return key, text
 
 
-def is_mirror(path: str) -> bool:
-    """Whether a file name carries a mark of a mirror image: "cat_flip.npy", "cat-aug.npy"."""
-    return bool(_MIRROR_MARK.search(PurePosixPath(path).stem))
-
-
-def picture_name(path: str) -> str:
-    """The path without suffix and without a mark: the same for a picture and its mirror image.
+def image_name(path: str) -> str:
+    """The path without suffix and without a mark: the same for an image and its mirror image.
 
     "a/cat.png", "a/cat_orig.npy" and "a/cat_flip.npy" are all "a/cat".
     """
@@ -49,11 +44,11 @@ def picture_name(path: str) -> str:
 
 
 def family_name(path: str) -> str:
-    """What a picture shares with its variants: its name up to an "@".
+    """What an image shares with its variants: its name up to an "@".
 
     "a/hand.png", "a/hand@dark.png" and "a/hand@dark_flip.png" are all of the family "a/hand".
     """
-    name = PurePosixPath(picture_name(path))
+    name = PurePosixPath(image_name(path))
     return name.with_name(name.name.split("@")[0] or name.name).as_posix()
 
 

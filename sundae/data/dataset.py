@@ -1,8 +1,7 @@
-"""Token data sets on disk, read for training: open_latents, TokenDataset, check_agreement."""
+"""Packed token data, read for training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,13 @@ from torch.utils.data import Dataset
 from sundae.common.errors import UserError
 from sundae.data.format import (
     MANIFEST_NAME,
-    PARTIAL_NAME,
+    SHARDS_NAME,
     TOKENS_NAME,
     load_array,
     read_manifest,
 )
-from sundae.data.loose_latents import read_loose_latents
 
 Batch = dict[str, Tensor]
-
-_CHUNK_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -32,23 +28,23 @@ class Latents:
 
     Attributes:
         root: the folder they came from.
-        tokens: (rows, h, w) unsigned integers, memory-mapped when packed.
-        pictures: (rows,) int64: which picture each row shows. Mirror images share it.
-        sources: one relative path per picture, in natural order.
-        labels: (pictures,) int64 class index per picture, or None.
+        tokens: (rows, h, w) unsigned integers, memory-mapped.
+        images: (rows,) int64 index of the image that each row shows; mirror images share it.
+        sources: one relative path per image, in natural order.
+        labels: (images,) int64 class index per image, or None.
         classes: class names, indexed by label, or None.
-        codebook_size: tokens are below it; None when the files do not say (one .npy per image).
-        codec_identity: of the codec whose tokens these are; None when the files do not say.
+        codebook_size: tokens are in [0, codebook_size).
+        codec_identity: identity of the codec whose tokens these are.
     """
 
     root: Path
     tokens: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
     sources: tuple[str, ...]
     labels: np.ndarray | None
     classes: tuple[str, ...] | None
-    codebook_size: int | None
-    codec_identity: str | None
+    codebook_size: int
+    codec_identity: str
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -68,13 +64,6 @@ class Latents:
     def mirrored(self) -> bool:
         """Whether some rows are mirror images of others."""
         return len(self.tokens) > len(self.sources)
-
-    @cached_property
-    def largest_token(self) -> int:
-        """The largest token, found once by reading the data in chunks."""
-        step = max(1, _CHUNK_BYTES // max(1, self.tokens[:1].nbytes))
-        starts = range(0, len(self.tokens), step)
-        return max(int(self.tokens[start : start + step].max()) for start in starts)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -110,7 +99,7 @@ class TokenDataset(Dataset[Batch]):
         tokens = self.latents.tokens[rows].reshape(len(rows), -1).astype(np.int64)
         batch = {"tokens": torch.from_numpy(tokens)}
         if self.latents.labels is not None:
-            labels = self.latents.labels[self.latents.pictures[rows]]
+            labels = self.latents.labels[self.latents.images[rows]]
             batch["classes"] = torch.from_numpy(labels)
         return batch
 
@@ -120,28 +109,17 @@ def collate_batched(batch: Any) -> Batch:
     return batch
 
 
-def open_latents(root: Path, latent_shape: tuple[int, int] | None = None) -> Latents:
-    """Opens packed latents (latents.json and tokens.npy) or a folder of one .npy per image.
-
-    Args:
-        root: the data folder.
-        latent_shape: (h, w) of flat vectors in a folder of one .npy per image; None means square.
+def open_latents(root: Path) -> Latents:
+    """Opens the packed latents of a folder.
 
     Raises:
-        UserError: the folder is missing, empty, unfinished, or contradicts itself.
+        UserError: the folder is missing, unfinished, contradicts itself, or holds something else.
     """
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist; correct the path or generate it")
-    if (root / MANIFEST_NAME).exists():
-        return _open_packed(root)
-    _refuse_unfinished(root)
-    loose = read_loose_latents(root, latent_shape)
-    return Latents(root, **vars(loose), codebook_size=None, codec_identity=None)
-
-
-def _open_packed(root: Path) -> Latents:
-    manifest = read_manifest(root)
-    path = root / TOKENS_NAME
+    if not (root / MANIFEST_NAME).exists():
+        raise UserError(_without_manifest(root))
+    manifest, path = read_manifest(root), root / TOKENS_NAME
     try:
         tokens = load_array(path)
     except (OSError, ValueError, EOFError) as error:
@@ -151,11 +129,11 @@ def _open_packed(root: Path) -> Latents:
         found = f"{tokens.dtype} {tokens.shape}"
         raise UserError(f"{path} is {found}, {MANIFEST_NAME} says {expected}; generate it again")
     if not len(tokens):
-        raise UserError(f"{root} holds no pictures; generate the data again")
+        raise UserError(f"{root} holds no images; generate the data again")
     return Latents(
         root=root,
         tokens=tokens,
-        pictures=np.arange(manifest.rows) // (2 if manifest.mirrored else 1),
+        images=np.arange(manifest.rows) // (2 if manifest.mirrored else 1),
         sources=manifest.sources,
         labels=None if manifest.labels is None else np.array(manifest.labels, dtype=np.int64),
         classes=manifest.classes,
@@ -164,13 +142,19 @@ def _open_packed(root: Path) -> Latents:
     )
 
 
-def _refuse_unfinished(root: Path) -> None:
-    if (root / TOKENS_NAME).exists() or (root / PARTIAL_NAME).exists():
-        raise UserError(f"{root} is unfinished: run the command that makes it again to go on")
+def _without_manifest(root: Path) -> str:
+    """Why a folder cannot be opened that has no latents.json."""
+    if (root / TOKENS_NAME).exists() or (root / SHARDS_NAME).exists():
+        return f"{root} is unfinished: run the command that makes it again to go on"
     packed = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST_NAME}"))
     if packed:
-        names = " and ".join(packed)
-        raise UserError(f"{root} holds the data sets {names}: name one of them as the data folder")
+        return f"{root} holds the data sets {' and '.join(packed)}: name one as the data folder"
+    if any(root.glob("*.npy")) or any(root.glob("*/*.npy")):
+        return (
+            f"{root} holds one .npy per image, which is no longer read: encode the images again "
+            "with generate-latents.py"
+        )
+    return f"{root} holds no latents: encode a folder of images with generate-latents.py"
 
 
 def check_agreement(
@@ -185,47 +169,35 @@ def check_agreement(
 
     Args:
         latents: the data.
-        vocab_size: tokens that the network knows.
+        vocab_size: codes that the network knows.
         latent_shape: (h, w) that the network is built for.
         num_classes: classes that the network knows; None when it is unconditional.
-        codec_identity: of the codec that will decode samples; None leaves it unchecked.
+        codec_identity: of the codec that decodes samples; None leaves it unchecked.
 
     Raises:
         UserError: naming both values and the key to change.
     """
-    root = latents.root
+    root, classes = latents.root, latents.num_classes
     if latents.latent_shape != latent_shape:
-        found, wanted = list(latents.latent_shape), list(latent_shape)
+        found, expected = list(latents.latent_shape), list(latent_shape)
         keys = f"set the latent_shape to {found} and data.sequence_length to their product"
-        raise UserError(f"{root} has latent shape {found}, the run file says {wanted}: {keys}")
-    _check_vocabulary(latents, vocab_size)
-    if num_classes is not None and latents.num_classes != num_classes:
-        found_classes = latents.num_classes or "no"
-        remedy = (
-            f"net.num_classes = {latents.num_classes}"
-            if latents.classes
-            else "net.conditional = false"
-        )
+        raise UserError(f"{root} has latent shape {found}, the run file says {expected}: {keys}")
+    if latents.codebook_size != vocab_size:
         raise UserError(
-            f"{root} has {found_classes} classes, net.num_classes is {num_classes}: set {remedy}"
+            f"{root} has a codebook of {latents.codebook_size}, data.vocab_size is {vocab_size}: "
+            f"set data.vocab_size = {latents.codebook_size}"
         )
-    if codec_identity and latents.codec_identity not in (None, codec_identity):
+    if np.iinfo(latents.tokens.dtype).max >= vocab_size <= (largest := int(latents.tokens.max())):
+        raise UserError(
+            f"{root} holds token {largest}, data.vocab_size is {vocab_size}: generate the data again"
+        )
+    if num_classes is not None and classes != num_classes:
+        remedy = "net.conditional = false" if classes is None else f"net.num_classes = {classes}"
+        raise UserError(
+            f"{root} has {classes or 'no'} classes, net.num_classes is {num_classes}: set {remedy}"
+        )
+    if codec_identity and latents.codec_identity != codec_identity:
         raise UserError(
             f"{root} was encoded by codec {latents.codec_identity}, vqgan.checkpoint is codec "
             f"{codec_identity}: set vqgan.checkpoint to the one that made the data"
-        )
-
-
-def _check_vocabulary(latents: Latents, vocab_size: int) -> None:
-    known = latents.codebook_size
-    if known is not None and known != vocab_size:
-        raise UserError(
-            f"{latents.root} has a codebook of {known}, data.vocab_size is {vocab_size}: "
-            f"set data.vocab_size = {known}"
-        )
-    if np.iinfo(latents.tokens.dtype).max >= vocab_size and latents.largest_token >= vocab_size:
-        remedy = "generate the data again" if known else "raise data.vocab_size above it"
-        raise UserError(
-            f"{latents.root} holds token {latents.largest_token}, data.vocab_size is {vocab_size}: "
-            f"{remedy}"
         )

@@ -1,7 +1,7 @@
 """The packed format of token data: one folder with tokens.npy and latents.json.
 
-tokens.npy is (rows, h, w), the smallest unsigned type that holds the codebook. latents.json says
-what the rows are. It is written last, so a folder without it is unfinished.
+tokens.npy is (rows, h, w), the smallest unsigned type that holds the codebook. latents.json
+describes the rows. It is written last: a folder without it is unfinished.
 """
 
 import json
@@ -16,23 +16,24 @@ from sundae.common.files import write_text
 
 TOKENS_NAME = "tokens.npy"
 MANIFEST_NAME = "latents.json"
-PARTIAL_NAME = "tokens.partial"
+SKIPPED_NAME = "skipped.txt"
+SHARDS_NAME = "shards"
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What latents.json holds.
+    """The content of latents.json.
 
     Attributes:
         codec: identity of the codec whose tokens these are.
         codebook_size: tokens are in [0, codebook_size).
         latent_shape: (h, w) of one token grid.
-        mirrored: row 2i is picture i and row 2i + 1 its mirror image; otherwise row i is picture i.
+        mirrored: row 2i is image i and row 2i + 1 its mirror image; otherwise row i is image i.
         classes: class names, indexed by label; None when there are no classes.
-        sources: one relative path per picture, in natural order.
-        labels: one class index per picture; None exactly when classes is.
-        origin: what the tokens were made from and how, for people and for "is it the same?".
+        sources: one relative path per image, in natural order.
+        labels: one class index per image; None exactly when classes is.
+        origin: source and preparation of the images, in one line.
     """
 
     codec: str
@@ -50,6 +51,7 @@ class Manifest:
         return len(self.sources) * (2 if self.mirrored else 1)
 
 
+# Not pydantic: it refuses file names that are not UTF-8, which are lone surrogates in `sources`.
 _KEY_TYPES: dict[str, tuple[type, ...]] = {
     "codec": (str,),
     "codebook_size": (int,),
@@ -99,46 +101,36 @@ def read_manifest(root: Path) -> Manifest:
     Raises:
         UserError: not JSON, another version, or a key that is missing, mistyped or contradictory.
     """
-    path = root / MANIFEST_NAME
-    values = _read_json(path)
+    path, again = root / MANIFEST_NAME, "generate the data again"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {again}") from error
+    if not isinstance(values, dict) or values.get("format") != "sundae-latents":
+        raise UserError(f"{path} does not describe latents; point the data folder elsewhere")
     if values.get("version") != FORMAT_VERSION:
         found = values.get("version")
         raise UserError(f"{path} has version {found}, expected {FORMAT_VERSION}; generate it again")
     for key, types in _KEY_TYPES.items():
         if not isinstance(values.get(key), types):
-            raise UserError(f"{path}: key '{key}' is missing or mistyped; generate the data again")
-    manifest = Manifest(**{key: _frozen(values[key]) for key in _KEY_TYPES})
-    _check_consistent(path, manifest)
+            raise UserError(f"{path}: key '{key}' is missing or mistyped; {again}")
+    content: dict[str, Any] = {key: values[key] for key in _KEY_TYPES}
+    lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
+    manifest = Manifest(**(content | lists))
+    contradiction = _contradiction(manifest)
+    if contradiction:
+        raise UserError(f"{path}: {contradiction}; {again}")
     return manifest
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); generate the data again") from error
-    if not isinstance(values, dict) or values.get("format") != "sundae-latents":
-        raise UserError(f"{path} does not describe latents; point the data folder elsewhere")
-    return values
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check_consistent(path: Path, manifest: Manifest) -> None:
-    again = "generate the data again"
-    shape = manifest.latent_shape
+def _contradiction(manifest: Manifest) -> str | None:
+    shape, classes, labels = manifest.latent_shape, manifest.classes, manifest.labels
     if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise UserError(f"{path}: latent_shape is {list(shape)}, expected [height, width]; {again}")
-    if (manifest.classes is None) != (manifest.labels is None):
-        raise UserError(f"{path}: classes and labels must both be given or both be null; {again}")
-    if manifest.classes is None or manifest.labels is None:
-        return
-    if len(manifest.labels) != len(manifest.sources):
-        counts = f"{len(manifest.labels)} labels for {len(manifest.sources)} sources"
-        raise UserError(f"{path}: {counts}; {again}")
-    wrong = set(manifest.labels) - set(range(len(manifest.classes)))
-    if wrong:
-        label = sorted(map(str, wrong))[0]
-        raise UserError(f"{path}: label {label} with {len(manifest.classes)} classes; {again}")
+        return f"latent_shape is {list(shape)}, expected [height, width]"
+    if classes is None or labels is None:
+        both = classes is None and labels is None
+        return None if both else "classes and labels must both be given or both be null"
+    if len(labels) != len(manifest.sources):
+        return f"{len(labels)} labels for {len(manifest.sources)} sources"
+    wrong = set(labels) - set(range(len(classes)))
+    return f"label {min(map(str, wrong))} with {len(classes)} classes" if wrong else None

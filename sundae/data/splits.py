@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sundae.common.errors import UserError
-from sundae.common.naming import family_name, picture_name
+from sundae.common.naming import family_name, image_name
 from sundae.data.dataset import Latents
 
 
@@ -15,16 +15,16 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divides a data set into training and held-out rows.
 
-    A picture and its mirror images always stay together; so do its variants, "NAME@VARIANT.png",
-    when the sizes are fractions. The result follows from the names of the pictures only: it is the
+    An image and its mirror images always stay together; so do its variants, "NAME@VARIANT.png",
+    when the sizes are fractions. The result follows from the names of the images only: it is the
     same on every machine, and files added at the end move nobody.
 
     Args:
         latents: the data.
-        split_sizes: (train, eval), either two fractions of the pictures, of sum at most 1, or two
-            counts of pictures (mirror images come on top). Fractions are met up to chance, since
-            each picture's side is drawn by a hash of its name; counts are met exactly and taken
-            from the first train + eval pictures.
+        split_sizes: (train, eval), either two fractions of the images, of sum at most 1, or two
+            counts of images (mirror images come on top). Fractions are met up to chance, since
+            each image's side is drawn by a hash of its name; counts are met exactly and taken
+            from the first train + eval images.
 
     Returns:
         (train, eval): ascending int64 row indices, both non-empty.
@@ -39,12 +39,12 @@ def split_rows(
         sides = _split_by_count(groups, int(split_sizes[0]), int(split_sizes[1]))
     else:
         sides = split_by_fraction(groups, float(split_sizes[0]), float(split_sizes[1]))
-    row_sides = sides[place][latents.pictures]
+    row_sides = sides[place][latents.images]
     train, held_out = np.flatnonzero(row_sides == TRAIN), np.flatnonzero(row_sides == EVAL)
     if not len(train) or not len(held_out):
         raise UserError(
             f"data.split_sizes {list(split_sizes)} leaves {len(train)} rows to train and "
-            f"{len(held_out)} to evaluate out of {len(latents)}; use larger sizes or more pictures"
+            f"{len(held_out)} to evaluate out of {len(latents)}; use larger sizes or more images"
         )
     return train, held_out
 
@@ -53,12 +53,12 @@ UNUSED, TRAIN, EVAL = 0, 1, 2
 
 
 def _group_by_name(latents: Latents) -> tuple[list[str], np.ndarray]:
-    """Distinct picture names in order, and the place of each picture's name among them.
+    """Distinct image names in order, and the place of each image's name among them.
 
     Two sources share a name when a folder already held mirror images before it was encoded.
     """
     index: dict[str, int] = {}
-    names = (picture_name(source) for source in latents.sources)
+    names = (image_name(source) for source in latents.sources)
     place = [index.setdefault(name, len(index)) for name in names]
     return list(index), np.array(place, dtype=np.int64)
 
@@ -70,11 +70,11 @@ def _unit_hash(name: str) -> float:
 
 
 def split_by_fraction(names: Sequence[str], train: float, held_out: float) -> np.ndarray:
-    """Side of each picture, by its name; variants of a picture are on its side."""
+    """Side of each image, by its name; variants of an image are on its side."""
     if train + held_out > 1 + 1e-9:
         raise UserError(
             f"data.split_sizes [{train}, {held_out}] has sum {train + held_out:g}, "
-            "expected fractions of sum at most 1, or two whole numbers of pictures"
+            "expected fractions of sum at most 1, or two whole numbers of images"
         )
     position = np.array([_unit_hash(family_name(name)) for name in names])
     everything_else = abs(train + held_out - 1) < 1e-9  # 0.7 + 0.3 must not lose one to rounding
@@ -87,7 +87,7 @@ def _split_by_count(names: list[str], train: int, held_out: int) -> np.ndarray:
     used = train + held_out
     if used > len(names):
         raise UserError(
-            f"data.split_sizes asks for {train} + {held_out} pictures, there are {len(names)}"
+            f"data.split_sizes asks for {train} + {held_out} images, there are {len(names)}"
         )
     sides = np.full(len(names), UNUSED)
     sides[:used] = TRAIN

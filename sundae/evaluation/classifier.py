@@ -21,13 +21,13 @@ def fit_classifier(real: Latents) -> SVC:
     """
     assert real.labels is not None
     pixels = np.asarray(real.tokens).reshape(len(real), -1)
-    return SVC(gamma=0.001).fit(pixels, real.labels[real.pictures])
+    return SVC(gamma=0.001).fit(pixels, real.labels[real.images])
 
 
 def read_tokens(folder: Path, codec: PixelCodec, count: int) -> np.ndarray:
-    """(count, pixels) int64: the first pictures that sample.py wrote to a folder, as tokens."""
-    pictures = [to_tensor(load_image(path)) for path in sorted(folder.glob("*.png"))[:count]]
-    return codec.encode(torch.stack(pictures)).flatten(1).numpy()
+    """(count, pixels) int64: the first images that sample.py wrote to a folder, as tokens."""
+    images = [to_tensor(load_image(path)) for path in sorted(folder.glob("*.png"))[:count]]
+    return codec.encode(torch.stack(images)).flatten(1).numpy()
 
 
 def class_accuracy(judge: SVC, tokens: np.ndarray, wanted: np.ndarray) -> float:
@@ -52,7 +52,7 @@ def spread_ratio(tokens: np.ndarray, wanted: np.ndarray, real: Latents) -> float
     """
     assert real.labels is not None
     pixels = np.asarray(real.tokens).reshape(len(real), -1)
-    labels = real.labels[real.pictures]
+    labels = real.labels[real.images]
     ratios = [
         _mean_distance(tokens[wanted == digit]) / _mean_distance(pixels[labels == digit])
         for digit in np.unique(wanted)

@@ -1,4 +1,4 @@
-"""Pictures through a codec and back, and how much of them survives."""
+"""Images through a codec and back, and how much of them survives."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,16 +19,16 @@ from sundae.common.images import BadImage, load_image, resize_and_crop, to_tenso
 
 FITS = ("resize", "pad", "crop")
 
-# SSIM compares windows of 11x11 pixels (Wang et al. 2004); smaller pictures have none.
+# SSIM compares windows of 11x11 pixels (Wang et al. 2004); smaller images have none.
 _SSIM_WINDOW = 11
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A picture ready to be cut into patches.
+    """An image ready to be cut into patches.
 
     pixels: (3, H, W) in [0, 1], H and W multiples of the factor. height, width: how much of that,
-    from the top left, is picture; the rest is padding.
+    from the top left, is image; the rest is padding.
     """
 
     pixels: Tensor
@@ -42,14 +42,14 @@ class Fitted:
 
 @dataclass
 class Report:
-    """How well pictures survive a codec.
+    """How well images survive a codec.
 
-    psnr: decibels, mean over pictures. ssim: in [-1, 1], mean over pictures, NaN below 11 pixels.
+    psnr: decibels, mean over images. ssim: in [-1, 1], mean over images, NaN below 11 pixels.
     codes_used: distinct tokens. perplexity: exp of the entropy of their frequencies (nats).
     pairs: the first (original, reconstruction) pairs, each (3, H, W). unreadable: what was skipped.
     """
 
-    pictures: int
+    num_images: int
     psnr: float
     ssim: float
     codes_used: int
@@ -59,10 +59,10 @@ class Report:
     unreadable: list[BadImage]
 
     def __str__(self) -> str:
-        noun = "picture" if self.pictures == 1 else "pictures"
+        noun = "image" if self.num_images == 1 else "images"
         used = 100 * self.codes_used / self.codebook_size
         return (
-            f"{self.pictures} {noun}: PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f}, "
+            f"{self.num_images} {noun}: PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f}, "
             f"{self.codes_used} of {self.codebook_size} codes used ({used:.1f}%), "
             f"perplexity {self.perplexity:.1f}"
         )
@@ -78,34 +78,34 @@ def reconstruct(
     max_pairs: int = 8,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Report:
-    """Encode and decode pictures, `batch_size` of equal shape at a time.
+    """Encode and decode images, `batch_size` of equal shape at a time.
 
-    size: scale the shorter side to this many pixels first; None keeps the pictures' own sizes.
-    fit: what to do with sides that are not multiples of the factor, see `fit_picture`.
+    size: scale the shorter side to this many pixels first; None keeps the images' own sizes.
+    fit: what to do with sides that are not multiples of the factor, see `fit_image`.
     max_pairs: how many pairs to keep for showing; memory does not grow with the folder.
-    progress: called after each batch with the number of pictures so far.
+    progress: called after each batch with the number of images so far.
 
-    Raises UserError when not one picture is readable, or none is large enough.
+    Raises UserError when not one image is readable, or none is large enough.
     """
     unreadable: list[BadImage] = []
     tally = _Tally(torch.zeros(codec.codebook_size, dtype=torch.int64), max_pairs)
     fitted = _fit_all(paths, codec.factor, size, fit, unreadable)
     for batch in _same_shape(fitted, batch_size):
-        images = torch.stack([picture.pixels for picture in batch])
+        images = torch.stack([image.pixels for image in batch])
         tokens = codec.encode(images)
         tally.add(batch, tokens, codec.decode(tokens).cpu())
         progress(len(tally.psnr))
     if not tally.psnr:
-        raise UserError(f"no picture is readable; the first: {unreadable[0]}")
+        raise UserError(f"no image is readable; the first: {unreadable[0]}")
     return tally.report(unreadable)
 
 
-def fit_picture(image: Image.Image, factor: int, size: int | None, fit: str) -> Fitted:
-    """Bring a picture to a size that can be cut into patches of `factor` pixels.
+def fit_image(image: Image.Image, factor: int, size: int | None, fit: str) -> Fitted:
+    """Bring an image to a size that can be cut into patches of `factor` pixels.
 
     resize: keep the aspect and round each side to the nearest multiple. pad: repeat the border to
     the next multiple, which is not counted or shown later. crop: the centre; a square when `size`
-    is given, else the largest that fits. A picture that already fits is not resampled.
+    is given, else the largest that fits. An image that already fits is not resampled.
     """
     height, width = _scaled(image, size)
     if fit == "pad":
@@ -116,7 +116,7 @@ def fit_picture(image: Image.Image, factor: int, size: int | None, fit: str) -> 
         height, width = (size, size) if size else (height, width)
         height, width = height // factor * factor, width // factor * factor
         if 0 in (height, width):
-            raise UserError(f"a picture of {image.height}x{image.width} is smaller than a patch")
+            raise UserError(f"an image of {image.height}x{image.width} is smaller than a patch")
         image = resize_and_crop(image, (height, width)) if size else _centre(image, height, width)
         return Fitted(to_tensor(image), height, width)
     height, width = (max(factor, round(side / factor) * factor) for side in (height, width))
@@ -124,7 +124,7 @@ def fit_picture(image: Image.Image, factor: int, size: int | None, fit: str) -> 
 
 
 def resize_to(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Stretch to exactly height x width; a picture of that size is returned as it is."""
+    """Stretch to exactly height x width; an image of that size is returned as it is."""
     if (image.height, image.width) == (height, width):
         return image
     return image.resize((width, height), Image.Resampling.LANCZOS)
@@ -148,27 +148,27 @@ def _fit_all(
 ) -> Iterator[Fitted]:
     for path in paths:
         try:
-            yield fit_picture(load_image(path), factor, size, fit)
+            yield fit_image(load_image(path), factor, size, fit)
         except BadImage as error:
             unreadable.append(error)
 
 
-def _same_shape(pictures: Iterable[Fitted], batch_size: int) -> Iterator[list[Fitted]]:
-    """Consecutive pictures of one shape, at most `batch_size` at a time."""
+def _same_shape(images: Iterable[Fitted], batch_size: int) -> Iterator[list[Fitted]]:
+    """Consecutive images of one shape, at most `batch_size` at a time."""
     batch: list[Fitted] = []
-    for picture in pictures:
+    for image in images:
         full = len(batch) == batch_size
-        if batch and (full or picture.pixels.shape != batch[0].pixels.shape):
+        if batch and (full or image.pixels.shape != batch[0].pixels.shape):
             yield batch
             batch = []
-        batch.append(picture)
+        batch.append(image)
     if batch:
         yield batch
 
 
 @dataclass
 class _Tally:
-    """Sums over the pictures seen so far."""
+    """Sums over the images seen so far."""
 
     counts: Tensor
     max_pairs: int
@@ -178,8 +178,8 @@ class _Tally:
 
     def add(self, batch: list[Fitted], tokens: Tensor, decoded: Tensor) -> None:
         self.counts += torch.bincount(tokens.flatten().cpu(), minlength=len(self.counts))
-        for picture, pixels in zip(batch, decoded, strict=True):
-            pair = picture.visible(picture.pixels), picture.visible(pixels)
+        for image, pixels in zip(batch, decoded, strict=True):
+            pair = image.visible(image.pixels), image.visible(pixels)
             self.psnr.append(float(peak_signal_noise_ratio(pair[1], pair[0], data_range=1.0)))
             self.ssim.append(_ssim(*pair))
             if len(self.pairs) < self.max_pairs:
@@ -188,7 +188,7 @@ class _Tally:
     def report(self, unreadable: list[BadImage]) -> Report:
         total = len(self.psnr)
         return Report(
-            pictures=total,
+            num_images=total,
             psnr=sum(self.psnr) / total,
             ssim=sum(self.ssim) / total,
             codes_used=int((self.counts > 0).sum()),
@@ -223,9 +223,9 @@ def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
     Even rows are originals (left column), odd rows reconstructions (right column).
     """
-    flat = [picture for pair in pairs for picture in pair]
-    height = max(picture.shape[1] for picture in flat)
-    width = max(picture.shape[2] for picture in flat)
+    flat = [image for pair in pairs for image in pair]
+    height = max(image.shape[1] for image in flat)
+    width = max(image.shape[2] for image in flat)
     return torch.stack(
         [F.pad(p, (0, width - p.shape[2], 0, height - p.shape[1]), value=1.0) for p in flat]
     )

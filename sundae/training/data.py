@@ -40,7 +40,7 @@ def _complete(cfg: RunConfig, data: TokenDataset) -> TokenDataset:
     """The data itself; UserError when the network is to learn a class that has no picture."""
     latents = data.latents
     if cfg.net.conditional and latents.labels is not None and latents.classes is not None:
-        present = set(latents.labels[latents.pictures[data.rows]].tolist())
+        present = set(latents.labels[latents.images[data.rows]].tolist())
         for number, name in enumerate(latents.classes):
             if number not in present:
                 raise UserError(
@@ -51,7 +51,7 @@ def _complete(cfg: RunConfig, data: TokenDataset) -> TokenDataset:
 
 
 def _open_checked(cfg: RunConfig, root: Path, codec_identity: str) -> Latents:
-    latents = open_latents(root, cfg.grid_shape)
+    latents = open_latents(root)
     check_agreement(
         latents,
         vocab_size=cfg.data.vocab_size,

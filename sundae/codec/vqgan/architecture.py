@@ -142,7 +142,7 @@ def _refuse_unbuildable(arch: Architecture, shape: Mapping[str, tuple[int, ...]]
     if arch.in_channels != 3 or arch.out_channels != 3:
         raise UserError(
             f"the network maps {arch.in_channels} to {arch.out_channels} channels; only RGB "
-            "networks (3 to 3) turn pictures into tokens"
+            "networks (3 to 3) turn images into tokens"
         )
     if len(arch.encoder.widths) != len(arch.decoder.widths):
         raise UserError(

@@ -1,4 +1,4 @@
-"""A VQ-GAN as a codec: pictures in [0, 1] to tokens and back."""
+"""A VQ-GAN as a codec: images in [0, 1] to tokens and back."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ class VQGANCodec:
         model: the network, an ordinary nn.Module in its own pixel range.
         rules: distance, input range, tanh.
         family: where the checkpoint came from, for messages.
-        resolution: side in pixels of the pictures it was trained on, None when nobody says.
+        resolution: side in pixels of the images it was trained on, None when nobody says.
         codebook_size, factor: see Codec.
     """
 
@@ -143,13 +143,13 @@ class VQGANCodec:
             tokens: Tensor = self.model.quantize(latents[: len(pixels)])
         except NonFiniteError as error:
             raise UserError(
-                f"{error}; the checkpoint or the picture is broken, or the precision is too low: "
+                f"{error}; the checkpoint or the image is broken, or the precision is too low: "
                 "try precision='fp32'"
             ) from error
         return tokens
 
     def _filled_up(self, pixels: Tensor) -> Tensor:
-        """The last picture repeated to the size of a batch that is compiled already."""
+        """The last image repeated to the size of a batch that is compiled already."""
         if not self._compiled:
             return pixels
         self._most_rows = max(self._most_rows, len(pixels))
@@ -183,7 +183,7 @@ class VQGANCodec:
         height, width = images.shape[2:]
         if height % self.factor or width % self.factor:
             raise UserError(
-                f"a picture of {height}x{width} pixels cannot be cut into patches of "
+                f"an image of {height}x{width} pixels cannot be cut into patches of "
                 f"{self.factor}x{self.factor}; resize, crop or pad it to multiples of {self.factor}"
             )
         low, high = (float(bound) for bound in images.aminmax())

@@ -26,7 +26,7 @@ class Statement:
         family: key of `FAMILIES`, or None when the config does not name its class.
         claims: to be compared with the tensors.
         distance, tanh_out, groups: what tensors cannot say; distance None: the family's.
-        resolution: side in pixels of the training pictures, if said.
+        resolution: side in pixels of the training images, if said.
         use_ema: whether to prefer the averaged weights where the file has them.
     """
 
