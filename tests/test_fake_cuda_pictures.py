@@ -13,6 +13,7 @@ import yaml
 from accelerate import Accelerator
 from conftest import LEVELS
 from fake_cuda import AUTOCAST, CPU, FakeCuda, assert_fetched, assert_same, fake_cuda, values
+from sundae.interactive.session import Session
 from test_codec_training_config import values as codec_values
 from test_fake_cuda import prior_on, schedule_for
 from test_fake_cuda_training import lpips
@@ -28,7 +29,6 @@ from sundae.data.dataset import open_latents
 from sundae.editing.compositing import composited, fill_hidden
 from sundae.editing.files import Task, second_panel
 from sundae.editing.inpaint import image_to_image, inpaint, outpaint_canvas
-from sundae.interactive.session import Session
 from sundae.sampling.output import write_samples
 from sundae.sampling.prior import even_classes, sample_seeds
 

@@ -51,42 +51,36 @@ class Controls:
 
     @property
     def inputs(self) -> set[gr.components.Component]:
-        """What a handler has to ask for, so that `settings` can read it."""
+        """Components that `settings` reads."""
         return {*self.components.values(), *self._given.values()}
 
     def settings(self, given: dict[gr.components.Component, Any]) -> Settings:
-        """What the controls say; UserError for what is not accepted."""
-        settings = self.defaults
+        """What the controls show; UserError for what is not accepted."""
+        values = {}
         for name, component in self.components.items():
             value = given[component]
-            if name == "seed":
-                settings = settings.changed_by_text(name, value.strip() or "new")
-            elif name in self._given and not given[self._given[name]]:
-                settings = settings.changed(name, None)
-            else:
-                settings = settings.changed(name, self._plain(name, value))
-        return settings
+            if name in self._given and not given[self._given[name]]:
+                value = None
+            elif isinstance(value, float) and value.is_integer() and int in _kinds(name):
+                value = int(value)  # browsers know but one kind of number
+            values[name] = value
+        seed = values.pop("seed").strip() or "new"
+        return self.defaults.changed(**values).changed_by_text("seed", seed)
 
     def _concerns(self, name: str) -> bool:
         """Guidance needs a network that learned to do without the class."""
-        return "guidance" not in name or bool(self.defaults.cfg.net.class_dropout)
-
-    def _plain(self, name: str, value: Any) -> Any:
-        """What a component gives as the schema takes it: browsers know but one kind of number."""
-        if isinstance(value, float) and value.is_integer() and int in _kinds(name):
-            return int(value)
-        return value
+        return "guidance" not in name or bool(self.defaults.sampler.cfg.net.class_dropout)
 
     def _draw(self, name: str) -> gr.components.Component:
         label = name.replace("_", " ").removeprefix("nb ")
         if name == "class":
-            names, chosen = list(self.defaults.class_names), self.defaults.value(name)
+            names, chosen = list(self.defaults.sampler.class_names), self.defaults.value(name)
             return gr.Dropdown(
                 names,
                 value=chosen,
                 multiselect=True,
                 label=label,
-                info="none: all in turn; in a picture, any",
+                info="none: all in turn; in an edit, any",
             )
         kinds, value = _kinds(name), self.defaults.value(name)
         if kinds == [bool]:

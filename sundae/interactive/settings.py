@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from PIL import Image
+
 from sundae.common.errors import UserError
-from sundae.config.run_file import RunConfig, SamplingConfig, parse_config
+from sundae.config.run_file import SamplingConfig
 from sundae.config.schema import Rule, check, describe, key
-from sundae.config.sections import StrategyName
-from sundae.prior.network import null_class
-from sundae.sampling.opening import class_number
-
-SEEDS = 2**32  # what --seed accepts, so that a seed found here can be given to every script
-
-# How an error names the settings; cut off again, since whoever asked knows what it was about.
-_SOURCE = "settings"
+from sundae.editing.request import EditRequest
+from sundae.editing.sampler import Sampler
+from sundae.sampling.sampler import SEEDS, SampleBatch, class_number
 
 # Class names in a line that explains what may be typed.
 _SOME = 20
@@ -84,30 +81,30 @@ del SAMPLING["compile"]  # the model is loaded by then
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample next; a change makes new settings.
+    """A model and how to sample from it next; a change makes new settings.
 
     Attributes:
-        cfg: the run, whose [sampling] holds most settings.
-        class_names: of a network that knows classes, else empty.
-        classes: numbers of the classes to sample in turn; empty for all of them.
+        sampler: the model.
+        sampling: most settings.
+        classes: names of the classes that samples take in turn; empty for all of them.
         extras: the others.
     """
 
-    cfg: RunConfig
-    class_names: tuple[str, ...] = ()
-    classes: tuple[int, ...] = ()
+    sampler: Sampler
+    sampling: SamplingConfig
+    classes: tuple[str, ...] = ()
     extras: Extras = Extras()
 
     @property
     def names(self) -> list[str]:
-        """Of all settings that this network has, the most wanted first."""
-        return [*SAMPLING, *(["class"] if self.class_names else []), *EXTRAS]
+        """Names of all settings that this network has."""
+        return [*SAMPLING, *(["class"] if self.sampler.class_names else []), *EXTRAS]
 
     def value(self, name: str) -> Any:
         """The value of a setting; that of 'class' is a list of names, empty for all."""
         if name == "class":
-            return [self.class_names[number] for number in self.classes]
-        return getattr(self.cfg.sampling if name in SAMPLING else self.extras, name)
+            return list(self.classes)
+        return getattr(self.sampling if name in SAMPLING else self.extras, name)
 
     def shown(self, name: str) -> str:
         """The value of a setting as a user would type it."""
@@ -119,90 +116,93 @@ class Settings:
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
     def explained(self, name: str) -> str:
-        """The same, and what it comes to where the value leaves that open."""
-        open_ended = self.value(name) == "auto"
-        return self.shown(name) + f" ({self.strategy})" * open_ended
-
-    @property
-    def strategy(self) -> StrategyName:
-        """The strategy that is used, also where it is 'auto'."""
-        return self.cfg.sampling.resolved_strategy
+        """The same, and what it amounts to where the value leaves that open."""
+        is_open = self.value(name) == "auto"
+        return self.shown(name) + f" ({self.sampling.resolved_strategy})" * is_open
 
     def expected(self, name: str) -> str:
-        """What a setting accepts, in words that fit after 'expected'."""
+        """What may be typed as the value of a setting."""
         if name == "class":
-            names = ", ".join(self.class_names[:_SOME])
-            more = f" and {len(self.class_names) - _SOME} more" * (len(self.class_names) > _SOME)
-            return f"'all', or some of {names}{more}, or their numbers from 0, with commas between"
+            names = self.sampler.class_names
+            some = ", ".join(names[:_SOME]) + f" and {len(names) - _SOME} more" * (
+                len(names) > _SOME
+            )
+            return f"'all', or some of {some}, or their numbers from 0, with commas between"
         return (SAMPLING | EXTRAS)[name].expected.replace("true or false", "yes or no")
 
-    def changed(self, name: str, value: Any) -> Settings:
-        """The settings with one new value.
+    def changed(self, **values: Any) -> Settings:
+        """The settings with new values.
 
         Args:
-            name: one of `names`.
-            value: as `value` gives it; None unsets what is optional.
+            values: name -> value as `value` returns it; None unsets what is optional.
 
         Raises:
             UserError: a value that is not accepted, or contradicts another setting; the message
                 begins with the name.
         """
-        if name == "class":
-            return replace(self, classes=self._class_numbers(value))
-        setting = (SAMPLING | EXTRAS)[name]
-        if value is not None or not setting.optional:
-            value = check(value, setting.hint, setting.rule, name)
-        if name in EXTRAS:
-            return replace(self, extras=replace(self.extras, **{name: value}))
-        values = self.cfg.to_dict()
-        values["sampling"].pop(name, None)
-        if value is not None:
-            values["sampling"][name] = value
+        changes = dict(values)
+        classes, extras = self.classes, self.extras
+        if "class" in changes:
+            classes = self._class_names(changes.pop("class"))
+        for name, value in values.items():
+            if name != "class" and not (value is None and (SAMPLING | EXTRAS)[name].optional):
+                setting = (SAMPLING | EXTRAS)[name]
+                changes[name] = check(value, setting.hint, setting.rule, name)
+        extras = replace(extras, **{n: changes.pop(n) for n in list(changes) if n in EXTRAS})
         try:
-            return replace(self, cfg=parse_config(values, _SOURCE))
+            sampling = self.sampler.settings(**(asdict(self.sampling) | changes))
         except UserError as error:  # what contradicts another setting
-            raise UserError(str(error).removeprefix(f"{_SOURCE}: sampling.")) from None
+            raise UserError(str(error).removeprefix("settings: sampling.")) from None
+        return replace(self, sampling=sampling, classes=classes, extras=extras)
+
+    def _class_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        known = self.sampler.class_names
+        return tuple(known[class_number(name, known, named="class")] for name in names)
 
     def changed_by_text(self, name: str, text: str) -> Settings:
         """The same with a value as a user types it; raises UserError as `changed`."""
         text = text.strip()
         if name == "class":
-            if text in self.class_names:  # a name may have a comma in it
-                return self.changed(name, [text])
+            if text in self.sampler.class_names:  # a name may have a comma in it
+                return self.changed(**{name: [text]})
             words = [] if text.lower() in _NOTHING else [word.strip() for word in text.split(",")]
-            return self.changed(name, words)
-        setting = (SAMPLING | EXTRAS)[name]
-        if setting.optional and text.lower() in _NOTHING:
-            return self.changed(name, None)
-        return self.changed(name, _parse(text))
-
-    def wanted(self, *, any_unless_chosen: bool = False) -> list[int]:
-        """Numbers of the classes that samples take in turn; empty where there are no classes.
-
-        Args:
-            any_unless_chosen: where no class was chosen, take the one that means any, if the
-                network has learned it, instead of all.
-        """
-        null = null_class(self.cfg.net)
-        if any_unless_chosen and not self.classes and null is not None:
-            return [null]
-        return list(self.classes or range(len(self.class_names)))
-
-    def class_of(self, number: int, *, any_unless_chosen: bool = False) -> str | None:
-        """Name of the class of a sample; None where it has none."""
-        wanted = self.wanted(any_unless_chosen=any_unless_chosen)
-        turn = wanted[number % len(wanted)] if wanted else len(self.class_names)
-        return self.class_names[turn] if turn < len(self.class_names) else None
-
-    def _class_numbers(self, names: Sequence[str]) -> tuple[int, ...]:
-        known = list(self.class_names)
-        return tuple(class_number(name, known, named="class") for name in names)
+            return self.changed(**{name: words})
+        unset = (SAMPLING | EXTRAS)[name].optional and text.lower() in _NOTHING
+        return self.changed(**{name: None if unset else _parse(text)})
 
     def resolved(self) -> Settings:
-        """The settings with a seed: its own, or a fresh one."""
+        """The settings with a seed: their own, or a new one."""
         if self.extras.seed is not None:
             return self
-        return self.changed("seed", secrets.randbelow(SEEDS))
+        return self.changed(seed=secrets.randbelow(SEEDS))
+
+    def sample(self) -> Iterator[SampleBatch]:
+        """Samples; see `BaseSampler.refine`."""
+        return self.sampler.refine(**self._options())
+
+    def edit(self, image: Image.Image, request: EditRequest) -> Iterator[SampleBatch]:
+        """Edits of an image, without a class unless one is chosen; see `Sampler.refine_edit`."""
+        options = self._options()
+        if not self.classes:  # guidance leads towards a class
+            options |= {"guidance": 1.0, "end_guidance": None}
+        edit = self.sampler.prepare_edit(image, request, options["seed"])
+        return self.sampler.refine_edit(edit, **options)
+
+    def _options(self) -> dict[str, Any]:
+        assert self.extras.seed is not None, "resolve the settings first"
+        count = self.sampling.nb_samples
+        return {
+            "num_samples": count, "classes": self.classes, "seed": self.extras.seed,
+            **asdict(self.sampling),
+        }  # fmt: skip
+
+    def captions(self, *, edits: bool = False) -> list[str | None]:
+        """Names of the classes of all samples, or of all edits of an image; None without class."""
+        names = self.sampler.class_names
+        rows = self.sampler.class_rows(self.classes, self.sampling.nb_samples, null_default=edits)
+        if rows is None:
+            return [None] * self.sampling.nb_samples
+        return [names[row] if row < len(names) else None for row in rows.tolist()]
 
 
 def _parse(text: str) -> Any:
