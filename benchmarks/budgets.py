@@ -8,12 +8,11 @@ from itertools import product
 from operator import attrgetter
 from pathlib import Path
 
-from costs import forward_flops, meta_network, parameter_count
-
 from sundae.codec.interface import open_codec
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, load_config, update_config
 from sundae.data.dataset import TokenDataset
+from sundae.evaluation.cost import Cost
 from sundae.training.data import open_datasets
 
 _NEVER = 10**9
@@ -45,8 +44,8 @@ def open_run(path: Path, overrides: Sequence[str]) -> Run:
     """A run file's network, evaluated only at its end and never saved."""
     cfg = load_config(path, overrides)
     flags = {"trainer.nb_batches": [_NEVER, 0], "trainer.save_outputs": False}
-    cfg, net = update_config(cfg, flags, str(path)), meta_network(cfg)
-    return Run(str(path), cfg, parameter_count(net), forward_flops(cfg, net))
+    cfg, cost = update_config(cfg, flags, str(path)), Cost(cfg)
+    return Run(str(path), cfg, cost.parameters, cost.forward_flops())
 
 
 def plan_runs(

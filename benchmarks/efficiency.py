@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from sundae.common.errors import UserError
 
 MEASURED = Path(__file__).with_name("efficiency.json")
 
@@ -16,26 +13,6 @@ MEASURED = Path(__file__).with_name("efficiency.json")
 # missing; "source": text; "precision": "bf16" or "fp32", if it is known; "memory_gb", of a device
 # that is not in the planner's table}
 Efficiency = dict[str, dict[str, Any]]
-
-
-def read_measured(path: Path) -> Efficiency:
-    """Measured shares by device, from efficiency.json or from what speed.py wrote.
-
-    Raises:
-        UserError: the file cannot be read or holds neither.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the measurements: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if isinstance(content, dict) and isinstance(content.get("rows"), list):
-        return efficiency_of([content], path.name)
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        form = '{"device": {"train": share, "sample": share, "source": text}}'
-        raise UserError(f"{path}: expected what speed.py --json writes, or {form}")
-    return content
 
 
 def efficiency_of(results: Sequence[Mapping[str, Any]], source: str) -> Efficiency:

@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from efficiency import MEASURED, read_measured
+from efficiency import MEASURED
 from gpu_report import RESULTS, write_report
 from gpu_run import ROOT, Outcome, Stage, run_stage
 from gpu_stages import PARTS, stages
@@ -38,6 +38,7 @@ from sundae.common.errors import UserError
 from sundae.common.files import make_folder, named_path, write_text
 from sundae.common.folders import remove_tree
 from sundae.common.locking import folder_lock
+from sundae.evaluation.plan import read_efficiency
 
 # Prints what a GPU and its software are, without leaving memory taken in the process that asks; and
 # fails where a package is missing that the stages need.
@@ -330,7 +331,7 @@ def keep_efficiency(path: Path) -> None:
     """Add what was measured to the file that the planner reads; say so where that fails."""
     if path.exists():
         try:
-            measured = {**read_measured(MEASURED), **read_measured(path)}
+            measured = {**read_efficiency(MEASURED), **read_efficiency(path)}
             write_text(MEASURED, json.dumps(measured, indent=2) + "\n")
         except UserError as error:  # the parts that follow are worth more
             print(f"{MEASURED.name} stays as it was: {error}", file=sys.stderr)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
 
 Seconds = dict[str, list[float]]
 
@@ -95,13 +94,6 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
         seconds = in_turns({"": product}, rounds, device, limit=limit)[""]
         best = max(best, 2 * side**3 / _PEAK_OF[device](seconds))
     return best
-
-
-def flop_of(call: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products in a call; on the meta device it is free."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return counter.get_total_flops()
 
 
 def in_child(function: Callable[..., Any], *arguments: object) -> Any:

@@ -9,7 +9,6 @@ product that this machine was seen to do in the same precision. README and GPU.m
     python benchmarks/speed.py
     python benchmarks/speed.py --device cuda --size ffhq1024 --paths ^ours --json speed-cuda.json
     python benchmarks/speed.py --size ffhq1024 --batch-size 1 --tracks amused --rounds 1
-    python benchmarks/speed.py --plan config/ffhq1024.toml --gpu h100
 """
 
 from __future__ import annotations
@@ -27,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # textbook.py
 
 import torch
+from efficiency import efficiency_of
 from measuring import in_turns, machine, matmul_peak, median_and_range, tiny_codec
 from speed_amused import amused
 from speed_jobs import CONFIGS, SIZES, Bench, Job, Setup, Track, Way, cpu_memory, cuda_memory
@@ -101,6 +102,7 @@ class Results:
             "rows": rows,
             "skipped": self.skipped,
         }
+        content["efficiency"] = efficiency_of([content], "benchmarks/speed.py")
         if self.path:
             write_text(self.path, json.dumps(content, indent=2) + "\n")
 
@@ -268,10 +270,7 @@ def print_end(setup: Setup, skipped: dict[str, str]) -> None:
 
 def parse_args() -> argparse.Namespace:
     """Command line of the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog="--plan CONFIG prints the cost model; --plan --help its flags",
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--size", default="ffhq256", metavar="NAME",
          help=f"{', '.join(SIZES)}, or a run file (ffhq256)")  # fmt: skip
@@ -402,20 +401,8 @@ def release_memory(setup: Setup) -> None:
         torch.cuda.empty_cache()
 
 
-def plan() -> None:
-    """The cost model."""
-    from plan import add_flags, run_plan
-
-    parser = argparse.ArgumentParser(description="what fits a GPU, and how long it takes")
-    add_flags(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    run_plan(parser.parse_args())
-
-
 def main() -> None:
-    """Measures, or plans."""
-    if any(word.split("=")[0] == "--plan" for word in sys.argv[1:]):
-        return plan()
+    """Measures."""
     args = parse_args()
     chosen_tracks(args)
     if args.json:

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from measuring import flop_of
 from speed_jobs import CONFIGS, Bench, Costs, Job, Track, Way, sampling_job
 from torch import Tensor
 
 from sundae.common.compiling import compile_modules
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, load_config, update_config
+from sundae.evaluation.cost import flop_of
 
 # What aMUSEd's authors recommend.
 STEPS, GUIDANCE = 12, 10.0

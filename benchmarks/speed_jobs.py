@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import flop_of, in_child, memory
+from measuring import in_child, memory
 from textbook import Textbook, adamw, training_step
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from hourglass_transformer import HourglassTransformer
 from sundae.common.compiling import compile_modules
 from sundae.common.precision import autocast, has_bf16
 from sundae.config.run_file import RunConfig, load_config
+from sundae.evaluation.cost import flop_of
 from sundae.prior.network import build_network
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.schedule import Schedule

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from latents import OneFilePerImage, seconds_to_read, write_both
-from measuring import flop_of
 from speed_jobs import (
     Bench,
     Job,
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from sundae.codec.vqgan import VQGANCodec, new_vqgan
 from sundae.data.dataset import TokenDataset, collate_batched, open_latents
+from sundae.evaluation.cost import flop_of
 from sundae.sampling.schedule import Schedule
 
 TEXTBOOK = "textbook fp32"

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # textbook.py
 
 import torch
 from speed_jobs import CONFIGS, SIZES, Bench, Setup, cpu_memory

@@ -209,7 +209,7 @@ def test_from_a_folder_of_pictures_to_samples(
     check_samples(tmp_path / "samples", 5)
 
     ended = script("recon-vqgan", pictures, *vqgan, "--out", tmp_path / "all.png", "--rows", 3)
-    assert ended.out.startswith(f"{len(IN_ORDER)} pictures: PSNR ")
+    assert ended.out.startswith(f"{len(IN_ORDER)} images: PSNR ")
     assert f"skipped {pictures / BROKEN}: " in ended.out
     assert Image.open(tmp_path / "all.png").size == (2 * (SIDE + 2) + 2, 3 * (SIDE + 2) + 2)
     ended = script("recon-vqgan", pictures / "2/1.png", *vqgan, "--out", tmp_path / "one.png")

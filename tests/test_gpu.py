@@ -20,7 +20,7 @@ import gpu_showcase
 import pytest
 import speed
 import torch
-from efficiency import efficiency_of, read_measured
+from efficiency import efficiency_of
 from gpu_checks import Bench as Checks
 from gpu_checks import curve
 from gpu_report import goals_of, write_report
@@ -30,6 +30,7 @@ from speed_jobs import Bench
 
 from sundae.common.errors import UserError
 from sundae.config.run_file import load_config
+from sundae.evaluation.plan import read_efficiency
 
 ROOT = Path(__file__).parents[1]
 
@@ -452,7 +453,7 @@ def test_shares_measured_in_several_processes_become_one_entry_that_the_planner_
     assert entry["sample"] == pytest.approx(0.5) and entry["source"] == "here, 2026-01-01"
     outcomes = [Outcome(f"speed/{n}", "", "passed", 0, 1.0, r) for n, r in enumerate(results)]
     write_report(tmp_path, {}, outcomes)
-    assert read_measured(tmp_path / "efficiency.json")[machine["device"]]["tflops"] == 800
+    assert read_efficiency(tmp_path / "efficiency.json")[machine["device"]]["tflops"] == 800
     measured = tmp_path / "kept.json"
     measured.write_text('{"another card": {"train": 0.4}}')
     before, gpu.MEASURED = gpu.MEASURED, measured
@@ -602,8 +603,8 @@ def test_all_stages_at_their_smallest_on_a_cpu(
     assert all(checks[key] for key in expected if key.startswith(("smoke", "showcase")))
     rows = [row for entry in results["parts"] for row in entry["result"].get("rows", ())]
     assert {"train", "sampling", "decode", "forward", "sampling step"} <= {r["track"] for r in rows}
-    assert read_measured(out / "efficiency.json")
+    assert read_efficiency(out / "efficiency.json")
     names = {path.name for path in out.iterdir()}
     assert names == {"report.md", "results.json", "efficiency.json", "images.png",
                      "showcase.tar.part-00"}  # fmt: skip
-    assert not read_measured(gpu.MEASURED).get("CPU")
+    assert not read_efficiency(gpu.MEASURED).get("CPU")

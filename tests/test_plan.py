@@ -1,6 +1,5 @@
 """The cost model: counts against sums by hand and real runs, and what the plan says of them."""
 
-import argparse
 import json
 import math
 import sys
@@ -15,9 +14,12 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import costs, plan
+import plan as script
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, load_config, parse_config
+from sundae.evaluation import plan
+from sundae.evaluation.cost import CodecCost, Cost, Growth, LiveBytes
+from sundae.evaluation.plan_text import describe
 from sundae.prior.network import build_network
 from utils import run_cli
 
@@ -57,7 +59,7 @@ def run(
         monkeypatch.setattr(sys, "argv", ["plan.py", str(path), *flags])
         code = 0
         try:
-            run_cli(plan.main)
+            run_cli(script.main)
         except SystemExit as error:
             code = int(error.code or 0)
         out, err = capsys.readouterr()
@@ -85,38 +87,39 @@ def flops_by_hand() -> int:
 
 
 def test_flops_are_those_of_a_sum_by_hand() -> None:
-    cfg = small()
-    net = costs.meta_network(cfg)
-    assert costs.forward_flops(cfg, net) == flops_by_hand()
-    assert costs.training_flops(cfg, net) == 2 * 3 * flops_by_hand()
-    assert costs.training_flops(cfg, net, checkpointing=True) == 2 * 4 * flops_by_hand()
+    cost = Cost(small())
+    assert cost.forward_flops() == flops_by_hand()
+    assert cost.training_flops() == 2 * 3 * flops_by_hand()
+    assert cost.training_flops(checkpointing=True) == 2 * 4 * flops_by_hand()
 
 
 def test_sampling_pays_for_the_tokens_it_asks_for_and_twice_for_guidance() -> None:
-    cfg, forward = small(), flops_by_hand()
-    net = costs.meta_network(cfg)
-    assert costs.sampling_flops(cfg, net) == 5 * forward
+    forward = flops_by_hand()
+    assert Cost(small()).sampling_flops() == 5 * forward
     half = small("sampling.sample_proportion=0.5", "sampling.strategy=random")
     head = 2 * SIDE**2 * DIM * VOCAB
     last = 20 * SIDE**2 * DIM**2 + 4 * SIDE**4 * DIM  # the last layer, without keys and values
-    assert costs.sampling_flops(half, net) == 5 * (forward - (head + last) // 2)
+    assert Cost(half).sampling_flops() == 5 * (forward - (head + last) // 2)
     seeing = small("sampling.sample_proportion=0.5", "sampling.strategy=confidence")
-    assert costs.sampling_flops(seeing, net) == 5 * forward
+    assert Cost(seeing).sampling_flops() == 5 * forward
     guided = small("net.conditional=true", "net.num_classes=3", "net.class_dropout=0.1",
                    "sampling.guidance=2.0")  # fmt: skip
-    assert costs.sampling_flops(guided, costs.meta_network(guided)) == 2 * 5 * forward
+    assert Cost(guided).sampling_flops() == 2 * 5 * forward
 
 
 def test_the_largest_shipped_face_network_has_its_known_size() -> None:
-    net = costs.meta_network(load_config(CONFIGS / "ffhq1024.toml"))
-    assert costs.parameter_count(net) == 973_441_024
+    assert Cost(load_config(CONFIGS / "ffhq1024.toml")).parameters == 973_441_024
 
 
 def test_states_are_five_numbers_a_parameter_and_fewer_without_average() -> None:
-    assert costs.state_bytes(small(), 1000) == 20_000
-    assert costs.state_bytes(small("trainer.ema_decay=0"), 1000) == 16_000
-    assert costs.state_bytes(small("trainer.optimizer_name=sgd"), 1000) == 12_000
-    assert costs.state_bytes(small(), 1000, gpus=2) == 24_000
+    def numbers(*overrides: str, num_gpus: int = 1) -> float:
+        cost = Cost(small(*overrides))
+        return cost.state_bytes(num_gpus) / cost.parameters / 4
+
+    assert numbers() == 5
+    assert numbers("trainer.ema_decay=0") == 4
+    assert numbers("trainer.optimizer_name=sgd") == 3
+    assert numbers(num_gpus=2) == 6
 
 
 def allocated(cfg: RunConfig, batch: int, *, bf16: bool, checkpointing: bool) -> int:
@@ -126,10 +129,10 @@ def allocated(cfg: RunConfig, batch: int, *, bf16: bool, checkpointing: bool) ->
     net.set_gradient_checkpointing(checkpointing)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    tokens, classes = costs.inputs(cfg, batch)
+    (tokens,) = Cost(cfg).inputs(batch)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = net(tokens, classes).float().mean()
+            loss = net(tokens).float().mean()
         loss.backward()
     events = profiled.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
@@ -146,21 +149,21 @@ def test_memory_is_what_the_allocator_of_a_real_run_hands_out(
     bf16: bool, checkpointing: bool
 ) -> None:
     real = allocated(small(), 16, bf16=bf16, checkpointing=checkpointing)
-    counted = costs.pass_bytes(small(), 16, bf16=bf16, checkpointing=checkpointing)
+    counted = Cost(small()).pass_bytes(16, bf16=bf16, checkpointing=checkpointing)
     assert counted == pytest.approx(real, rel=0.1)
 
 
 def test_memory_grows_linearly_with_the_batch_and_less_with_checkpointing() -> None:
-    count = partial(costs.pass_bytes, small(), bf16=True)
-    plain = costs.growth_of(count)
-    checkpointed = costs.growth_of(partial(count, checkpointing=True))
+    count = partial(Cost(small()).pass_bytes, bf16=True)
+    plain = Growth.of(count)
+    checkpointed = Growth.of(partial(count, checkpointing=True))
     for batch in (16, 64, 200):  # none of those it was made from
         assert plain.at(batch) == pytest.approx(count(batch), rel=0.02)
     assert checkpointed.per_sample < plain.per_sample / 2
 
 
 def test_the_largest_batch_is_the_last_that_fits() -> None:
-    growth = costs.Growth(((100.0, 10.0), (0.0, 12.0)))
+    growth = Growth(((100.0, 10.0), (0.0, 12.0)))
     assert growth.largest(1000) == 83
     assert growth.at(83) <= 1000 < growth.at(84)
     assert growth.largest(109) == 0
@@ -168,7 +171,7 @@ def test_the_largest_batch_is_the_last_that_fits() -> None:
 
 def test_live_bytes_forget_what_is_gone_and_count_no_views() -> None:
     known = torch.zeros(10)
-    with costs.LiveBytes([known]) as live:
+    with LiveBytes([known]) as live:
         view = known[:5]
         large = torch.ones(1000)
         del large
@@ -178,57 +181,58 @@ def test_live_bytes_forget_what_is_gone_and_count_no_views() -> None:
 
 
 def test_the_codecs_parameters_and_decoding_are_counted() -> None:
-    found = costs.codec_costs(CONFIGS / "vqgan" / "emoji64.yaml", (16, 16), bf16=True)
+    found = CodecCost.of(CONFIGS / "vqgan" / "emoji64.yaml", (16, 16), bf16=True)
     assert (found.parameters, found.size) == (2_993_579, (64, 64))
     assert 0 < found.encode_flops < found.decode_flops
     assert found.decode_bytes > 3 * 64 * 64 * 4
 
 
 def test_a_codec_that_cannot_be_counted_is_passed_over_with_the_reason() -> None:
-    assert "grey levels" in str(costs.codec_of(small(), bf16=True))
+    text = describe(plan.Plan(small(), card(24)), "small.toml")
+    assert "grey levels" in text
     gone = small("vqgan.checkpoint=x.ckpt", "vqgan.config=gone.yaml")
-    assert "gone.yaml" in str(costs.codec_of(gone, bf16=True))
+    text = describe(plan.Plan(gone, card(24)), "small.toml")
+    assert "gone.yaml" in text and "decoding" not in text
 
 
 # -- the plan --------------------------------------------------------------------------------------
 
 
 def test_times_follow_from_flops_and_the_assumed_share() -> None:
-    found = plan.make_plan(small(), card(24), images=1600)
+    found = plan.Plan(small(), card(24), images=1600)
     step = found.step_seconds
     assert found.step_flops == 16 * 6 * flops_by_hand()
     assert step.expected == pytest.approx(found.step_flops / 40e12)
     assert (step.least, step.most) == pytest.approx(
         (found.step_flops / 45e12, found.step_flops / 25e12)
     )
-    text = plan.describe(found)
+    text = describe(found, "small.toml")
     assert "assumed, not measured on this GPU: 0.40" in text
     assert "an epoch of 1,600 images" in text and "10 epochs" in text
-    two = plan.make_plan(small(), card(24), gpus=2)
+    two = plan.Plan(small(), card(24), gpus=2)
     assert two.step_seconds.expected == pytest.approx(step.expected / 2)
 
 
 def test_a_mini_batch_that_does_not_fit_is_told_what_to_be() -> None:
-    parameters = costs.parameter_count(costs.meta_network(small()))
-    needed = costs.training_bytes(small(), parameters, bf16=True)
+    needed = Cost(small()).training_bytes(bf16=True)
     room = needed.at(9) / plan.GIB / plan.USABLE
-    found = plan.make_plan(small(), card(room))
+    found = plan.Plan(small(), card(room))
     assert (found.plain.largest, found.plain.best) == (9, 8)
     assert not found.checkpointing
-    text = plan.describe(found)
+    text = describe(found, "small.toml")
     assert "does not fit" in text and "trainer.mini_batch_size = 8" in text
     assert "trainer.gradient_checkpointing = true" in text
     tight = (needed.at(1) - 1000) / plan.GIB / plan.USABLE
-    found = plan.make_plan(small(), card(tight))
+    found = plan.Plan(small(), card(tight))
     assert found.plain.largest == 0 and found.checkpointing
     assert found.step_flops == 16 * 8 * flops_by_hand()
 
 
 def test_a_card_without_bf16_is_counted_in_float32() -> None:
-    with_it, without = (plan.make_plan(small(), card(24, bf16)) for bf16 in (100.0, None))
+    with_it, without = (plan.Plan(small(), card(24, bf16)) for bf16 in (100.0, None))
     assert without.plain.needed.per_sample > 1.3 * with_it.plain.needed.per_sample
     assert without.step_seconds.expected == pytest.approx(without.step_flops / 4e12)
-    assert "float32" in plan.describe(without)
+    assert "float32" in describe(without, "small.toml")
 
 
 def test_a_network_too_large_for_the_card_says_so_and_what_to_change(
@@ -255,11 +259,9 @@ def test_what_speed_py_measured_replaces_the_assumption(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     path, numbers = tmp_path / "speed.json", tmp_path / "plan.json"
-    rows = [{"track": "train step", "path": "ours eager", "share": 0.3},
-            {"track": "train step", "path": "ours compiled", "share": 0.5},
-            {"track": "train step", "path": "textbook", "share": 0.9}]  # fmt: skip
-    machine = {"device": "NVIDIA H100 80GB HBM3", "peak_tflops": 700.0, "date": "2026-01-01"}
-    path.write_text(json.dumps({"machine": machine, "rows": rows}))
+    source = "speed.json, 2026-01-01"
+    entry = {"train": 0.5, "tflops": 700.0, "precision": "bf16", "source": source}
+    path.write_text(json.dumps({"efficiency": {"NVIDIA H100 80GB HBM3": entry}, "rows": []}))
     code, out, err = run("--gpu", "h100", "--efficiency", str(path), "--json", str(numbers))
     assert (code, err) == (0, "")
     assert "measured: 50% of 700 TFLOP/s (speed.json, 2026-01-01), a tenth" in out
@@ -275,13 +277,8 @@ def test_a_measured_machine_needs_no_entry_in_the_table(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     path = tmp_path / "speed.json"
-    rows = [{"track": "train", "path": "ours fp32", "share": 0.9, "tflops": 0.09,
-             "precision": "fp32", "size": "ci"},
-            {"track": "train", "path": "ours bf16", "share": 0.5, "tflops": 0.2,
-             "precision": "bf16", "size": "ci"},
-            {"track": "train", "path": "ours eager", "share": None}]  # fmt: skip
-    machine = {"device": "Some CPU @ 2 GHz"}
-    path.write_text(json.dumps({"machine": machine, "peak_tflops": 0.4, "rows": rows}))
+    entry = {"train": 0.5, "tflops": 0.4, "precision": "bf16"}
+    path.write_text(json.dumps({"Some CPU @ 2 GHz": entry}))
     code, out, err = run("--efficiency", str(path), "--memory", "16")
     assert (code, err) == (0, "")
     assert "Some CPU" in out and "measured: 50% of 0.4 TFLOP/s" in out
@@ -308,8 +305,8 @@ def test_measurements_that_are_none_are_refused(tmp_path: Path) -> None:
     for content in ("[1]", "{", '{"cpu": 3}'):
         path.write_text(content)
         with pytest.raises(UserError, match="x.json"):
-            plan.read_measured(path)
-    assert isinstance(plan.read_measured(plan.MEASURED), dict)
+            plan.read_efficiency(path)
+    assert isinstance(plan.read_efficiency(script.MEASURED), dict)
 
 
 def test_every_card_of_the_table_can_be_planned_for() -> None:
@@ -317,13 +314,3 @@ def test_every_card_of_the_table_can_be_planned_for() -> None:
         rate = plan.rate_of(entry, name, "train", {}, bf16=entry.bf16 is not None)
         assert 0 < rate.slow < rate.expected < rate.fast and math.isfinite(rate.fast)
         assert plan.rate_of(entry, name, "train", {}, bf16=False).fast > 0
-
-
-def test_another_command_takes_the_flags_over(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    plan.add_flags(parser)
-    assert parser.parse_args([]).plan is None
-    path = str(CONFIGS / "digits" / "demo.toml")
-    plan.run_plan(parser.parse_args(["--plan", path, "--gpu", "t4"]))
-    out = capsys.readouterr().out
-    assert "0.7M parameters" in out and "NVIDIA T4" in out

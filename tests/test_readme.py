@@ -1,15 +1,20 @@
-"""The README and the pages of docs/: links lead somewhere, commands and flags exist."""
+"""The README and the pages of docs/: links lead somewhere; commands, flags and keys exist."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import re
 import runpy
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 from unittest import mock
 
 import pytest
+
+from sundae.codec_training.config import TrainingConfig
+from sundae.config.run_file import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -90,3 +95,22 @@ def test_each_flag_in_the_text_is_one_of_a_script(page: str) -> None:
     known |= {flag for name, _ in commands(read(page)) for flag in flags_of(name)}
     ours = re.sub(r"accelerate launch [^`\n]*? (?=\w+\.py)", "", read(page))
     assert set(re.findall(FLAG, ours)) - known == set()
+
+
+@functools.cache
+def keys() -> set[str]:
+    """section.key of everything that a run file may hold."""
+    sections = get_type_hints(RunConfig) | {"training": TrainingConfig}
+    found = set()
+    for section, declared in sections.items():
+        for candidate in (declared, *get_args(declared)):
+            if dataclasses.is_dataclass(candidate):
+                found |= {f"{section}.{field.name}" for field in dataclasses.fields(candidate)}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES + OTHERS)
+def test_each_key_of_a_run_file_exists(page: str) -> None:
+    sections = {key.split(".")[0] for key in keys()}
+    named = re.findall(r"(?:--set |`)([a-z]+)\.(?!json|safetensors)([a-z_]+)(?![\w.])", read(page))
+    assert {f"{section}.{key}" for section, key in named if section in sections} <= keys()

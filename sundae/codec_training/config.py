@@ -13,8 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from sundae.codec.vqgan.architecture import Architecture
-from sundae.codec.vqgan.configs import read_training
-from sundae.codec.vqgan.statement import Statement, architecture_of
+from sundae.codec.vqgan.configs import architecture_of, parse_config
 from sundae.common.errors import UserError
 from sundae.config.run_file import WandbConfig, parse_override, with_changes
 from sundae.config.schema import Origin, build, key, plain, suggestion
@@ -181,16 +180,16 @@ def _with_numbers(values: Any) -> Any:
 
 def _architecture(values: Mapping[str, Any], source: str) -> Architecture:
     """The network of the `model:` section."""
-    statement = _read_statement(values, source)
-    if statement.family != "taming":
+    declaration = parse_config({"model": values["model"]}, Path(source))
+    if declaration.family != "taming":
         raise UserError(
             f"{source}: model.target must be taming.models.vqgan.VQModel, which is what is trained"
         )
-    said = {claim.fact: claim.value for claim in statement.claims}
-    for fact, wanted in (("double_z", False), ("in_channels", 3), ("out_channels", 3)):
-        if said.get(fact, wanted) != wanted:
-            raise UserError(f"{source}: model has {fact} {said[fact]}, expected {wanted}")
-    arch = architecture_of(statement)
+    for fact, expected in (("double_z", False), ("in_channels", 3), ("out_channels", 3)):
+        found = declaration.get(fact, expected)
+        if found != expected:
+            raise UserError(f"{source}: model has {fact} {found}, expected {expected}")
+    arch = architecture_of(declaration)
     for width in arch.encoder.widths:
         if width % arch.groups:
             raise UserError(
@@ -198,13 +197,6 @@ def _architecture(values: Mapping[str, Any], source: str) -> Architecture:
                 f"of {arch.groups}, the groups of its normalisation"
             )
     return arch
-
-
-def _read_statement(values: Mapping[str, Any], source: str) -> Statement:
-    try:
-        return read_training({"model": values["model"]}, Path(source), "first_stage_config")
-    except (TypeError, AttributeError) as error:  # a value of a wrong type, anywhere in the section
-        raise UserError(f"{source}: model holds a value of a wrong type: {error}") from error
 
 
 def _check_agreement(cfg: CodecRunConfig, origin: Origin) -> None:

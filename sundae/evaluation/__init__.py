@@ -1,4 +1,4 @@
-"""Figures that say how good samples and codecs are.
+"""Figures: how good samples and codecs are, and what a run file costs on which GPU.
 
-It imports common, config, data and codec.
+It imports common, config, data, codec, prior and sampling.
 """

@@ -60,6 +60,23 @@ class Architecture:
         """Pixels per token along each side."""
         return 2 ** (len(self.encoder.widths) - 1)
 
+    def facts(self) -> dict[str, Any]:
+        """All that a config may declare about the network, by name; see `families`."""
+        return {
+            "stem": self.stem,
+            "z_channels": self.z_channels,
+            "double_z": self.encoder_out == 2 * self.z_channels,
+            "embed_dim": self.embed_dim,
+            "codebook_size": self.codebook_size,
+            "gumbel": self.gumbel,
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "mid_attention": self.encoder.mid_attention and self.decoder.mid_attention,
+            "resample_conv": self.encoder.resample_conv and self.decoder.resample_conv,
+            **_stack_facts(self.encoder, self.stem, extra_blocks=0, prefix=""),
+            **_stack_facts(self.decoder, self.stem, extra_blocks=1, prefix="decoder_"),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the inverse."""
         return asdict(self)
@@ -76,17 +93,30 @@ def _stack_from_dict(values: Mapping[str, Any]) -> Stack:
     return Stack(**{**values, **lists})
 
 
+def _stack_facts(stack: Stack, stem: int, *, extra_blocks: int, prefix: str) -> dict[str, Any]:
+    blocks = [number - extra_blocks for number in stack.blocks]
+    factors = [width / stem if width % stem else width // stem for width in stack.widths]
+    return {
+        f"{prefix}widths": list(stack.widths),
+        f"{prefix}ch_mult": factors,
+        f"{prefix}res_blocks": blocks[0] if len(set(blocks)) == 1 else blocks,
+        f"{prefix}attention": [level for level, on in enumerate(stack.attention) if on],
+    }
+
+
 def infer_architecture(tensors: Mapping[str, Tensor], *, groups: int = 32) -> Architecture:
-    """Read the architecture off the tensors' names and shapes.
+    """Reads the architecture off the tensors' names and shapes.
 
-    tensors: canonical names (see `families`). GroupNorm's groups leave no trace in
-    the shapes, so they are an argument.
+    Args:
+        tensors: by their canonical names, see `tensors.canonical`.
+        groups: of GroupNorm, which leave no trace in the shapes.
 
-    Raises UserError when the tensors are not those of a VQ-GAN this package can build.
+    Raises:
+        UserError: the tensors are not those of a VQ-GAN this package can build.
     """
     for name, axes in _LANDMARKS.items():
         _expect(tensors, name, axes)
-    shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shape = {name: tensors[name].shape for name in _LANDMARKS}
     codebook_size, embed_dim = shape["quantize.embedding.weight"]
     architecture = Architecture(
         encoder=_infer_stack(tensors, "encoder.down.", "downsample"),
@@ -101,7 +131,7 @@ def infer_architecture(tensors: Mapping[str, Tensor], *, groups: int = 32) -> Ar
         out_channels=shape["decoder.conv_out.weight"][0],
         groups=groups,
     )
-    _refuse_unbuildable(architecture, shape)
+    _refuse_unbuildable(architecture, quant_channels=shape["quant_conv.weight"][1])
     return architecture
 
 
@@ -138,7 +168,7 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return total
 
 
-def _refuse_unbuildable(arch: Architecture, shape: Mapping[str, tuple[int, ...]]) -> None:
+def _refuse_unbuildable(arch: Architecture, quant_channels: int) -> None:
     if arch.in_channels != 3 or arch.out_channels != 3:
         raise UserError(
             f"the network maps {arch.in_channels} to {arch.out_channels} channels; only RGB "
@@ -149,10 +179,10 @@ def _refuse_unbuildable(arch: Architecture, shape: Mapping[str, tuple[int, ...]]
             f"the encoder has {len(arch.encoder.widths)} levels and the decoder "
             f"{len(arch.decoder.widths)}; they must agree"
         )
-    if arch.encoder_out != shape["quant_conv.weight"][1]:
+    if arch.encoder_out != quant_channels:
         raise UserError(
             f"encoder.conv_out gives {arch.encoder_out} channels and quant_conv takes "
-            f"{shape['quant_conv.weight'][1]}; a VQ-GAN with double_z cannot run"
+            f"{quant_channels}; a VQ-GAN with double_z cannot run"
         )
     for width in {*arch.encoder.widths, *arch.decoder.widths, arch.stem}:
         if width % arch.groups:

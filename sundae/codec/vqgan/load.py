@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sundae.codec.vqgan.architecture import Architecture, infer_architecture
 from sundae.codec.vqgan.backbone import VQGAN
 from sundae.codec.vqgan.codec import Rules, VQGANCodec
-from sundae.codec.vqgan.configs import read_config
-from sundae.codec.vqgan.families import (
+from sundae.codec.vqgan.configs import Declaration, architecture_of, check_declared, read_config
+from sundae.codec.vqgan.families import DIFFUSERS, FAMILIES, LLAMAGEN, Naming
+from sundae.codec.vqgan.safe_load import Tensors, read_tensors
+from sundae.codec.vqgan.tensors import (
     canonical,
-    detect_dialect,
+    detect_naming,
     strip_prefix,
     with_averaged_weights,
     without_single_attention,
 )
-from sundae.codec.vqgan.safe_load import Tensors, read_tensors
-from sundae.codec.vqgan.statement import FAMILIES, Statement, architecture_of, check_claims
 from sundae.common.errors import UserError
 from sundae.common.finite import first_non_finite
 from sundae.common.precision import Precision
@@ -36,25 +35,23 @@ _WEIGHT_NAMES = (
     "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
 )
-
-# Families whose tensors are named as taming's; the first releases of diffusers were, too.
-_TAMING_NAMED = frozenset({"taming", "gumbel", "ldm", "ibq", "openmuse", "diffusers"})
-
-_RANGE_NAMES = {
-    "[-1,1]": "signed",
-    "-1..1": "signed",
-    "[0,1]": "unit",
-    "0..1": "unit",
-}
+_RANGE_NAMES = {"[-1,1]": "signed", "-1..1": "signed", "[0,1]": "unit", "0..1": "unit"}
 
 
 @dataclass(frozen=True)
-class Explicit:
-    """What the caller states because no file does; None leaves it to the file or the family."""
+class Overrides:
+    """What the caller states where no file does; None leaves it to the file or the family."""
 
     input_range: str | None = None
     distance: str | None = None
     tanh_out: bool | None = None
+
+    def agreed(self, key: str, known: Any, title: str) -> Any:
+        """The value of a key, stated or known; UserError when the two differ."""
+        stated = getattr(self, key)
+        if None not in (stated, known) and stated != known:
+            raise UserError(f"{key} was stated as {stated}, but {title} has {known}; leave it out")
+        return known if stated is None else stated
 
 
 def load_vqgan(
@@ -67,48 +64,54 @@ def load_vqgan(
     prefix: str | None = None,
     precision: Precision = "auto",
 ) -> VQGANCodec:
-    """Load a pretrained VQ-GAN of any supported family onto the CPU.
+    """Loads a pretrained VQ-GAN of any supported family onto the CPU.
 
-    checkpoint: a file (.ckpt, .pt, .bin, .safetensors) or a folder with config.json and weights.
-    config: the YAML or JSON it was trained with; found beside the weights in a folder, and not
-        needed for LlamaGen, GumbelVQ and converted checkpoints.
-    input_range: signed ([-1, 1]) or unit ([0, 1]), where the file cannot say: diffusers' VQModel.
-    distance: l2, cosine, dot or gumbel; with input_range it replaces a missing config.
-    tanh_out: whether the decoder ends in tanh; false unless the config says so.
-    prefix: which VQ-GAN of a combined checkpoint; default the one that makes the tokens.
-    precision: fp32, bf16 or auto, see `VQGANCodec`.
+    Args:
+        checkpoint: a file (.ckpt, .pt, .bin, .safetensors) or a folder with config.json and
+            weights.
+        config: the YAML or JSON it was trained with; found beside the weights in a folder, and not
+            needed for LlamaGen, GumbelVQ and converted checkpoints.
+        input_range: signed ([-1, 1]) or unit ([0, 1]), where the file does not say: diffusers'
+            VQModel.
+        distance: l2, cosine, dot or gumbel; with input_range it replaces a missing config.
+        tanh_out: whether the decoder ends in tanh; false unless the config says so.
+        prefix: which VQ-GAN of a combined checkpoint; default the one that makes the tokens.
+        precision: fp32, bf16 or auto, see `VQGANCodec`.
 
-    Raises UserError, before anything is built, when the file is unsafe, damaged or of another kind,
-    when config and tensors contradict each other, or when a rule is neither known nor stated; and
-    when a weight is NaN or infinite.
+    Raises:
+        UserError: before anything is built, when the file is unsafe, damaged or of another kind,
+            when config and tensors contradict each other, or when a rule is neither known nor
+            stated; and when a weight is NaN or infinite.
     """
     weights, config_path = _locate(Path(checkpoint), None if config is None else Path(config))
-    explicit = Explicit(_range_name(input_range), distance, tanh_out)
+    if input_range is not None:
+        input_range = _RANGE_NAMES.get(input_range.replace(" ", ""), input_range)
+    overrides = Overrides(input_range, distance, tanh_out)
     if config_path is not None and _is_native(config_path):
-        return _load_native(weights, config_path, explicit, precision)
+        return _load_native(weights, config_path, overrides, precision)
     tensors = strip_prefix(read_tensors(weights), prefix, weights)
-    statement = None
-    if config_path is not None:
-        stage = "cond_stage_config" if "cond_stage" in (prefix or "") else "first_stage_config"
-        statement = read_config(config_path, stage)
-    dialect = detect_dialect(tensors, weights)
-    family = _family(dialect, statement, tensors, weights)
-    if statement is not None and statement.use_ema:
+    stage = "cond_stage_config" if "cond_stage" in (prefix or "") else "first_stage_config"
+    declaration = (
+        Declaration(weights, None, ()) if config_path is None else read_config(config_path, stage)
+    )
+    naming = detect_naming(tensors, weights)
+    if naming is DIFFUSERS and config_path is None:
+        raise UserError(f"{weights}: the config.json that diffusers writes beside it is missing")
+    family = _family(naming, declaration, tensors, weights)
+    if declaration.get("use_ema"):
         tensors = with_averaged_weights(tensors, weights)
-    tensors = canonical(tensors, dialect)
-    arch = infer_architecture(tensors, groups=statement.groups if statement else 32)
-    if statement is not None:
-        check_claims(statement, arch, weights)
+    tensors = canonical(tensors, naming)
+    arch = infer_architecture(tensors, groups=declaration.get("groups", 32))
+    check_declared(declaration, arch, weights)
     if family == "openmuse":
         tensors = without_single_attention(tensors)
         arch = infer_architecture(tensors, groups=arch.groups)
-    rules = _rules(family, statement, explicit, weights)
-    model = build(arch, rules, tensors, weights)
+    rules = _rules(family, declaration, overrides, weights)
     return VQGANCodec(
-        model,
+        build(arch, rules, tensors, weights),
         rules,
         family=family or "unknown",
-        resolution=statement.resolution if statement else None,
+        resolution=declaration.get("resolution"),
         precision=precision,
     )
 
@@ -116,16 +119,22 @@ def load_vqgan(
 def new_vqgan(config: Path | str, *, precision: Precision = "auto") -> VQGANCodec:
     """An untrained VQ-GAN with the architecture and rules of a config, randomly initialised.
 
-    config: YAML of taming, LDM or IBQ, or config.json of openMUSE, whose rules the family gives.
+    Args:
+        config: YAML of taming, LDM or IBQ, or config.json of openMUSE, whose rules the family
+            gives.
+        precision: see `VQGANCodec`.
 
-    Raises UserError when the config leaves something open.
+    Raises:
+        UserError: the config leaves something open.
     """
-    statement = read_config(Path(config))
-    rules = _rules(statement.family, statement, Explicit(), statement.source)
-    model = VQGAN(architecture_of(statement), rules.distance)
-    family = statement.family or "unknown"
+    declaration = read_config(Path(config))
+    rules = _rules(declaration.family, declaration, Overrides(), declaration.source)
     return VQGANCodec(
-        model, rules, family=family, resolution=statement.resolution, precision=precision
+        VQGAN(architecture_of(declaration), rules.distance),
+        rules,
+        family=declaration.family or "unknown",
+        resolution=declaration.get("resolution"),
+        precision=precision,
     )
 
 
@@ -162,62 +171,45 @@ def _locate(checkpoint: Path, config: Path | None) -> tuple[Path, Path | None]:
     if checkpoint.is_dir():
         weights = [checkpoint / n for n in _WEIGHT_NAMES if (checkpoint / n).is_file()]
         if not weights:
-            raise UserError(
-                f"the folder {checkpoint} holds no weights; expected one of "
-                f"{', '.join(_WEIGHT_NAMES)}"
-            )
+            names = ", ".join(_WEIGHT_NAMES)
+            raise UserError(f"the folder {checkpoint} holds no weights; expected one of {names}")
         checkpoint = weights[0]
-    if config is None:
-        config = _config_beside(checkpoint)
+    converted, hub = checkpoint.with_suffix(".json"), checkpoint.with_name("config.json")
+    if config is None and _is_native(converted):
+        config = converted
+    elif config is None and checkpoint.name in _WEIGHT_NAMES and hub.is_file():
+        config = hub
     return checkpoint, config
 
 
-def _config_beside(checkpoint: Path) -> Path | None:
-    """The JSON of a converted file, or the config.json of a folder from a model hub."""
-    converted, hub = checkpoint.with_suffix(".json"), checkpoint.with_name("config.json")
-    if _is_native(converted):
-        return converted
-    return hub if checkpoint.name in _WEIGHT_NAMES and hub.is_file() else None
-
-
-def _range_name(input_range: str | None) -> str | None:
-    if input_range is None:
-        return None
-    return _RANGE_NAMES.get(input_range.replace(" ", ""), input_range)
-
-
 def _family(
-    dialect: str, statement: Statement | None, tensors: dict[str, Tensor], weights: Path
+    naming: Naming, declaration: Declaration, tensors: Tensors, weights: Path
 ) -> str | None:
     """The family by config and by tensors; None when only the caller can say.
 
     Raises UserError when the two disagree.
     """
-    said = statement.family if statement else None
-    fitting = _TAMING_NAMED if dialect == "taming" else {dialect}
-    if statement is not None and said is not None and said not in fitting:
+    declared = declaration.family
+    if declared is None and naming is LLAMAGEN:
+        return "llamagen"
+    if declared is None:
+        return "gumbel" if "quantize.proj.weight" in tensors else None
+    if naming not in FAMILIES[declared].namings:
         raise UserError(
-            f"{statement.source} describes {FAMILIES[said].title}, but the tensors of {weights} "
-            f"are named as in {FAMILIES[dialect].title}; they do not belong together"
+            f"{declaration.source} describes {FAMILIES[declared].title}, but the tensors of "
+            f"{weights} are named as in {naming.title}; they do not belong together"
         )
-    if dialect == "diffusers" and statement is None:
-        raise UserError(f"{weights}: the config.json that diffusers writes beside it is missing")
-    if said is not None or dialect != "taming":
-        return said or dialect
-    return "gumbel" if "quantize.proj.weight" in tensors else None
+    return declared
 
 
 def _rules(
-    family: str | None, statement: Statement | None, explicit: Explicit, weights: Path
+    family: str | None, declaration: Declaration, overrides: Overrides, weights: Path
 ) -> Rules:
     known = FAMILIES[family] if family else None
-    distance = statement.distance if statement and statement.distance else None
-    distance = distance or (known.distance if known else None)
     title = known.title if known else "this checkpoint"
-    distance = _agree("distance", explicit.distance, distance, title)
-    input_range = _agree(
-        "input_range", explicit.input_range, known.input_range if known else None, title
-    )
+    distance = declaration.get("distance", known.distance if known else None)
+    distance = overrides.agreed("distance", distance, title)
+    input_range = overrides.agreed("input_range", known.input_range if known else None, title)
     if distance is None:
         raise UserError(
             f"{weights}: taming, LDM, IBQ and openMUSE name their tensors alike and differ in "
@@ -228,15 +220,9 @@ def _rules(
             f"{weights}: {title} does not say its pixel range; state input_range: signed for "
             "[-1, 1] (ports of LDM), unit for [0, 1] (aMUSEd)"
         )
-    stated = statement.tanh_out if statement else None
-    tanh_out = _agree("tanh_out", explicit.tanh_out, stated, title)
+    tanh_out = declaration.get("tanh_out", False if declaration.fields else None)
+    tanh_out = overrides.agreed("tanh_out", tanh_out, title)
     return Rules(distance, input_range, bool(tanh_out))
-
-
-def _agree(key: str, explicit: Any, known: Any, title: str) -> Any:
-    if explicit is not None and known is not None and explicit != known:
-        raise UserError(f"{key} was stated as {explicit}, but {title} has {known}; leave it out")
-    return known if explicit is None else explicit
 
 
 def _is_native(path: Path) -> bool:
@@ -250,7 +236,7 @@ def _is_native(path: Path) -> bool:
 
 
 def _load_native(
-    weights: Path, description: Path, explicit: Explicit, precision: Precision
+    weights: Path, description: Path, overrides: Overrides, precision: Precision
 ) -> VQGANCodec:
     """A converted checkpoint: everything is stated, and the identity proves that both files fit."""
     content = json.loads(description.read_text(encoding="utf-8"))
@@ -267,7 +253,7 @@ def _load_native(
     except (KeyError, TypeError) as error:
         raise UserError(f"{description} is damaged ({error}); convert again") from error
     for key in ("distance", "input_range", "tanh_out"):
-        _agree(key, getattr(explicit, key), getattr(rules, key), "the converted file")
+        overrides.agreed(key, getattr(rules, key), "the converted file")
     model = build(arch, rules, read_tensors(weights), weights)
     codec = VQGANCodec(model, rules, family=family, resolution=resolution, precision=precision)
     if codec.identity != identity:
