@@ -28,7 +28,6 @@ from sundae.editing.masks import MASK_SIZES
 from sundae.sampling.canvas import check_canvas, parse_canvas
 from sundae.sampling.opening import chosen_classes, open_to_sample
 from sundae.sampling.prior import Prior, sample_seeds
-from sundae.sampling.strategies import schedule_of
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, say, seed_everything
 
 
@@ -105,7 +104,7 @@ def main() -> None:
     with output_folder(args.out_dir, Path("inpainted"), cfg.trainer.exp_name) as out_dir:
         prepare_answers(out_dir, list(pictures), count, overwrite=args.overwrite)
         seed, quiet = seed_everything(args.seed), args.quiet or args.no_tqdm
-        device, schedule = choose_device(args.no_cuda, args.quiet), schedule_of(cfg.sampling)
+        device, schedule = choose_device(args.no_cuda, args.quiet), cfg.sampling
         plain = grid == cfg.grid_shape and not args.whole and args.outpaint is None
         steps = schedule.steps * len(pictures) * -(-count // args.batch_size) if plain else 0
         compiled = should_compile(cfg.sampling.compile, device, steps)
@@ -128,13 +127,14 @@ def main() -> None:
                 batch_size=args.batch_size,
                 composite=not args.no_composite,
                 feather=args.feather,
-                watch=lambda state: done.set_postfix(step=state.step, running=state.running),
+                watch=lambda state: done.set_postfix(step=state.step, running=state.num_running),
             )
             write_answers(out_dir / name, answers, task, codec)
     for error in unreadable:
         say(f"skipped {error}")
     say(f"{count} answers to each of {len(pictures)} pictures in {out_dir} "
-        f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
+        f"(step {checkpoint.info.step}, seed {seed}, "
+        f"strategy {schedule.resolved_strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

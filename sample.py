@@ -3,15 +3,12 @@
 import argparse
 from pathlib import Path
 
-from sundae.codec.interface import ChunkedCodec
-from sundae.common.compiling import should_compile
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
-from sundae.sampling.canvas import check_canvas, parse_canvas
-from sundae.sampling.opening import chosen_classes, open_to_sample
+from sundae.config.run_file import sampling_flags
+from sundae.sampling.canvas import parse_canvas
 from sundae.sampling.output import prepare_out_dir, write_samples
-from sundae.sampling.prior import Prior, sample_seeds
-from sundae.sampling.strategies import schedule_of
+from sundae.sampling.sampler import BaseSampler
 from utils import (
     add_common_flags,
     add_sampling_flags,
@@ -53,42 +50,34 @@ def main() -> None:
     args = parse_args()
     if args.batch_size < 1 or args.count_offset < 0:
         raise UserError("--batch-size must be at least 1 and --count-offset at least 0")
-    checkpoint, cfg, codec = open_to_sample(args)
-    count, offset = cfg.sampling.nb_samples, args.count_offset
-    classes = chosen_classes(args.classes, checkpoint, count, offset)
-    codec = ChunkedCodec(codec)
-    canvas = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
-    check_canvas(canvas, cfg.grid_shape)
-    net = checkpoint.load_network(ema=not args.raw_weights)
+    device = choose_device(args.no_cuda, quiet=True)
+    sampler = BaseSampler.from_pretrained(
+        args.resume,
+        run_file=args.cfg_path,
+        overrides=args.overrides,
+        flags=sampling_flags(args),
+        ema=not args.raw_weights,
+        device=device,
+        codec_device=device if args.cuda_vqgan else "cpu",
+        precision=args.precision,
+        quiet=args.quiet,
+    )
+    count, offset = sampler.cfg.sampling.nb_samples, args.count_offset
+    canvas = parse_canvas(args.canvas, sampler.codec.factor) if args.canvas else sampler.grid
+    if canvas == sampler.grid:
+        sampler.compile_for(count, args.batch_size)
+    seed = seed_everything(args.seed)
+    states = sampler.refine(count, classes=args.classes, seed=seed, first=offset,
+                            batch_size=args.batch_size, canvas=canvas)  # fmt: skip
     numbers = range(offset, offset + count)  # other processes may fill in the others
-    with output_folder(args.out_dir, Path("samples"), cfg.trainer.exp_name, numbers) as out_dir:
+    name = sampler.cfg.trainer.exp_name
+    with output_folder(args.out_dir, Path("samples"), name, numbers) as out_dir:
         prepare_out_dir(out_dir, count, offset, overwrite=args.overwrite)
-        seed, schedule = seed_everything(args.seed), schedule_of(cfg.sampling)
-        device = choose_device(args.no_cuda, args.quiet)
-        plain = canvas == cfg.grid_shape
-        steps = cfg.sampling.steps * -(-count // args.batch_size) if plain else 0
-        grid = write_samples(
-            Prior(
-                net.to(device),
-                cfg,
-                device,
-                use_amp=args.precision != "fp32",
-                canvas=canvas,
-                owns_net=True,
-                compiled=should_compile(cfg.sampling.compile, device, steps),
-                quiet=args.quiet,
-            ),
-            codec.to(device if args.cuda_vqgan else "cpu"),
-            out_dir,
-            seeds=sample_seeds(seed, count, offset),
-            classes=classes,
-            schedule=schedule,
-            batch_size=args.batch_size,
-            offset=offset,
-            progress=not (args.quiet or args.no_tqdm),
-        )
-    say(f"{count} samples in {out_dir}, the grid in {grid} "
-        f"(step {checkpoint.info.step}, seed {seed}, strategy {schedule.strategy})")  # fmt: skip
+        choose_device(args.no_cuda, args.quiet)  # says that there is no GPU, after all refusals
+        bar = not (args.quiet or args.no_tqdm)
+        grid = write_samples(states, out_dir, count, offset=offset, progress=bar)
+    say(f"{count} samples in {out_dir}, the grid in {grid} (step {sampler.step}, seed {seed}, "
+        f"strategy {sampler.cfg.sampling.resolved_strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

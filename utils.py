@@ -142,7 +142,7 @@ CURVES = ("linear", "cosine", "constant")
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every key of [sampling] that says how to sample; none has a default.
 
-    `sundae.config.run_file.with_sampling_flags` applies and checks them.
+    `sundae.config.run_file.sampling_flags` makes changes of them.
     """
     curves = f"{', '.join(CURVES[:-1])} or {CURVES[-1]}"
     flag = parser.add_argument

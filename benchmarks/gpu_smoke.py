@@ -40,7 +40,7 @@ from sundae.prior.checkpoint import list_checkpoints, load_weights
 from sundae.prior.network import build_network
 from sundae.prior.pretrained import SHIPPED, checkpoint_or_shipped
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
-from sundae.sampling.strategies import STRATEGIES, schedule_of
+from sundae.sampling.strategies import STRATEGIES
 from sundae.training.task import PriorTask
 from utils import run_cli
 
@@ -229,7 +229,7 @@ def sample_tokens(bench: Bench, device: torch.device, compiled: Compiled | None)
         net = random_network(cfg)
     prior = Prior(net.to(device), cfg, device, use_amp=False)
     prior.compiled = compiled
-    schedule = replace(schedule_of(cfg.sampling), steps=8, early_stop=False)
+    schedule = replace(cfg.sampling, steps=8, early_stop=False)
     classes = even_classes(cfg.net.num_classes, 8)
     *_, last = prior.refine(sample_seeds(0, 8), classes, schedule)
     return last.tokens.cpu()
@@ -331,7 +331,7 @@ def check_waiting(bench: Bench) -> None:
     net = random_network(cfg).to(device)
     classes = even_classes(cfg.net.num_classes, 8).to(device)
     for strategy in STRATEGIES:
-        schedule = replace(schedule_of(cfg.sampling), strategy=strategy, steps=6, early_stop=False)
+        schedule = replace(cfg.sampling, strategy=strategy, steps=6, early_stop=False)
         running = Prior(net, cfg, device).refine(sample_seeds(0, 8).to(device), classes, schedule)
         next(running), next(running)  # the first step may wait
         does_not_wait(bench, strategy, lambda running=running: list(running))

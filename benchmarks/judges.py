@@ -19,7 +19,6 @@ from sundae.config.run_file import RunConfig
 from sundae.data.dataset import TokenDataset
 from sundae.evaluation.frechet import frechet_distance
 from sundae.sampling.prior import Prior, sample_seeds
-from sundae.sampling.strategies import schedule_of
 
 BATCH = 100  # samples at a time
 
@@ -116,7 +115,7 @@ def real_distance(judge: Judge, count: int) -> float:
 
 def draw(prior: Prior, steps: int, seed: int, count: int, classes: Tensor | None) -> np.ndarray:
     """(count, length): samples of the run file's schedule, all of the steps done."""
-    schedule = schedule_of(replace(prior.cfg.sampling, steps=steps, early_stop=False))
+    schedule = replace(prior.cfg.sampling, steps=steps, early_stop=False)
     seeds, drawn = sample_seeds(seed, count), []
     for rows in torch.arange(count).split(prior.rows_at_once(BATCH)):
         picked = None if classes is None else classes[rows]

@@ -34,7 +34,6 @@ from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.pretrained import checkpoint_or_shipped
 from sundae.sampling.opening import class_number
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
-from sundae.sampling.strategies import schedule_of
 
 BATCH = 32
 
@@ -93,7 +92,7 @@ def draw(
     for start in tqdm(range(0, count, BATCH), unit="batch", disable=quiet or None):
         rows = slice(start, start + BATCH)
         picked = None if classes is None else classes[rows]
-        *_, last = prior.refine(seeds[rows], picked, schedule_of(cfg.sampling))
+        *_, last = prior.refine(seeds[rows], picked, cfg.sampling)
         made.append(codec.decode(prior.grids(last.tokens)))
     return torch.cat(made)
 

@@ -20,11 +20,10 @@ from hourglass_transformer import HourglassTransformer
 from sundae.common.compiling import compile_modules
 from sundae.common.precision import autocast, has_bf16
 from sundae.config.run_file import RunConfig, load_config
+from sundae.config.sections import SamplingConfig
 from sundae.evaluation.cost import flop_of
 from sundae.prior.network import build_network
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
-from sundae.sampling.schedule import Schedule
-from sundae.sampling.strategies import schedule_of
 from sundae.training.optimizers import make_optimizer
 from sundae.training.task import PriorTask
 
@@ -186,10 +185,10 @@ class Bench:
         net = self.cfg.net
         return even_classes(net.num_classes, batch).to(self.device) if net.conditional else None
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> SamplingConfig:
         """The run file's, the paper's strategy, without guidance or early end."""
         schedule = replace(
-            schedule_of(self.cfg.sampling),
+            self.cfg.sampling,
             strategy="random",
             early_stop=False,
             guidance=1.0,
@@ -199,10 +198,10 @@ class Bench:
         )
         return replace(schedule, steps=self.setup.steps or schedule.steps)
 
-    def step_schedule(self, steps: int) -> Schedule:
+    def step_schedule(self, steps: int) -> SamplingConfig:
         """A few steps, all at the mean proportion of the run file."""
         schedule = self.schedule()
-        mean = (schedule.sample_proportion + schedule.end_sample_proportion) / 2
+        mean = sum(schedule.proportion_ramp) / 2
         return replace(schedule, steps=steps, sample_proportion=mean, end_sample_proportion=mean)
 
 
@@ -230,7 +229,7 @@ class Costs:
         chosen = None if positions is None else self._tokens[:, :positions]
         return flop_of(lambda: self._net(self._tokens, self._classes, chosen))
 
-    def sampling(self, schedule: Schedule, all_logits: bool) -> int:
+    def sampling(self, schedule: SamplingConfig, all_logits: bool) -> int:
         """FLOP of one sample, all steps."""
         length = self._tokens.shape[1]
         if all_logits:
@@ -309,7 +308,7 @@ def batch_of(bench: Bench, batch: int) -> dict[str, Tensor]:
 
 
 def sampling_job(
-    bench: Bench, prior: Prior, batch: int, schedule: Schedule, warm_up: Schedule | None
+    bench: Bench, prior: Prior, batch: int, schedule: SamplingConfig, warm_up: SamplingConfig | None
 ) -> Job | None:
     """Refine a batch from noise; None where compiling does not work.
 
@@ -318,7 +317,7 @@ def sampling_job(
     seeds = sample_seeds(0, batch).to(bench.device)
     classes = bench.classes(batch)
 
-    def run(schedule: Schedule) -> None:
+    def run(schedule: SamplingConfig) -> None:
         for _ in prior.refine(seeds, classes, schedule):
             pass
 

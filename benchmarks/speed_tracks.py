@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sundae.codec.vqgan import VQGANCodec, new_vqgan
+from sundae.config.sections import SamplingConfig
 from sundae.data.dataset import TokenDataset, collate_batched, open_latents
 from sundae.evaluation.cost import flop_of
-from sundae.sampling.schedule import Schedule
 
 TEXTBOOK = "textbook fp32"
 
@@ -103,13 +103,13 @@ def sampling(bench: Bench, batch: int) -> Track:
     return Track("sampling", title, _sampling_ways(bench, batch, schedule, _brief(schedule)), batch)
 
 
-def _brief(schedule: Schedule) -> Schedule:
+def _brief(schedule: SamplingConfig) -> SamplingConfig:
     """Three steps between the same proportions: shapes that vary have varied."""
     return replace(schedule, steps=min(3, schedule.steps))
 
 
 def _sampling_ways(
-    bench: Bench, batch: int, schedule: Schedule, warm_up: Schedule | None
+    bench: Bench, batch: int, schedule: SamplingConfig, warm_up: SamplingConfig | None
 ) -> list[Way]:
     costs = bench.costs
 
@@ -132,11 +132,11 @@ def _sampling_ways(
 
 
 def _textbook_sampling(
-    bench: Bench, batch: int, schedule: Schedule, warm_up: Schedule | None
+    bench: Bench, batch: int, schedule: SamplingConfig, warm_up: SamplingConfig | None
 ) -> Job:
     net, classes = Textbook.around(bench.twin()), bench.classes(batch)
 
-    def run(schedule: Schedule) -> Tensor:
+    def run(schedule: SamplingConfig) -> Tensor:
         steps = range(schedule.steps)
         return sample(
             net,

@@ -45,7 +45,6 @@ from sundae.evaluation.frechet import frechet_distance
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.compatibility import check_same_network
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
-from sundae.sampling.strategies import schedule_of
 from utils import add_common_flags, choose_device, run_cli
 
 STEPS = (4, 8, 12, 16, 32, 64, 100)
@@ -94,7 +93,7 @@ def measure(
     prior: Prior, digits: Digits, strategy: Any, steps: int, seed: int, count: int, batch: int
 ) -> dict[str, Any]:
     """One run of samples: both measures, and the seconds it took."""
-    schedule = schedule_of(prior.cfg.sampling)
+    schedule = prior.cfg.sampling
     schedule = replace(schedule, strategy=strategy, steps=steps, early_stop=False)
     seeds, classes = sample_seeds(seed, count), even_classes(prior.cfg.net.num_classes, count)
     drawn = []

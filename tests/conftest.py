@@ -16,6 +16,7 @@ from fake_cuda import FakeCuda, fake_cuda
 from safetensors.torch import load_file, save_file
 
 from sundae.config.run_file import RunConfig, parse_config
+from sundae.config.sections import SamplingConfig
 from sundae.data.format import Manifest
 from sundae.data.writer import write_latents
 from utils import run_cli
@@ -127,6 +128,31 @@ def cuda() -> Iterator[FakeCuda]:
     """A CUDA device that is not there, on which everything but autocast works."""
     with fake_cuda() as mode:
         yield mode
+
+
+def make_schedule(
+    steps: int = 100,
+    temperature: float = 1.0,
+    end_temperature: float = 1.0,
+    sample_proportion: float = 1.0,
+    end_sample_proportion: float = 1.0,
+    min_steps: int = 0,
+    early_stop: bool = True,
+    strategy: Any = "random",
+    **settings: Any,
+) -> SamplingConfig:
+    """[sampling] with defaults that make every token take every draw."""
+    return SamplingConfig(
+        steps=steps,
+        temperature=temperature,
+        end_temperature=end_temperature,
+        sample_proportion=sample_proportion,
+        end_sample_proportion=end_sample_proportion,
+        min_steps=min_steps,
+        early_stop=early_stop,
+        strategy=strategy,
+        **settings,
+    )
 
 
 class Ended(NamedTuple):

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import make_schedule
 from torch import Tensor, nn
 
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.sampling.canvas import check_canvas, parse_canvas, window_starts, windowed
-from sundae.sampling.loop import Schedule
 from sundae.sampling.prior import Prior
 
 VOCAB = 5
@@ -153,7 +153,7 @@ def test_a_prior_samples_a_canvas_with_classes_and_frozen_tokens(
     *_, last = prior.refine(
         torch.tensor([1, 2]),
         torch.tensor([0, 2]),
-        Schedule(steps=12, strategy=strategy, temperature=0.1, end_temperature=0.1),
+        make_schedule(steps=12, strategy=strategy, temperature=0.1, end_temperature=0.1),
         tokens=tokens,
         frozen=frozen,
     )

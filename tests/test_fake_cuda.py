@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LEVELS
+from conftest import LEVELS, make_schedule
 from fake_cuda import (
     AUTOCAST,
     CPU,
@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from hourglass_transformer import HourglassConfig, HourglassTransformer
 from sundae.common.compiling import Compiled
 from sundae.config.run_file import RunConfig
+from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
 from sundae.prior.network import build_network
-from sundae.sampling.loop import Refinement, Schedule, sample
+from sundae.sampling.loop import Refinement, sample
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.strategies import STRATEGIES
 
@@ -260,13 +261,13 @@ def prior_on(
     return Prior(net.to(device), cfg, device, use_amp=use_amp, **options)
 
 
-def schedule_for(strategy: Any, **changes: Any) -> Schedule:
+def schedule_for(strategy: Any, **changes: Any) -> SamplingConfig:
     basic = {"steps": 4, "sample_proportion": 0.7, "end_sample_proportion": 0.4}
     basic |= {"early_stop": False, "choice_temperature": 2.0}
-    return Schedule(**basic | {"strategy": strategy} | changes)
+    return make_schedule(**basic | {"strategy": strategy} | changes)
 
 
-def refined(cuda: FakeCuda, prior: Prior, schedule: Schedule, **options: Any) -> list[Tensor]:
+def refined(cuda: FakeCuda, prior: Prior, schedule: SamplingConfig, **options: Any) -> list[Tensor]:
     """The tokens after each step, none of which has waited for the device."""
     running = prior.refine(sample_seeds(0, ROWS), even_classes(3, ROWS), schedule, **options)
     states = [next(running)]
@@ -359,13 +360,13 @@ def test_samples_leave_early_and_the_device_is_not_waited_for(
         return found
 
     there = states(CUDA)
-    assert len(set(sizes)) > 1 and (there[-1].running == 0 or strategy == "renoise")
+    assert len(set(sizes)) > 1 and (there[-1].num_running == 0 or strategy == "renoise")
     with on_the_cpu():
         here = states(CPU)
     here += here[-1:] * (len(there) - len(here))  # a GPU is told later that all are done
     for found, expected in zip(there, here, strict=True):
         torch.testing.assert_close(values(found.tokens), expected.tokens)
-        assert found.running >= expected.running
+        assert found.num_running >= expected.num_running
 
 
 def test_a_layout_that_stays_behind_is_noticed(

@@ -31,6 +31,7 @@ from sundae.editing.files import Task, second_panel
 from sundae.editing.inpaint import image_to_image, inpaint, outpaint_canvas
 from sundae.sampling.output import write_samples
 from sundae.sampling.prior import even_classes, sample_seeds
+from sundae.sampling.sampler import BaseSampler
 
 Config = Callable[..., RunConfig]
 
@@ -132,9 +133,9 @@ def test_a_session_and_files_of_samples(config: Config, cuda: FakeCuda, tmp_path
         runs.append(session.vary(settings, image, 0.5))
         folder = tmp_path / device.type
         folder.mkdir()
-        rows = {"seeds": sample_seeds(0, 3), "classes": even_classes(3, 3)}
-        schedule = schedule_for("random")
-        grid = write_samples(prior, codec, folder, **rows, schedule=schedule, batch_size=2)
+        sampler = BaseSampler(prior.net, codec, prior.cfg, device=device)
+        rows = (sample_seeds(0, 3), even_classes(3, 3), schedule_for("random"))
+        grid = write_samples(sampler.refine_tokens(*rows, batch_size=2), folder, 3)
         return [[p.images() for run in runs for p in run], to_tensor(load_image(grid))]
 
     assert_fetched(cuda, shown)

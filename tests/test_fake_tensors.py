@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_schedule
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -21,11 +22,12 @@ from hourglass_transformer import HourglassConfig, HourglassTransformer
 from sundae.codec.vqgan.architecture import Architecture, Stack
 from sundae.codec.vqgan.backbone import VQGAN
 from sundae.codec.vqgan.codec import Rules, VQGANCodec
+from sundae.config.sections import SamplingConfig
 from sundae.prior.objective import unroll
 from sundae.sampling import strategies
 from sundae.sampling.canvas import windowed
-from sundae.sampling.loop import _advance, _first_rows, _Network, _Plan
-from sundae.sampling.schedule import Schedule
+from sundae.sampling.loop import _advance, _Network, _StepTable
+from sundae.sampling.state import SampleState
 
 GRID, CODES, CLASSES, BATCH = (4, 4), 16, 3, 2
 LENGTH = GRID[0] * GRID[1]
@@ -99,26 +101,28 @@ def test_a_tensor_that_was_left_on_the_cpu_fails(fake: FakeTensorMode) -> None:
         net(zeros(BATCH, LENGTH), zeros(BATCH))
     strategy = strategies.STRATEGIES["random"]
     with pytest.raises(RuntimeError, match="found two different devices|same device"):
-        advance(strategy, Schedule(4), cpu=("counts",))
+        advance(strategy, make_schedule(4), cpu=("counts",))
 
 
 def advance(
-    strategy: strategies.Strategy, schedule: Schedule, cpu: tuple[str, ...] = ()
+    strategy: strategies.Strategy, schedule: SamplingConfig, cpu: tuple[str, ...] = ()
 ) -> tuple[Tensor, ...]:
-    """A step of a network on the device; `cpu` names parts of the turn that are not there."""
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():  # a plan is made of numbers
+    """A step of a network on the device; `cpu` names parts of the context that are not there."""
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():  # a table is made of numbers
         free = torch.full((BATCH,), LENGTH)
         seeds = torch.arange(BATCH)
-        plan = _Plan.of(schedule, GRID, free, torch.device("cpu"), rounded=True)
+        table = _StepTable.of(schedule, GRID, free, torch.device("cpu"), rounded=True)
         start = torch.zeros(BATCH, LENGTH, dtype=torch.int64)
-        rows = _first_rows(start, seeds, torch.zeros(BATCH, dtype=torch.int64), None)
-        turn, kind = plan.turn(rows, 0), plan.kinds[0]
-    moved = on_cuda(turn)
-    moved = moved._replace(**{name: torch.empty(getattr(turn, name).shape).long() for name in cpu})
-    assert kind is not None
+        state = SampleState.initial(start, seeds, torch.zeros(BATCH, dtype=torch.int64), None)
+        context, signature = table.context(state, 0), table.signatures[0]
+    moved = on_cuda(context)
+    moved = moved._replace(
+        **{name: torch.empty(getattr(context, name).shape).long() for name in cpu}
+    )
+    assert signature is not None
     net = network()
     with torch.no_grad():
-        return _advance(_Network(net, net, CLASSES), strategy, kind, moved)
+        return _advance(_Network(net, net, CLASSES), strategy, signature, moved)
 
 
 SCHEDULES = {
@@ -133,9 +137,11 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", strategies.STRATEGIES)
 @pytest.mark.parametrize("changes", SCHEDULES.values(), ids=SCHEDULES)
 def test_sampling_step(name: Any, changes: dict[str, Any], fake: FakeTensorMode) -> None:
-    schedule = Schedule(4, strategy=name, **changes)
-    tokens, offered, settled, served, done = advance(strategies.STRATEGIES[name], schedule)
-    for part in (tokens, offered, settled, served, done):
+    schedule = make_schedule(4, strategy=name, **changes)
+    tokens, resampled, converged, num_resampled, done = advance(
+        strategies.STRATEGIES[name], schedule
+    )
+    for part in (tokens, resampled, converged, num_resampled, done):
         assert part.device.type == "cuda" and part.shape[0] == BATCH
     assert tokens.shape == (BATCH, LENGTH)
 

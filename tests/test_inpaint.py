@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_schedule
 from PIL import Image
 from torch import Tensor, nn
 
@@ -14,13 +15,12 @@ from sundae.common.images import resize_and_crop, to_pil, to_tensor
 from sundae.config.run_file import RunConfig
 from sundae.editing.inpaint import Answers, fit_picture, image_to_image, inpaint, outpaint_canvas
 from sundae.editing.masks import token_mask
-from sundae.sampling.loop import Schedule
 from sundae.sampling.prior import Prior
 
 VOCAB, SIDE, FACTOR = 5, 4, 4
 PIXELS = SIDE * FACTOR
 SEEDS = torch.tensor([11, 12, 13])
-SCHEDULE = Schedule(steps=6)
+SCHEDULE = make_schedule(steps=6)
 
 
 class NeighbourNet(nn.Module):
@@ -86,7 +86,7 @@ def last_of(running: Iterator[Answers]) -> Answers:
 @pytest.mark.parametrize("strategy", ["random", "confidence", "halton", "argmax", "renoise"])
 def test_nothing_that_is_hidden_has_any_influence(prior: Prior, strategy: str) -> None:
     image, hidden = 0.75 * picture(), hole(4, 4, 7, 8, (PIXELS, PIXELS))
-    schedule = Schedule(steps=6, strategy=strategy)
+    schedule = make_schedule(steps=6, strategy=strategy)
     expected = repaint(prior, image, hidden, schedule=schedule)
     black, white = (image.masked_fill(hidden, colour)[None] for colour in (0.0, 1.0))
     seen = CODEC.encode(black) != CODEC.encode(white)

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from conftest import make_schedule
 from PIL import Image
 from torch import Tensor, nn
 
 from sundae.codec.interface import PixelCodec
 from sundae.common import memory
+from sundae.common.compiling import Compiled
 from sundae.common.errors import UserError
 from sundae.common.images import to_tensor
 from sundae.config.run_file import RunConfig
+from sundae.prior.network import build_network
 from sundae.sampling.sampler import BaseSampler, sample_seeds
 
 Config = Callable[..., RunConfig]
@@ -33,6 +36,21 @@ class ClassNet(nn.Module):
         logits = logits[:, None].repeat(1, tokens.shape[1], 1)
         logits[:, 0] = 0
         return logits
+
+
+class Plain(nn.Module):
+    """Any function of tokens and classes, as a network that cannot compute single positions."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
+        return self.function(tokens, classes)
+
+
+def undecided(tokens: Tensor, classes: Tensor | None) -> Tensor:
+    return torch.zeros(*tokens.shape, 5)
 
 
 def sampler_of(cfg: RunConfig, **options: Any) -> BaseSampler:
@@ -177,3 +195,126 @@ def test_what_belongs_not_together_is_refused(run_file: Callable[..., Path]) -> 
         BaseSampler.from_pretrained(flags={"sampling.steps": 0})
     with pytest.raises(UserError, match="does not exist"):
         BaseSampler.from_pretrained("nowhere")
+
+
+@pytest.mark.parametrize(("steps", "name"), [(4, "renoise"), (20, "random")])
+def test_samples_are_those_of_the_strategy_that_was_resolved(
+    config: Config, steps: int, name: str
+) -> None:
+    sampler = BaseSampler(Plain(undecided), PixelCodec(5), config())
+    drawn = {
+        strategy: last_tokens(sampler, 4, seed=0, steps=steps, strategy=strategy)
+        for strategy in ("auto", name, "halton")
+    }
+    assert torch.equal(drawn["auto"], drawn[name])
+    assert not torch.equal(drawn["auto"], drawn["halton"])
+
+
+def test_guidance_has_a_second_forward_pass_for_the_null_class(config: Config) -> None:
+    seen: list[list[int]] = []
+
+    def net(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        seen.append(classes.tolist())
+        return undecided(tokens, classes)
+
+    sampler = BaseSampler(Plain(net), PixelCodec(5), config({"net.class_dropout": 0.1}))
+    for guidance in (1.0, 3.0):
+        list(sampler.refine(2, classes=[2, 0], steps=1, guidance=guidance))
+    assert seen == [[2, 0], [2, 0, 3, 3]]
+
+
+def test_strategies_know_the_grid_of_the_run(config: Config) -> None:
+    schedule = make_schedule(1, sample_proportion=0.01, strategy="halton")
+    tokens, classes = torch.full((1, 4, 4), 4), torch.tensor([1])
+    states = sampler_of(config()).refine_tokens(
+        sample_seeds(0, 1), classes, schedule, tokens=tokens
+    )
+    *_, last = states
+    # Of 4 x 4 cells the first is in the middle row and a third across; of 1 x 16 it were the sixth.
+    assert (last.tokens[0].flatten() != 4).nonzero().tolist() == [[9]]
+
+
+def test_the_head_sees_only_tokens_that_may_change_and_draws_the_same(config: Config) -> None:
+    cfg = config()
+    net = build_network(cfg)
+    nn.init.normal_(net.to_logits.weight)
+    sizes: list[tuple[int, ...]] = []
+    net.to_logits.register_forward_hook(lambda m, inputs, out: sizes.append(inputs[0].shape))
+    tokens = torch.zeros(2, 4, 4, dtype=torch.long)
+    frozen = torch.arange(16).expand(2, -1) >= torch.tensor([[4], [10]])
+
+    def drawn(network: nn.Module) -> Tensor:
+        sampler = BaseSampler(network, PixelCodec(5), cfg, precision="fp32")
+        *_, last = sampler.refine_tokens(
+            sample_seeds(0, 2),
+            torch.tensor([0, 1]),
+            make_schedule(6, sample_proportion=0.5, end_sample_proportion=0.5, early_stop=False),
+            tokens=tokens,
+            frozen=frozen.view(2, 4, 4),
+        )
+        return last.tokens
+
+    some = drawn(net)
+    assert sizes == [(2, 5, 8)] * 6  # half of the ten that may change where most may
+    assert torch.equal(some, drawn(Plain(lambda t, c: net(t, c))))
+    assert sizes[6:] == [(2, 16, 8)] * 6
+
+
+def test_compiled_all_batches_have_one_size_and_the_samples_are_the_same(config: Config) -> None:
+    sizes: list[int] = []
+
+    def net(tokens: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        return nn.functional.one_hot((classes[:, None] + tokens) % 5, 5).float()
+
+    def watched(function: Any, *arguments: Any) -> Any:
+        sizes.append(len(arguments[-1].state.tokens))
+        return function(*arguments)
+
+    sampler = BaseSampler(Plain(net), PixelCodec(5), config())
+    eager = last_tokens(sampler, 7, seed=0, steps=2, batch_size=3)
+    sampler.compiled = cast(Compiled, watched)
+    assert torch.equal(last_tokens(sampler, 7, seed=0, steps=2, batch_size=3), eager)
+    assert sizes == [3] * 6
+    assert len(eager) == 7
+
+
+def test_steps_are_compiled_where_the_run_file_says_so_or_on_a_gpu_where_it_pays(
+    config: Config,
+) -> None:
+    sampler = sampler_of(config({"sampling.steps": 100}))
+    sampler.compile_for(10**6)
+    assert sampler.compiled is None
+    sampler.device = torch.device("cuda")
+    sampler.compile_for(4 * 64)
+    assert sampler.compiled is None
+    sampler.compile_for(5 * 64)
+    assert sampler.compiled is not None
+    sampler = sampler_of(config({"sampling.compile": True}))
+    assert sampler.compiled is None  # the loader passes it on, sample grids do not
+    sampler.compile_for(1)
+    assert sampler.compiled is not None
+
+
+def test_a_network_of_its_own_is_cast_to_bfloat16_once_and_draws_the_same(config: Config) -> None:
+    cfg = config()
+    net = build_network(cfg)
+    nn.init.normal_(net.to_logits.weight)
+
+    def drawn(**options: Any) -> Tensor:
+        return last_tokens(BaseSampler(net, PixelCodec(5), cfg, **options), 4, seed=0, steps=5)
+
+    def logits() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return net(torch.arange(32).view(2, 16) % 5, torch.tensor([0, 1]))
+
+    before, expected = drawn(precision="bf16"), logits()
+    drawn(precision="fp32", owns_network=True)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert torch.equal(drawn(precision="bf16", owns_network=True), before)
+    assert torch.equal(logits(), expected)
+    halved = {type(m) for m in net.modules() for p in m.parameters(recurse=False)
+              if p.dtype == torch.bfloat16}  # fmt: skip
+    assert halved == {nn.Linear}
+    assert net.stage.before[0].ff.down.bias.dtype == torch.bfloat16

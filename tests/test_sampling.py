@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_schedule
 from torch import Tensor
 
+from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
-from sundae.sampling.loop import ClassDenoise, Refinement, Schedule, sample, starting_tokens
+from sundae.sampling.loop import ClassDenoise, Refinement, sample
+from sundae.sampling.state import starting_tokens
 from sundae.sampling.strategies import STRATEGIES
 
 VOCAB, LENGTH = 6, 10
-EAGER = Schedule(steps=4)  # every token takes every draw, at temperature 1
+EAGER = make_schedule(steps=4)  # every token takes every draw, at temperature 1
 EVERY_STRATEGY = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -22,14 +25,18 @@ def seeds_of(count: int, seed: int = 0) -> Tensor:
     return draw_seeds(count, torch.Generator().manual_seed(seed))
 
 
-def run(denoise: ClassDenoise, schedule: Schedule, seeds: Tensor, **rows: Any) -> Tensor:
+def run(denoise: ClassDenoise, schedule: SamplingConfig, seeds: Tensor, **rows: Any) -> Tensor:
     """The tokens after the last step."""
     *_, last = states(denoise, schedule, seeds, **rows)
     return last.tokens
 
 
 def states(
-    denoise: ClassDenoise, schedule: Schedule, seeds: Tensor, length: int = LENGTH, **rows: Any
+    denoise: ClassDenoise,
+    schedule: SamplingConfig,
+    seeds: Tensor,
+    length: int = LENGTH,
+    **rows: Any,
 ) -> Iterator[Refinement]:
     return sample(denoise, seeds=seeds, length=length, vocab_size=VOCAB, schedule=schedule, **rows)
 
@@ -50,7 +57,7 @@ def undecided(tokens: Tensor, classes: Tensor | None) -> Tensor:
 
 def test_a_ramp_to_temperature_zero_ends_in_argmax() -> None:
     logits = torch.randn(LENGTH, VOCAB, generator=torch.Generator().manual_seed(0))
-    schedule = Schedule(steps=5, temperature=0.9, end_temperature=0.0)
+    schedule = make_schedule(steps=5, temperature=0.9, end_temperature=0.0)
     seen = [
         state.tokens
         for state in states(lambda t, c: logits.expand(len(t), -1, -1), schedule, seeds_of(3))
@@ -62,9 +69,9 @@ def test_a_ramp_to_temperature_zero_ends_in_argmax() -> None:
 # -- one step -------------------------------------------------------------------------------------
 
 
-def flat(strategy: Any, proportion: float, steps: int = 1, **settings: Any) -> Schedule:
+def flat(strategy: Any, proportion: float, steps: int = 1, **settings: Any) -> SamplingConfig:
     """All steps alike and all of them done."""
-    return Schedule(
+    return make_schedule(
         steps,
         sample_proportion=proportion,
         end_sample_proportion=proportion,
@@ -172,7 +179,7 @@ def test_guidance_draws_from_the_null_class_and_a_multiple_of_the_difference() -
             seeds=seeds_of(400),
             length=100,
             vocab_size=3,
-            schedule=Schedule(1, guidance=guidance, end_guidance=guidance),
+            schedule=make_schedule(1, guidance=guidance, end_guidance=guidance),
             classes=torch.zeros(400, dtype=torch.long),
             null_class=2,
         )
@@ -196,7 +203,7 @@ def test_without_guidance_no_row_is_computed_twice() -> None:
         batches.append(classes.tolist())
         return torch.zeros(*tokens.shape, VOCAB)
 
-    schedule = Schedule(3, guidance=1.0, end_guidance=2.0, early_stop=False)
+    schedule = make_schedule(3, guidance=1.0, end_guidance=2.0, early_stop=False)
     run(denoise, schedule, seeds_of(2), classes=torch.tensor([4, 5]), null_class=9)
     assert batches == [[4, 5], [4, 5, 9, 9], [4, 5, 9, 9]]
 
@@ -240,7 +247,7 @@ def test_logits_at_chosen_positions_are_enough(strategy: str, guidance: float) -
 
 def test_sampling_starts_from_uniform_noise() -> None:
     first = next(states(constant(torch.ones(VOCAB)), EAGER, seeds_of(6000)))
-    assert (first.step, first.running) == (0, 6000)
+    assert (first.step, first.num_running) == (0, 6000)
     assert torch.equal(first.tokens, starting_tokens(seeds_of(6000), LENGTH, VOCAB))
     share = first.tokens.flatten().bincount(minlength=VOCAB) / first.tokens.numel()
     assert (share - 1 / VOCAB).abs().max() < 0.0061  # 4 standard deviations
@@ -255,7 +262,7 @@ def test_the_starting_noise_stays_in_the_codebook_and_reaches_both_ends(vocab_si
 @pytest.mark.parametrize("proportion", [0.4, 1.0])
 def test_samples_follow_a_known_distribution_at_a_temperature(proportion: float) -> None:
     probabilities = torch.tensor([0.4, 0.3, 0.2, 0.05, 0.05, 0.0])
-    schedule = Schedule(30, 0.5, 0.5, proportion, proportion, early_stop=False)
+    schedule = make_schedule(30, 0.5, 0.5, proportion, proportion, early_stop=False)
     drawn = run(constant(probabilities), schedule, seeds_of(2000))
     expected = probabilities**2 / (probabilities**2).sum()  # temperature 1/2 squares
     share = drawn.flatten().bincount(minlength=VOCAB) / drawn.numel()
@@ -271,7 +278,7 @@ def test_samples_follow_a_known_joint_distribution() -> None:
         wanted[:, 0] = tokens[:, 0]
         return only(wanted)
 
-    schedule = Schedule(100, 1.0, 1.0, 0.5, 0.5, early_stop=False)
+    schedule = make_schedule(100, 1.0, 1.0, 0.5, 0.5, early_stop=False)
     tokens = run(chain, schedule, seeds_of(1200))
     assert torch.equal(tokens, (tokens[:, :1] + torch.arange(LENGTH)) % VOCAB)
     assert (tokens[:, 0].bincount(minlength=VOCAB) - 200).abs().max() < 52  # 4 std deviations
@@ -289,7 +296,7 @@ def test_given_tokens_are_refined_and_frozen_ones_never_move() -> None:
     frozen = torch.rand(8, LENGTH, generator=generator) < 0.5
     before = tokens.clone()
     for state in states(
-        constant(torch.ones(VOCAB)), Schedule(20), seeds_of(8), tokens=tokens, frozen=frozen
+        constant(torch.ones(VOCAB)), make_schedule(20), seeds_of(8), tokens=tokens, frozen=frozen
     ):
         assert torch.equal(state.tokens[frozen], tokens[frozen])
         if state.step == 0:
@@ -301,7 +308,7 @@ def test_given_tokens_are_refined_and_frozen_ones_never_move() -> None:
 def test_later_steps_do_not_write_into_the_tokens_of_earlier_ones() -> None:
     copies = [
         (state.tokens, state.tokens.clone())
-        for state in states(undecided, Schedule(30), seeds_of(6))
+        for state in states(undecided, make_schedule(30), seeds_of(6))
     ]
     assert all(torch.equal(kept, copy) for kept, copy in copies)
     assert len({kept.data_ptr() for kept, _ in copies}) == len(copies)
@@ -321,11 +328,11 @@ def test_no_graph_is_built_and_the_caller_keeps_its_gradient_mode() -> None:
 
 @pytest.mark.parametrize("min_steps", [0, 1, 6])
 def test_a_settled_sample_stops_after_min_steps_and_not_before(min_steps: int) -> None:
-    schedule = Schedule(steps=20, min_steps=min_steps)
+    schedule = make_schedule(steps=20, min_steps=min_steps)
     *_, last = states(constant(torch.eye(VOCAB)[2]), schedule, seeds_of(3))
     # The first step changes something, so without a minimum the second one finds all settled.
     assert last.step == max(min_steps + 1, 2)
-    assert last.running == 0
+    assert last.num_running == 0
     assert (last.tokens == 2).all()
 
 
@@ -333,12 +340,12 @@ def test_a_small_hole_is_not_given_up_while_some_of_it_was_not_offered_a_value()
     """A step whose few tokens happen to be settled says nothing about the others."""
     frozen = (torch.arange(LENGTH) >= 6).expand(40, -1)
     tokens = torch.zeros(40, LENGTH, dtype=torch.long)
-    schedule = Schedule(200, sample_proportion=0.2, end_sample_proportion=0.2)
+    schedule = make_schedule(200, sample_proportion=0.2, end_sample_proportion=0.2)
     *_, last = states(
         constant(torch.eye(VOCAB)[2]), schedule, seeds_of(40), tokens=tokens, frozen=frozen
     )
     assert torch.equal(last.tokens, torch.where(frozen, 0, 2))
-    assert (last.running, last.step < 150) == (0, True)
+    assert (last.num_running, last.step < 150) == (0, True)
 
 
 def test_a_sample_is_done_once_every_token_was_offered_a_value_since_it_last_changed() -> None:
@@ -355,15 +362,15 @@ def test_a_sample_without_a_free_token_is_done_at_once() -> None:
     tokens = torch.zeros(2, LENGTH, dtype=torch.long)
     frozen = torch.tensor([[True], [False]]).expand(-1, LENGTH)
     running = [
-        state.running
-        for state in states(one_higher, Schedule(3), seeds_of(2), tokens=tokens, frozen=frozen)
+        state.num_running
+        for state in states(one_higher, make_schedule(3), seeds_of(2), tokens=tokens, frozen=frozen)
     ]
     assert running == [2, 1, 1, 1]
 
 
 def test_without_early_stop_all_steps_are_done() -> None:
-    schedule = Schedule(steps=20, early_stop=False)
-    counts = [s.running for s in states(constant(torch.eye(VOCAB)[2]), schedule, seeds_of(3))]
+    schedule = make_schedule(steps=20, early_stop=False)
+    counts = [s.num_running for s in states(constant(torch.eye(VOCAB)[2]), schedule, seeds_of(3))]
     assert counts == [3] * 21
 
 
@@ -374,7 +381,9 @@ def test_a_restless_sample_takes_all_steps_while_others_leave() -> None:
         return torch.where((classes == 1)[:, None, None], change, rest)
 
     classes = torch.tensor([0, 1, 0, 0])
-    running = [s.running for s in states(denoise, Schedule(9), seeds_of(4), classes=classes)]
+    running = [
+        s.num_running for s in states(denoise, make_schedule(9), seeds_of(4), classes=classes)
+    ]
     assert running == [4, 4, 1, 1, 1, 1, 1, 1, 1, 1]
 
 
@@ -393,7 +402,7 @@ def test_tokens_masks_classes_and_seeds_leave_the_batch_together() -> None:
         assert (tokens == kinds[:, None]).any(dim=1).all()  # the frozen token is the row's class
         return undecided(tokens, kinds)
 
-    schedule = Schedule(300, sample_proportion=0.7, end_sample_proportion=0.7, min_steps=3)
+    schedule = make_schedule(300, sample_proportion=0.7, end_sample_proportion=0.7, min_steps=3)
     tokens = run(denoise, schedule, seeds_of(rows), tokens=start, frozen=frozen, classes=classes)
     assert len(set(sizes)) > 5  # rows did leave, one after the other
     assert torch.equal(tokens[frozen], classes)
@@ -405,7 +414,7 @@ def test_tokens_masks_classes_and_seeds_leave_the_batch_together() -> None:
 def test_the_same_seed_gives_the_same_sample_whatever_the_batch_size(
     batch_size: int, early_stop: bool, strategy: Any
 ) -> None:
-    schedule = Schedule(
+    schedule = make_schedule(
         20, 1.0, 0.6, 0.8, 0.4, 2, early_stop, strategy, guidance=2.0, top_k=5, top_p=0.95
     )
     seeds, classes = seeds_of(12), torch.arange(12) % VOCAB
@@ -454,7 +463,7 @@ def test_every_step_has_noise_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (lambda: {"frozen": torch.ones(3, LENGTH, dtype=torch.bool)}, "tokens to keep"),
+        (lambda: {"frozen": torch.ones(3, LENGTH, dtype=torch.bool)}, "need tokens"),
         (lambda: {"classes": torch.zeros(2, dtype=torch.long)}, "classes has 2 rows for 3 seeds"),
         (lambda: {"tokens": torch.zeros(1, LENGTH).long()}, "tokens has 1 rows for 3 seeds"),
         (lambda: {"grid": (3, 4)}, "a grid of 3x4 does not hold 10 tokens"),
@@ -474,6 +483,6 @@ def test_rows_that_do_not_belong_together_are_refused(
 def test_guidance_without_a_class_to_leave_out_is_refused(
     rows: dict[str, Any], ends: tuple[float, float]
 ) -> None:
-    schedule = Schedule(2, guidance=ends[0], end_guidance=ends[1])
-    with pytest.raises(ValueError, match="the class that means any"):
+    schedule = make_schedule(2, guidance=ends[0], end_guidance=ends[1])
+    with pytest.raises(ValueError, match="the null class"):
         states(constant(torch.ones(VOCAB)), schedule, seeds_of(3), **rows)

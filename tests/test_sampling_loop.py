@@ -9,21 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_schedule
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sundae.common.compiling import Compiled
 from sundae.config.run_file import RunConfig
+from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
 from sundae.prior.network import build_network
-from sundae.sampling.loop import Refinement, Schedule, sample
-from sundae.sampling.polling import DonePoller, PollPolicy, poll_policy
+from sundae.sampling.loop import Refinement, sample
+from sundae.sampling.polling import DonePoller, PollPolicy
 from sundae.sampling.prior import Prior, sample_seeds
 from sundae.sampling.strategies import STRATEGIES
 
 VOCAB, LENGTH, ROWS = 6, 16, 12
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-AS_ON_A_GPU = poll_policy(CUDA, compiled=False)
+AS_ON_A_GPU = PollPolicy.for_device(CUDA, compiled=False)
 EVERY_STRATEGY = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -35,12 +37,12 @@ def undecided(tokens: Tensor, classes: Tensor | None) -> Tensor:
     return logits if classes is None else logits + 0.01 * classes[:, None, None]
 
 
-def schedule_for(strategy: Any, steps: int = 40, **changes: Any) -> Schedule:
+def schedule_for(strategy: Any, steps: int = 40, **changes: Any) -> SamplingConfig:
     settings: dict[str, Any] = {"sample_proportion": 0.8, "end_sample_proportion": 0.4}
-    return Schedule(steps, 1.0, 0.6, min_steps=2, strategy=strategy, **settings | changes)
+    return make_schedule(steps, 1.0, 0.6, min_steps=2, strategy=strategy, **settings | changes)
 
 
-def states(schedule: Schedule, *, rows: int = ROWS, **options: Any) -> Iterator[Refinement]:
+def states(schedule: SamplingConfig, *, rows: int = ROWS, **options: Any) -> Iterator[Refinement]:
     frozen = torch.rand(rows, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.2
     return sample(
         options.pop("denoise", undecided),
@@ -55,7 +57,7 @@ def states(schedule: Schedule, *, rows: int = ROWS, **options: Any) -> Iterator[
     )
 
 
-def last(schedule: Schedule, **options: Any) -> Tensor:
+def last(schedule: SamplingConfig, **options: Any) -> Tensor:
     *_, state = states(schedule, **options)
     return state.tokens
 
@@ -98,7 +100,7 @@ def test_the_device_is_asked_rarely(strategy: str) -> None:
     pace = PollPolicy(5, (1.0, 0.5))
     with Questions() as questions:
         steps = states(
-            schedule, pace=pace, classes=torch.arange(ROWS), null_class=3, denoise=undecided
+            schedule, policy=pace, classes=torch.arange(ROWS), null_class=3, denoise=undecided
         )
         done = sum(1 for _ in steps) - 1
     assert done > 10
@@ -120,7 +122,7 @@ def test_the_network_asks_nothing(config: Callable[..., RunConfig]) -> None:
 def test_samples_do_not_depend_on_when_they_leave(strategy: str, pace: PollPolicy) -> None:
     schedule = schedule_for(strategy)
     expected = [state.tokens for state in states(schedule)]
-    found = [state.tokens for state in states(schedule, pace=pace)]
+    found = [state.tokens for state in states(schedule, policy=pace)]
     assert len(found) >= len(expected)  # it is noticed later that all are done
     expected += expected[-1:] * (len(found) - len(expected))
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
@@ -134,9 +136,9 @@ def test_batches_shrink_to_few_sizes_and_nobody_who_is_not_done_is_left_out() ->
         return undecided(tokens, classes)
 
     schedule = schedule_for("random", 200)
-    for pace in (AS_ON_A_GPU, poll_policy(CPU, compiled=False)):
+    for pace in (AS_ON_A_GPU, PollPolicy.for_device(CPU, compiled=False)):
         sizes.clear()
-        running = [s.running for s in states(schedule, rows=64, pace=pace, denoise=watched)]
+        running = [s.num_running for s in states(schedule, rows=64, policy=pace, denoise=watched)]
         assert running == sorted(running, reverse=True)
         assert running[-1] == 0 and len(running) < 200
         assert sizes == sorted(sizes, reverse=True)
@@ -151,17 +153,18 @@ def test_batches_shrink_to_few_sizes_and_nobody_who_is_not_done_is_left_out() ->
 
 
 def test_a_batch_shrinks_by_eighths_on_the_cpu_and_by_halves_on_a_gpu() -> None:
-    assert poll_policy(CPU, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
-    assert poll_policy(CUDA, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 32, 64]
-    assert poll_policy(CUDA, compiled=True).sizes(64) == [0, 1, 4, 16, 64]
-    assert poll_policy(CPU, compiled=False).sizes(3) == [0, 1, 2, 3]
+    eighths = [0, 1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+    assert PollPolicy.for_device(CPU, compiled=False).sizes(64) == eighths
+    assert PollPolicy.for_device(CUDA, compiled=False).sizes(64) == [0, 1, 2, 4, 8, 16, 32, 64]
+    assert PollPolicy.for_device(CUDA, compiled=True).sizes(64) == [0, 1, 4, 16, 64]
+    assert PollPolicy.for_device(CPU, compiled=False).sizes(3) == [0, 1, 2, 3]
 
 
 def test_an_answer_is_looked_at_when_the_next_question_is_asked() -> None:
     done = torch.tensor([[n < left for n in range(10)] for left in range(10)])
     patient, eager = DonePoller(PollPolicy(3, (1.0,)), 10), DonePoller(PollPolicy(1, (1.0,)), 10)
-    assert [patient.look(row) for row in done] == [10, 10, 10, 10, 10, 8, 8, 8, 5, 5]
-    assert [eager.look(row) for row in done] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert [patient.poll(row) for row in done] == [10, 10, 10, 10, 10, 8, 8, 8, 5, 5]
+    assert [eager.poll(row) for row in done] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
 
 
 # -- compiled -------------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ def test_a_step_is_compiled_once_for_each_of_few_sizes(
 def test_kinds_of_steps_that_occur_once_are_not_compiled() -> None:
     torch._dynamo.reset()
     graphs = Graphs()
-    schedule = Schedule(16, 1.0, 0.0, 0.5, 0.5, early_stop=False)  # argmax in the last step
+    schedule = make_schedule(16, 1.0, 0.0, 0.5, 0.5, early_stop=False)  # argmax in the last step
     found = last(schedule, compiled=Compiled(CPU, backend=graphs))
     assert torch.equal(found, last(schedule))
     assert len(graphs.sizes) == 1
@@ -243,7 +246,7 @@ def test_a_compiled_network_draws_the_same_samples(
     net = build_network(cfg)
     torch.nn.init.normal_(net.to_logits.weight)
     prior = Prior(net, cfg, CPU, use_amp=use_amp, canvas=(side, side))
-    schedule = Schedule(6, 0.9, 0.8, 0.5, 0.5, min_steps=6)
+    schedule = make_schedule(6, 0.9, 0.8, 0.5, 0.5, min_steps=6)
 
     def drawn() -> list[Tensor]:
         running = prior.refine(sample_seeds(0, 6), torch.arange(6) % 3, schedule)

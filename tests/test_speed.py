@@ -12,12 +12,12 @@ import measuring
 import pytest
 import speed
 import torch
+from conftest import make_schedule
 from speed_amused import matched
 from speed_jobs import CONFIGS, SIZES, Bench, Costs, Job, Setup, Track, Way, twin
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
 from sundae.config.run_file import RunConfig, load_config
-from sundae.sampling.schedule import Schedule
 from utils import run_cli
 
 TRACKS = "forward,train,step,sampling,encode,decode,latents"
@@ -115,7 +115,7 @@ def test_what_is_not_there_is_refused_by_name(
 def test_flop_of_sampling_are_those_of_its_forwards() -> None:
     cfg = tiny_config()
     costs = Costs(cfg)
-    schedule = Schedule(3, sample_proportion=1.0, end_sample_proportion=0.0)
+    schedule = make_schedule(3, sample_proportion=1.0, end_sample_proportion=0.0)
     # 64, 32 and 0 of 64 tokens; the last map has 32 x 64 weights.
     expected = costs.forward(64) + costs.forward(32) + costs.forward(0)
     assert costs.sampling(schedule, all_logits=False) == expected

@@ -6,12 +6,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from conftest import make_schedule
 from torch import Tensor
 
-from sundae.config.sections import StrategyName
+from sundae.config.sections import SamplingConfig, StrategyName
 from sundae.prior.categorical import draw_seeds
 from sundae.sampling.loop import ClassDenoise, sample
-from sundae.sampling.schedule import Schedule
 from sundae.sampling.strategies import STRATEGIES, counted, halton_order
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ class KnownNoise:
         return torch.einsum("gb,glv->blv", posterior / posterior.sum(0), one_hot).log()
 
 
-def shares(denoise: ClassDenoise, schedule: Schedule) -> Tensor:
+def shares(denoise: ClassDenoise, schedule: SamplingConfig) -> Tensor:
     """(81,) how often each grid came out."""
     *_, last = sample(
         denoise, seeds=SEEDS, length=LENGTH, vocab_size=CODES, schedule=schedule, grid=(2, 2)
@@ -74,9 +74,9 @@ def total_variation(found: Tensor) -> float:
     return float((found - TRUTH).abs().sum() / 2)
 
 
-def towards_one(strategy: Any, steps: int, **settings: Any) -> Schedule:
+def towards_one(strategy: Any, steps: int, **settings: Any) -> SamplingConfig:
     """From half of the tokens at once to one at a time, where conditionals are exact."""
-    return Schedule(steps, 1.0, 1.0, 0.5, 0.0, 0, False, strategy, **settings)
+    return make_schedule(steps, 1.0, 1.0, 0.5, 0.0, 0, False, strategy, **settings)
 
 
 def far(denoise: Callable[[int], ClassDenoise], strategy: str, **settings: Any) -> list[float]:
@@ -105,7 +105,7 @@ def test_renoising_comes_closer_with_more_steps_but_draws_its_last_tokens_at_onc
     """All tokens take their last value in one step, each without the others': an error stays."""
     distances = [
         total_variation(
-            shares(KnownNoise(steps), Schedule(steps, 1, 1, 0.5, 0.5, 0, False, "renoise"))
+            shares(KnownNoise(steps), make_schedule(steps, 1, 1, 0.5, 0.5, 0, False, "renoise"))
         )
         for steps in (1, 2, 4, 64)
     ]
@@ -141,7 +141,7 @@ def test_argmax_predicts_the_unsure_tokens_from_what_the_sure_ones_have_become()
         logits[:, 0] = torch.tensor([0.0, 0.0, 9.0])
         return logits
 
-    schedule = Schedule(2, 1.0, 1.0, 0.25, 0.25, 0, False, "argmax")
+    schedule = make_schedule(2, 1.0, 1.0, 0.25, 0.25, 0, False, "argmax")
     _, sure, then = sample(
         denoise,
         seeds=SEEDS[:2],
@@ -160,7 +160,7 @@ def test_renoising_sets_a_shrinking_share_back_to_the_first_noise() -> None:
         seeds=SEEDS[:50],
         length=100,
         vocab_size=CODES,
-        schedule=Schedule(5, 1.0, 1.0, 0.5, 0.5, 0, False, "renoise"),
+        schedule=make_schedule(5, 1.0, 1.0, 0.5, 0.5, 0, False, "renoise"),
         tokens=torch.arange(2).repeat(50, 50),
     )
     for state in later:
@@ -201,7 +201,7 @@ def test_no_token_waits_longer_than_another() -> None:
         seeds=SEEDS[:2],
         length=12,
         vocab_size=50,
-        schedule=Schedule(11, 0.5, 0.5, 0.4, 0.4, 0, False, "halton"),
+        schedule=make_schedule(11, 0.5, 0.5, 0.4, 0.4, 0, False, "halton"),
         tokens=torch.zeros(2, 12, dtype=torch.long),
         frozen=frozen,
         grid=(3, 4),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_schedule
 from textbook import Chance, Textbook, adamw, corrupted, sample, unrolled_loss
 from torch import Tensor
 
@@ -16,8 +17,7 @@ from sundae.config.run_file import RunConfig
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
 from sundae.prior.objective import corrupt, corruption_rates, unroll
-from sundae.sampling.loop import Schedule
-from sundae.sampling.strategies import draw_noise, starting_tokens
+from sundae.sampling.state import draw_noise, starting_tokens
 from sundae.training.optimizers import make_optimizer
 
 CODES, BATCH = 11, 3
@@ -163,7 +163,7 @@ def test_fused_loss_in_bf16_is_near_the_textbooks() -> None:
 def test_samples_under_the_same_noise_are_the_textbooks(at_positions: bool) -> None:
     net = network(depth=(1, (1, 1, 1), 1), num_classes=4).eval()
     classes, seeds = torch.tensor([1, 3, 0]), torch.tensor([5, 2**40, 7])
-    schedule = Schedule(
+    schedule = make_schedule(
         6, 1.0, 0.5, sample_proportion=0.7, end_sample_proportion=0.1, early_stop=False
     )
     *_, last = sundae.sampling.loop.sample(

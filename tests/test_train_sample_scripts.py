@@ -22,8 +22,9 @@ from torch import Tensor
 
 import utils
 from hourglass_transformer import model
-from sundae.config.run_file import load_config
+from sundae.config.run_file import SamplingConfig, load_config
 from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
+from sundae.sampling.sampler import BaseSampler
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., Ended]
@@ -347,14 +348,17 @@ def sampled(out_dir: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What sample.py asks the sampler for; nothing is sampled."""
+    """What sample.py passes to the sampler; nothing is sampled."""
     seen: dict[str, Any] = {}
 
-    def write_samples(prior: object, codec: object, out_dir: Path, **options: Any) -> Path:
-        seen.update(options, prior=prior)
-        return out_dir
+    def refine_tokens(
+        sampler: BaseSampler, seeds: Tensor, classes: Tensor, sampling: SamplingConfig, **_: Any
+    ) -> list[Any]:
+        seen.update(sampler=sampler, seeds=seeds, classes=classes, schedule=sampling)
+        return []
 
-    monkeypatch.setattr("sample.write_samples", write_samples)
+    monkeypatch.setattr(BaseSampler, "refine_tokens", refine_tokens)
+    monkeypatch.setattr("sample.write_samples", lambda states, out_dir, *_, **options: out_dir)
     return seen
 
 
@@ -396,8 +400,8 @@ def test_an_explicit_zero_is_a_value(
     ended = script("sample", "--resume", trained, "--out-dir", tmp_path / "o", "--seed", 0, *zeros)
     assert ended.code == 0
     schedule = asked["schedule"]
-    assert (schedule.temperature, schedule.end_temperature, schedule.min_steps) == (0, 0, 0)
-    assert (schedule.sample_proportion, schedule.end_sample_proportion) == (0, 0)
+    assert (*schedule.temperature_ramp, schedule.min_steps) == (0, 0, 0)
+    assert schedule.proportion_ramp == (0, 0)
     assert schedule.early_stop
     assert "seed 0" in ended.out
 
@@ -421,7 +425,7 @@ def test_what_is_not_given_comes_from_the_checkpoint_or_the_run_file(
     )
     schedule = asked["schedule"]
     assert (len(asked["seeds"]), schedule.steps, schedule.min_steps) == (2, 8, 7)
-    assert (schedule.temperature, schedule.end_temperature) == (0.25, 0.25)
+    assert schedule.temperature_ramp == (0.25, 0.25)
     assert not schedule.early_stop
 
 
@@ -459,7 +463,7 @@ def test_the_averaged_weights_are_sampled_from(
     words = ("--out-dir", tmp_path / "o", "--no-amp")  # bfloat16 would round them
     assert script("sample", "--resume", trained, *words, *flags).code == 0
     expected = load_file(trained / "checkpoints" / "step-0000020" / f"{name}.safetensors")
-    weights: dict[str, Tensor] = asked["prior"].net.state_dict()
+    weights: dict[str, Tensor] = asked["sampler"].network.state_dict()
     assert all(torch.equal(weights[key], v.to(weights[key].dtype)) for key, v in expected.items())
 
 

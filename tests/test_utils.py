@@ -16,7 +16,7 @@ import torch
 
 import utils
 from sundae.common.errors import UserError
-from sundae.config.run_file import RunConfig, SamplingConfig, with_sampling_flags
+from sundae.config.run_file import RunConfig, SamplingConfig, sampling_flags, update_config
 from sundae.config.sections import FEW_STEPS, CurveName, StrategyChoice
 
 ROOT = Path(__file__).parents[1]
@@ -149,8 +149,8 @@ def test_the_help_says_what_auto_means() -> None:
 
 def test_a_flag_can_ask_for_auto_and_against_it(config: Callable[..., RunConfig]) -> None:
     named = config({"sampling.strategy": "halton"})
-    assert with_sampling_flags(named, parse_sampling("--strategy", "auto")) == config()
-    assert with_sampling_flags(config(), parse_sampling("--strategy", "halton")) == named
+    assert update_config(named, sampling_flags(parse_sampling("--strategy", "auto"))) == config()
+    assert update_config(config(), sampling_flags(parse_sampling("--strategy", "halton"))) == named
 
 
 def test_every_key_of_sampling_has_a_flag_of_its_name() -> None:
@@ -163,7 +163,7 @@ def test_every_key_of_sampling_has_a_flag_of_its_name() -> None:
 def test_sampling_flags_win_and_what_is_not_given_stays(config: Callable[..., RunConfig]) -> None:
     cfg = config({"sampling.temperature": 0.5, "net.class_dropout": 0.1})
     words = "--strategy halton --top-k 0 --guidance 2 --guidance-curve cosine --temperature 0"
-    changed = with_sampling_flags(cfg, parse_sampling(*words.split(), "--no-early-stop"))
+    changed = update_config(cfg, sampling_flags(parse_sampling(*words.split(), "--no-early-stop")))
     assert changed.sampling == replace(
         cfg.sampling,
         strategy="halton",
@@ -172,8 +172,13 @@ def test_sampling_flags_win_and_what_is_not_given_stays(config: Callable[..., Ru
         temperature=0.0,
         early_stop=False,
     )
-    assert with_sampling_flags(cfg, parse_sampling()) == cfg
-    assert with_sampling_flags(cfg, parse_sampling("--no-compile")).sampling.compile is False
-    assert with_sampling_flags(cfg, argparse.Namespace(nb_samples=9)).sampling.nb_samples == 9
+    assert update_config(cfg, sampling_flags(parse_sampling())) == cfg
+    assert (
+        update_config(cfg, sampling_flags(parse_sampling("--no-compile"))).sampling.compile is False
+    )
+    assert (
+        update_config(cfg, sampling_flags(argparse.Namespace(nb_samples=9))).sampling.nb_samples
+        == 9
+    )
     with pytest.raises(UserError, match="--choice-temperature: expected a number at least 0"):
-        with_sampling_flags(cfg, parse_sampling("--choice-temperature", "-1"))
+        update_config(cfg, sampling_flags(parse_sampling("--choice-temperature", "-1")))

@@ -39,8 +39,8 @@ __all__ = [
     "dump_toml",
     "load_config",
     "parse_config",
+    "sampling_flags",
     "update_config",
-    "with_sampling_flags",
 ]
 
 _SECTIONS: dict[str, type] = {
@@ -115,23 +115,17 @@ def update_config(
     return _build_run(with_changes(cfg.to_dict(), changes, origin), origin)
 
 
-def with_sampling_flags(
-    cfg: RunConfig, args: argparse.Namespace, source: str = "configuration"
-) -> RunConfig:
-    """Let a script's sampling flags (`utils.add_sampling_flags`) win over [sampling].
+def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What a script's sampling flags (`utils.add_sampling_flags`) change, for `update_config`.
 
     Args:
         args: parsed flags; one that it lacks counts as not given. A script's own --nb-samples is
-            applied too.
-        source: how to name `cfg` in an error.
-
-    Raises:
-        UserError: as `parse_config`, naming the flag.
+            one of them.
     """
     names = {field.name for field in fields(SamplingConfig)} - {"early_stop"}
     flags: dict[str, Any] = {f"sampling.{name}": getattr(args, name, None) for name in names}
     flags["sampling.early_stop"] = False if getattr(args, "no_early_stop", False) else None
-    return update_config(cfg, flags, source)
+    return flags
 
 
 def dump_toml(cfg: RunConfig) -> str:

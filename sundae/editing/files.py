@@ -27,10 +27,11 @@ from sundae.common.images import (
     to_tensor,
 )
 from sundae.common.naming import path_component
+from sundae.config.sections import SamplingConfig
 from sundae.editing.inpaint import fit_picture, image_to_image, inpaint, outpaint_canvas
 from sundae.editing.masks import MASK_SIZES, make_mask, read_mask
 from sundae.sampling.canvas import LARGEST_CANVAS, Shape
-from sundae.sampling.loop import Refinement, Schedule
+from sundae.sampling.loop import Refinement
 from sundae.sampling.output import GRID_LIMIT, grid_path, sample_path
 from sundae.sampling.prior import Prior
 
@@ -204,7 +205,7 @@ def repaint(
     *,
     seeds: Tensor,
     classes: Tensor | None,
-    schedule: Schedule,
+    schedule: SamplingConfig,
     batch_size: int,
     composite: bool = True,
     feather: int | None = None,

@@ -14,12 +14,14 @@ from torch import Tensor
 from sundae.codec.interface import Codec
 from sundae.common.errors import UserError
 from sundae.common.images import crop_box, resize_and_crop, to_pil, to_tensor
+from sundae.config.sections import SamplingConfig
 from sundae.editing.compositing import composited, fill_hidden
 from sundae.editing.masks import resize_mask, token_mask
 from sundae.prior.categorical import seeded_uniforms
 from sundae.sampling.canvas import Shape
-from sundae.sampling.loop import Refinement, Schedule, starting_tokens
+from sundae.sampling.loop import Refinement
 from sundae.sampling.prior import Prior
+from sundae.sampling.state import starting_tokens
 
 # A stream of noise that no refinement step uses: steps count up from 0.
 _RENOISE = -1
@@ -103,7 +105,7 @@ class Answers:
     @property
     def running(self) -> int:
         """How many answers are not done yet."""
-        return self.refinement.running
+        return self.refinement.num_running
 
     def images(self) -> Tensor:
         """Decode: (N, 3, H, W) float32 in [0, 1] on the CPU, of the size of the picture."""
@@ -119,7 +121,7 @@ def inpaint(
     *,
     seeds: Tensor,
     classes: Tensor | None,
-    schedule: Schedule,
+    schedule: SamplingConfig,
     composite: bool = True,
     feather: int | None = None,
 ) -> Iterator[Answers]:
@@ -171,7 +173,7 @@ def image_to_image(
     strength: float,
     seeds: Tensor,
     classes: Tensor | None,
-    schedule: Schedule,
+    schedule: SamplingConfig,
 ) -> Iterator[Answers]:
     """Variations of a picture, one a seed: a random fraction of its tokens is drawn anew.
 
@@ -262,7 +264,7 @@ def _repaint(
     redrawn: Tensor,
     seeds: Tensor,
     classes: Tensor | None,
-    schedule: Schedule,
+    schedule: SamplingConfig,
 ) -> Iterator[Answers]:
     """redrawn: (N, h, w) bool, which tokens start from noise; the others are encoded and frozen."""
     prior = prior.on_canvas((redrawn.shape[1], redrawn.shape[2]))

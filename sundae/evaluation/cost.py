@@ -27,7 +27,7 @@ from sundae.codec.vqgan import new_vqgan
 from sundae.codec.vqgan.backbone import VQGAN
 from sundae.config.run_file import RunConfig
 from sundae.prior.network import build_network
-from sundae.sampling.strategies import STRATEGIES, schedule_of
+from sundae.sampling.strategies import STRATEGIES
 
 # The loss takes logits a few rows at a time, and so do the draws of sampling: an upper bound of
 # what is alive at once in training, whatever the batch.
@@ -156,13 +156,13 @@ class Cost:
 
     def sampling_positions(self) -> list[int]:
         """Number of tokens with logits in every step of [sampling]."""
-        sampling, length = schedule_of(self.cfg.sampling), self.cfg.data.sequence_length
-        strategy, free = STRATEGIES[sampling.strategy], torch.tensor([length])
+        sampling, length = self.cfg.sampling, self.cfg.data.sequence_length
+        strategy, free = STRATEGIES[sampling.resolved_strategy], torch.tensor([length])
         counts = []
         for step in range(sampling.steps):
             if sampling.proportion_at(step) == 0:
                 counts.append(0)
-            elif strategy.sees_logits(step):
+            elif strategy.needs_logits(step):
                 counts.append(length)
             else:
                 counts.append(int(strategy.count(sampling, step, free)))
@@ -170,7 +170,7 @@ class Cost:
 
     def sampling_flops(self) -> int:
         """Of all steps of [sampling], without early stopping and decoding; guidance doubles it."""
-        one, sampling = self.forward_flops(1), schedule_of(self.cfg.sampling)
+        one, sampling = self.forward_flops(1), self.cfg.sampling
         head = (self.forward_flops() - one) / max(1, self.cfg.data.sequence_length - 1)
         total = 0.0
         for step, count in enumerate(self.sampling_positions()):
@@ -226,7 +226,7 @@ class Cost:
 
     def sampling_pass_bytes(self, batch: int, *, bf16: bool) -> int:
         """Bytes at the peak of a sampling step beyond the float32 weights, logits included."""
-        sampling, count = schedule_of(self.cfg.sampling), max(1, *self.sampling_positions(), 0)
+        sampling, count = self.cfg.sampling, max(1, *self.sampling_positions(), 0)
         guided = any(sampling.guidance_at(step) != 1 for step in range(sampling.steps))
         with FakeTensorMode():
             net = build_network(self.cfg).eval()

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from sundae.common.compiling import Compiled
+from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_tokens
-from sundae.sampling.polling import DonePoller, PollPolicy, poll_policy
-from sundae.sampling.schedule import Schedule
-from sundae.sampling.strategies import STRATEGIES, Rows, Strategy, Turn, draw_noise, starting_tokens
+from sundae.sampling.polling import DonePoller, PollPolicy
+from sundae.sampling.state import SampleState, StepContext, draw_noise, starting_tokens
+from sundae.sampling.strategies import STRATEGIES, Strategy
 
-__all__ = ["ClassDenoise", "DenoiseAt", "Refinement", "Schedule", "sample", "starting_tokens"]
-
-# A compiled step handles one of this many numbers of tokens: to look at a few too many costs less
-# than to compile for each number.
+# A compiled step handles one of this many numbers of tokens: computing logits of a few too many
+# costs less than compiling for each number.
 _SIZES = 4
 
 # Of all steps; what fewer steps share is not worth compiling.
@@ -35,57 +34,19 @@ DenoiseAt = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Refinement:
-    """The state after a step.
+    """All samples after a step.
 
     Attributes:
-        tokens: (batch, length) int64, all samples in the order they were asked for. A tensor of its
-            own: later steps do not write to it.
-        step: how many steps have been done; 0 is the starting noise.
-        running: how many samples are not done yet, or were not when the device was last asked: a
-            GPU is asked rarely.
+        tokens: (batch, length) int64, in the order of the seeds. Later steps do not write to it.
+        step: steps done; 0 is the starting noise.
+        num_running: samples that are not done, or were not when the device was last polled.
+        is_final: whether this is the last step.
     """
 
     tokens: Tensor
     step: int
-    running: int
-
-
-@dataclass(frozen=True)
-class _Network:
-    """A denoiser with guidance, for all positions or some."""
-
-    denoise: ClassDenoise
-    denoise_at: DenoiseAt | None
-    null_class: int | None
-
-    def logits(
-        self, rows: Rows, guidance: Tensor | None, positions: Tensor | None = None
-    ) -> Tensor:
-        """(batch, length, vocab), or (batch, count, vocab) at positions (batch, count).
-
-        With guidance g it is null + g * (conditional - null), both from one forward of twice the
-        rows (classifier-free guidance, arXiv 2207.12598, with 1 + w for g).
-        """
-        if guidance is None:
-            return self._predict(rows.tokens, rows.classes, positions)
-        assert rows.classes is not None and self.null_class is not None
-        classes = torch.cat((rows.classes, torch.full_like(rows.classes, self.null_class)))
-        twice = None if positions is None else positions.repeat(2, 1)
-        both = self._predict(rows.tokens.repeat(2, 1), classes, twice)
-        conditional, null = both.float().chunk(2)
-        return null + guidance * (conditional - null)
-
-    def _predict(self, tokens: Tensor, classes: Tensor | None, positions: Tensor | None) -> Tensor:
-        if positions is None:
-            return self.denoise(tokens, classes)
-        if self.denoise_at is None:
-            return at_positions(self.denoise(tokens, classes), positions)
-        return self.denoise_at(tokens, classes, positions)
-
-
-def at_positions(values: Tensor, positions: Tensor) -> Tensor:
-    """(batch, length, n), (batch, count) int64 -> (batch, count, n)"""
-    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+    num_running: int
+    is_final: bool
 
 
 def sample(
@@ -94,14 +55,14 @@ def sample(
     seeds: Tensor,
     length: int,
     vocab_size: int,
-    schedule: Schedule,
+    schedule: SamplingConfig,
     classes: Tensor | None = None,
     tokens: Tensor | None = None,
     frozen: Tensor | None = None,
     grid: tuple[int, int] | None = None,
     null_class: int | None = None,
     denoise_at: DenoiseAt | None = None,
-    pace: PollPolicy | None = None,
+    policy: PollPolicy | None = None,
     compiled: Compiled | None = None,
 ) -> Iterator[Refinement]:
     """Refine all tokens of a batch in parallel (arXiv 2206.12351), step by step.
@@ -121,15 +82,15 @@ def sample(
         schedule: steps, strategy, temperatures, proportions, guidance, stopping.
         classes: (batch,) int64 for a conditional network.
         tokens: (batch, length) int64 to start from; uniform noise unless given.
-        frozen: (batch, length) bool; these positions keep the value they start with.
-        grid: (height, width) of the tokens in raster order, for strategies that look where they
-            are; one row unless given.
-        null_class: the class that means any, for guidance.
+        frozen: (batch, length) bool; these positions have the value they start with.
+        grid: (height, width) of the tokens in raster order, for strategies that depend on it; one
+            row unless given.
+        null_class: number of the null class, for guidance.
         denoise_at: as `denoise`, but takes positions (batch, count) as well and returns
-            (batch, count, vocab) for them. A strategy that chooses its tokens before it sees logits
-            uses it to compute no others; without it the others are computed and dropped.
-        pace: when to ask the device which samples are done, and what batches they leave behind; as
-            suits the device unless given.
+            (batch, count, vocab) for them. A strategy that chooses its tokens without logits uses
+            it to compute no others; without it the others are computed and dropped.
+        policy: when to poll the device for samples that are done, and what batches they leave
+            behind; as suits the device unless given.
         compiled: runs the steps, compiled, network and all; the denoisers must be functions of
             tensors then. Few shapes occur: the numbers of tokens are rounded up to quarters.
 
@@ -142,57 +103,159 @@ def sample(
             of another length, or guidance without classes or without a null class.
     """
     if frozen is not None and tokens is None:
-        raise ValueError("frozen positions need tokens to keep")
+        raise ValueError("frozen positions need tokens")
     for name, value in (("classes", classes), ("tokens", tokens), ("frozen", frozen)):
         if value is not None and len(value) != len(seeds):
             raise ValueError(f"{name} has {len(value)} rows for {len(seeds)} seeds")
     grid = (1, length) if grid is None else grid
     if grid[0] * grid[1] != length:
         raise ValueError(f"a grid of {grid[0]}x{grid[1]} does not hold {length} tokens")
-    guided = (schedule.guidance, schedule.end_guidance) != (1, 1)
-    if guided and (classes is None or null_class is None):
-        raise ValueError("guidance needs classes and the number of the class that means any")
+    if schedule.is_guided and (classes is None or null_class is None):
+        raise ValueError("guidance needs classes and the number of the null class")
     start = starting_tokens(seeds, length, vocab_size) if tokens is None else tokens.clone()
-    rows = _first_rows(start, seeds, classes, frozen)
-    # Asked once: how many tokens may change in each sample. No step has to ask for more.
-    free = torch.full((len(seeds),), length) if frozen is None else rows.free.sum(1).cpu()
-    plan = _Plan.of(schedule, grid, free, seeds.device, rounded=compiled is not None)
+    state = SampleState.initial(start, seeds, classes, frozen)
+    # Copied to the host once: how many tokens may change in each sample.
+    free = torch.full((len(seeds),), length) if frozen is None else state.free.sum(1).cpu()
+    table = _StepTable.of(schedule, grid, free, seeds.device, rounded=compiled is not None)
     network = _Network(denoise, denoise_at, null_class)
-    pace = pace or poll_policy(seeds.device, compiled=compiled is not None)
-    return _refine_all(network, rows, plan, pace, compiled)
+    policy = policy or PollPolicy.for_device(seeds.device, compiled=compiled is not None)
+    return _refine_all(network, state, table, policy, compiled)
 
 
-def _first_rows(
-    start: Tensor, seeds: Tensor, classes: Tensor | None, frozen: Tensor | None
-) -> Rows:
-    nothing = torch.zeros_like(start, dtype=torch.bool)
-    return Rows(
-        home=torch.arange(len(seeds), device=seeds.device),
-        seeds=seeds,
-        classes=classes,
-        start=start,
-        tokens=start,
-        free=~nothing if frozen is None else ~frozen,
-        offered=nothing,
-        settled=nothing,
-        served=torch.zeros_like(seeds),
-        done=torch.zeros_like(seeds, dtype=torch.bool),
+@torch.no_grad()
+def _refine_all(
+    network: _Network,
+    state: SampleState,
+    table: _StepTable,
+    policy: PollPolicy,
+    compiled: Compiled | None,
+) -> Iterator[Refinement]:
+    """The loop of `sample`."""
+    tokens, batch = state.tokens, len(state.seeds)
+    sizes, poller, last = policy.sizes(batch), DonePoller(policy, batch), len(table.signatures)
+    uses = Counter(table.signatures)
+    yield Refinement(tokens, 0, batch, is_final=False)
+    for step, signature in enumerate(table.signatures):
+        context = table.context(state, step)
+        if signature is None:
+            changes = _settle(context, state.tokens, torch.zeros_like(state.free))
+        elif compiled is not None and uses[signature] >= _SHARE_TO_COMPILE * last:
+            changes = compiled(_advance, network, table.strategy, signature, context)
+        else:
+            changes = _advance(network, table.strategy, signature, context)
+        state = state.updated(*changes)
+        tokens = tokens.index_copy(0, state.batch_index, state.tokens)
+        if table.check_done[step]:
+            num_running = poller.poll(state.done)
+            size = min((n for n in sizes if n >= num_running), default=0)
+            if size < len(state.seeds):
+                # Those that are done fill the batch up, and stay as they are.
+                state = state.select(state.done.to(torch.uint8).argsort(stable=True)[:size])
+        running = poller.num_running
+        yield Refinement(tokens, step + 1, running, is_final=step + 1 == last or running == 0)
+        if running == 0:
+            return
+
+
+def _advance(
+    network: _Network, strategy: Strategy, signature: _StepSignature, context: StepContext
+) -> tuple[Tensor, ...]:
+    """One step: arguments of `SampleState.updated`. A function of tensors, made to be compiled."""
+    state, length = context.state, context.state.tokens.shape[1]
+    guidance = context.guidance if signature.guided else None
+    all_logits = network.logits(state, guidance) if signature.needs_logits else None
+    rank = strategy.rank(context, all_logits).float().masked_fill(~state.free, torch.inf)
+    order = rank.argsort(dim=1, stable=True)  # equal ranks in raster order, on every device
+    chosen = torch.arange(length, device=order.device) < context.counts[:, None]
+    # Ranks that are not numbers come last, even behind the tokens that may not change.
+    resampled = torch.zeros_like(state.free).scatter_(1, order, chosen) & state.free
+    # All rows have logits at as many positions; the surplus of some is not resampled.
+    positions = order[:, : signature.num_positions] if signature.num_positions < length else None
+    if all_logits is None:
+        logits = network.logits(state, guidance, positions)
+    else:
+        logits = all_logits if positions is None else at_positions(all_logits, positions)
+    noise = draw_noise(state.seeds, context.step, length)
+    drawn = draw_tokens(
+        logits,
+        noise if positions is None else noise.gather(1, positions),
+        0.0 if signature.greedy else context.temperature,
+        top_k=signature.top_k,
+        top_p=signature.top_p,
+    )
+    fresh = drawn if positions is None else state.tokens.scatter(1, positions, drawn)
+    return _settle(
+        context, torch.where(resampled, fresh, strategy.unselected_tokens(state)), resampled
     )
 
 
-class _Kind(NamedTuple):
-    """What decides the shapes and operations of a step; steps of a kind are compiled once.
+def _settle(context: StepContext, updated: Tensor, resampled: Tensor) -> tuple[Tensor, ...]:
+    """Arguments of `SampleState.updated`: done samples stay as they are, others may be done now.
+
+    Args:
+        updated: (batch, length) int64, the new tokens.
+        resampled: (batch, length) bool, which of them were offered a fresh value.
+    """
+    state = context.state
+    tokens = torch.where(state.done[:, None], state.tokens, updated)
+    changed = (tokens != state.tokens).any(dim=1, keepdim=True)
+    converged = (state.converged | resampled) & ~changed
+    done = state.done | context.may_stop & (converged | ~state.free).all(dim=1)
+    return tokens, resampled, converged, state.num_resampled + resampled.sum(1), done
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A denoiser with guidance, for all positions or some."""
+
+    denoise: ClassDenoise
+    denoise_at: DenoiseAt | None
+    null_class: int | None
+
+    def logits(
+        self, state: SampleState, guidance: Tensor | None, positions: Tensor | None = None
+    ) -> Tensor:
+        """(batch, length, vocab), or (batch, count, vocab) at positions (batch, count).
+
+        With guidance g it is null + g * (conditional - null), both from one forward pass of twice
+        the rows (classifier-free guidance, arXiv 2207.12598, with 1 + w for g).
+        """
+        if guidance is None:
+            return self._predict(state.tokens, state.classes, positions)
+        assert state.classes is not None and self.null_class is not None
+        classes = torch.cat((state.classes, torch.full_like(state.classes, self.null_class)))
+        twice = None if positions is None else positions.repeat(2, 1)
+        both = self._predict(state.tokens.repeat(2, 1), classes, twice)
+        conditional, null = both.float().chunk(2)
+        return null + guidance * (conditional - null)
+
+    def _predict(self, tokens: Tensor, classes: Tensor | None, positions: Tensor | None) -> Tensor:
+        if positions is None:
+            return self.denoise(tokens, classes)
+        if self.denoise_at is None:
+            return at_positions(self.denoise(tokens, classes), positions)
+        return self.denoise_at(tokens, classes, positions)
+
+
+def at_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """(batch, length, n), (batch, count) int64 -> (batch, count, n)"""
+    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+
+
+class _StepSignature(NamedTuple):
+    """The shapes and operations of a step; steps of one signature are compiled once.
 
     Attributes:
-        most: how many tokens are looked at in each sample, at least as many as take a draw.
-        sees_logits: whether the strategy chooses by the logits.
-        guided: whether the network is asked twice.
+        num_positions: tokens of each sample that logits are drawn from, at least as many as are
+            resampled.
+        needs_logits: whether the strategy chooses by the logits.
+        guided: whether there are two forward passes.
         greedy: whether draws are the most likely values.
         top_k, top_p: see `sundae.prior.categorical.keep_likely`.
     """
 
-    most: int
-    sees_logits: bool
+    num_positions: int
+    needs_logits: bool
     guided: bool
     greedy: bool
     top_k: int
@@ -200,75 +263,75 @@ class _Kind(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A schedule worked out before the first step, so that none waits for the device or for Python.
+class _StepTable:
+    """A schedule computed before the first step, so that no step waits for the device or Python.
 
     Attributes:
         strategy: of the schedule.
         layout: what it knows of the grid.
-        kinds: of each step; None where no token takes a draw.
-        counts: (steps, batch) int64, on the device as all that follows: tokens that take a draw.
+        signatures: of each step; None where no token is resampled.
+        counts: (steps, batch) int64, on the device as all that follows: tokens to resample.
         steps: (steps,) int64, their numbers.
         values: (3, steps) float32: temperature, guidance and choice temperature.
         may_stop: (steps,) bool, whether a sample may be called done after the step.
-        asks: the same for the host.
+        check_done: the same for the host.
     """
 
     strategy: Strategy
     layout: Tensor | None
-    kinds: list[_Kind | None]
+    signatures: list[_StepSignature | None]
     counts: Tensor
     steps: Tensor
     values: Tensor
     may_stop: Tensor
-    asks: list[bool]
+    check_done: list[bool]
 
     @classmethod
     def of(
         cls,
-        schedule: Schedule,
+        schedule: SamplingConfig,
         grid: tuple[int, int],
         free: Tensor,
         device: torch.device,
         *,
         rounded: bool,
-    ) -> _Plan:
-        """Work a schedule out.
+    ) -> _StepTable:
+        """Compute a schedule.
 
         Args:
             schedule: all its numbers.
             grid: (height, width) of the tokens in raster order.
-            free: (batch,) int64, CPU: how many tokens may change in each sample.
+            free: (batch,) int64, CPU: tokens that may change in each sample.
             device: of the samples.
-            rounded: look at a few more tokens than take a draw, so that kinds stay few.
+            rounded: round numbers of positions up, so that signatures are few.
         """
-        strategy, steps = STRATEGIES[schedule.strategy], range(schedule.steps)
+        strategy, steps = STRATEGIES[schedule.resolved_strategy], range(schedule.steps)
         counts = torch.stack([_counts(strategy, schedule, step, free) for step in steps])
         length = grid[0] * grid[1]
         unit = math.ceil(length / _SIZES) if rounded else 1
         most = [max(row, default=0) for row in counts.tolist()]
-        curves = (schedule.temperature_at, schedule.guidance_at, schedule.choice_temperature_at)
-        asks = [schedule.early_stop and step >= schedule.min_steps for step in steps]
+        ramps = (schedule.temperature_at, schedule.guidance_at, schedule.choice_temperature_at)
+        check_done = [schedule.early_stop and step >= schedule.min_steps for step in steps]
         return cls(
             strategy,
             strategy.layout(grid, device),
             [
-                _kind(strategy, schedule, step, min(length, math.ceil(most[step] / unit) * unit))
-                for step in steps
+                _signature(strategy, schedule, step, min(length, math.ceil(count / unit) * unit))
+                for step, count in enumerate(most)
             ],
             counts.to(device),
             torch.arange(schedule.steps, device=device),
-            torch.tensor([[curve(step) for step in steps] for curve in curves], device=device),
-            torch.tensor(asks, device=device),
-            asks,
+            torch.tensor([[ramp(step) for step in steps] for ramp in ramps], device=device),
+            torch.tensor(check_done, device=device),
+            check_done,
         )
 
-    def turn(self, rows: Rows, step: int) -> Turn:
-        """A step for what is left of the batch."""
+    def context(self, state: SampleState, step: int) -> StepContext:
+        """A step of the samples that are left of the batch."""
         temperature, guidance, choice_temperature = self.values[:, step].unbind()
-        return Turn(
-            rows,
-            self.counts[step].index_select(0, rows.home),
+        return StepContext(
+            state,
+            self.counts[step].index_select(0, state.batch_index),
             self.steps[step],
             temperature,
             guidance,
@@ -278,94 +341,23 @@ class _Plan:
         )
 
 
-def _counts(strategy: Strategy, schedule: Schedule, step: int, free: Tensor) -> Tensor:
-    """free: (batch,) int64, tokens that may change -> (batch,) int64, those that take a draw."""
+def _counts(strategy: Strategy, schedule: SamplingConfig, step: int, free: Tensor) -> Tensor:
+    """free: (batch,) int64, tokens that may change -> (batch,) int64, those to resample."""
     if schedule.proportion_at(step) == 0:
         return torch.zeros_like(free)
     return strategy.count(schedule, step, free)
 
 
-def _kind(strategy: Strategy, schedule: Schedule, step: int, most: int) -> _Kind | None:
-    if most == 0:
+def _signature(
+    strategy: Strategy, schedule: SamplingConfig, step: int, num_positions: int
+) -> _StepSignature | None:
+    if num_positions == 0:
         return None
-    return _Kind(
-        most,
-        strategy.sees_logits(step),
+    return _StepSignature(
+        num_positions,
+        strategy.needs_logits(step),
         schedule.guidance_at(step) != 1,
         strategy.greedy or schedule.temperature_at(step) == 0,
         schedule.top_k,
         schedule.top_p,
     )
-
-
-@torch.no_grad()
-def _refine_all(
-    network: _Network, rows: Rows, plan: _Plan, pace: PollPolicy, compiled: Compiled | None
-) -> Iterator[Refinement]:
-    """The loop of `sample`."""
-    everything, size = rows.tokens, len(rows.home)
-    sizes, watch = pace.sizes(size), DonePoller(pace, size)
-    uses = Counter(plan.kinds)
-    yield Refinement(everything, 0, size)
-    for step, kind in enumerate(plan.kinds):
-        turn = plan.turn(rows, step)
-        if kind is None:
-            moved = _settle(turn, rows.tokens, torch.zeros_like(rows.free))
-        elif compiled is not None and uses[kind] >= _SHARE_TO_COMPILE * len(plan.kinds):
-            moved = compiled(_advance, network, plan.strategy, kind, turn)
-        else:
-            moved = _advance(network, plan.strategy, kind, turn)
-        rows = rows.moved(*moved)
-        everything = everything.index_copy(0, rows.home, rows.tokens)
-        if plan.asks[step]:
-            running = watch.look(rows.done)
-            left = min((n for n in sizes if n >= running), default=0)
-            if left < len(rows.home):
-                # Those that are done fill the batch up, and stay as they are.
-                rows = rows.taken(rows.done.to(torch.uint8).argsort(stable=True)[:left])
-        yield Refinement(everything, step + 1, watch.running)
-        if watch.running == 0:
-            return
-
-
-def _advance(network: _Network, strategy: Strategy, kind: _Kind, turn: Turn) -> tuple[Tensor, ...]:
-    """One step: what `Rows.moved` takes. A function of tensors, made to be compiled."""
-    rows, length = turn.rows, turn.rows.tokens.shape[1]
-    guidance = turn.guidance if kind.guided else None
-    seen = network.logits(rows, guidance) if kind.sees_logits else None
-    rank = strategy.rank(turn, seen).float().masked_fill(~rows.free, torch.inf)
-    order = rank.argsort(dim=1, stable=True)  # equal ranks in raster order, on every device
-    chosen = torch.arange(length, device=order.device) < turn.counts[:, None]
-    # Ranks that are not numbers come last, even behind the tokens that may not change.
-    offered = torch.zeros_like(rows.free).scatter_(1, order, chosen) & rows.free
-    # All rows look at as many positions, the surplus of some is not offered.
-    positions = order[:, : kind.most] if kind.most < length else None
-    if seen is None:
-        logits = network.logits(rows, guidance, positions)
-    else:
-        logits = seen if positions is None else at_positions(seen, positions)
-    noise = draw_noise(rows.seeds, turn.step, length)
-    drawn = draw_tokens(
-        logits,
-        noise if positions is None else noise.gather(1, positions),
-        0.0 if kind.greedy else turn.temperature,
-        top_k=kind.top_k,
-        top_p=kind.top_p,
-    )
-    fresh = drawn if positions is None else rows.tokens.scatter(1, positions, drawn)
-    return _settle(turn, torch.where(offered, fresh, strategy.others(rows)), offered)
-
-
-def _settle(turn: Turn, updated: Tensor, offered: Tensor) -> tuple[Tensor, ...]:
-    """What `Rows.moved` takes: samples that were done stay as they are, others may be done now.
-
-    Args:
-        updated: (batch, length) int64, the new tokens.
-        offered: (batch, length) bool, which of them were offered a fresh value.
-    """
-    rows = turn.rows
-    tokens = torch.where(rows.done[:, None], rows.tokens, updated)
-    changed = (tokens != rows.tokens).any(dim=1, keepdim=True)
-    settled = (rows.settled | offered) & ~changed
-    done = rows.done | turn.may_stop & (settled | ~rows.free).all(dim=1)
-    return tokens, offered, settled, rows.served + offered.sum(1), done

@@ -15,7 +15,8 @@ from sundae.config.run_file import (
     RunConfig,
     load_config,
     parse_config,
-    with_sampling_flags,
+    sampling_flags,
+    update_config,
 )
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_codec, check_same_network
@@ -32,7 +33,7 @@ def open_to_sample(args: Namespace) -> tuple[Checkpoint, RunConfig, Codec]:
     """
     checkpoint = checkpoint_or_shipped(args.resume)
     cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
-    cfg = with_sampling_flags(cfg, args, str(checkpoint.folder))
+    cfg = update_config(cfg, sampling_flags(args), str(checkpoint.folder))
     codec = open_codec(cfg)
     check_same_codec(codec.identity, checkpoint)
     return checkpoint, cfg, codec

@@ -16,9 +16,10 @@ from sundae.common import memory
 from sundae.common.compiling import Compiled
 from sundae.common.precision import cast_linears_to_bf16, has_bf16
 from sundae.config.run_file import RunConfig
+from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
 from sundae.sampling.canvas import Shape, check_canvas, windowed
-from sundae.sampling.loop import Refinement, Schedule, sample
+from sundae.sampling.loop import Refinement, sample
 
 if TYPE_CHECKING:
     pass
@@ -84,7 +85,7 @@ class Prior:
         self,
         seeds: Tensor,
         classes: Tensor | None,
-        schedule: Schedule,
+        schedule: SamplingConfig,
         *,
         tokens: Tensor | None = None,
         frozen: Tensor | None = None,

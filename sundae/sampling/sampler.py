@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,7 +36,6 @@ from sundae.prior.pretrained import checkpoint_or_shipped
 from sundae.sampling.canvas import Shape, check_canvas, windowed
 from sundae.sampling.image_codec import ImageCodec
 from sundae.sampling.loop import Refinement, sample
-from sundae.sampling.strategies import schedule_of
 
 BATCH_SIZE = 64
 SEEDS = 2**32  # a seed is below this
@@ -50,8 +49,9 @@ class SampleBatch:
     """A batch of samples after a step.
 
     Attributes:
-        first: number of the batch's first sample, from 0.
+        first: number of the batch's first sample among those of the call, from 0.
         step: steps done; 0 is the start.
+        num_steps: steps at most.
         num_running: samples of the batch that may still change.
         is_final: whether this is the batch's last step.
         tokens: (batch, height, width) int64, on the sampler's device; later steps do not write it.
@@ -59,6 +59,7 @@ class SampleBatch:
 
     first: int
     step: int
+    num_steps: int
     num_running: int
     is_final: bool
     tokens: Tensor
@@ -296,8 +297,9 @@ class BaseSampler:
                 yield SampleBatch(
                     first,
                     state.step,
-                    state.running,
-                    state.step == sampling.steps or state.running == 0,
+                    sampling.steps,
+                    state.num_running,
+                    state.is_final,
                     state.tokens[first - begin :].unflatten(1, canvas),
                     decode,
                 )
@@ -314,9 +316,9 @@ class BaseSampler:
         return sample(
             windowed(self._denoise, self.grid, canvas),
             seeds=seeds,
-            length=prod(canvas),
+            length=math.prod(canvas),
             vocab_size=self.cfg.data.vocab_size,
-            schedule=schedule_of(sampling),
+            schedule=sampling,
             grid=canvas,
             null_class=null_class(self.cfg.net),
             denoise_at=self._denoise if at_positions else None,
@@ -333,18 +335,25 @@ class BaseSampler:
         return logits
 
     @property
+    def step(self) -> int:
+        """Training steps of the network, 0 where it is from no checkpoint."""
+        return self.checkpoint.info.step if self.checkpoint else 0
+
+    @property
     def grid(self) -> Shape:
         """(height, width) in tokens that the network was trained on."""
         return self.cfg.grid_shape
 
     def batch_size_for(self, canvas: Shape, batch_size: int = BATCH_SIZE) -> int:
         """A batch size, at most the given one, whose logits fit into memory."""
-        logits = prod(canvas) * self.cfg.data.vocab_size
+        logits = math.prod(canvas) * self.cfg.data.vocab_size
         return max(1, min(batch_size, memory.LOGITS // logits))
 
-    def compile_for(self, num_steps: int) -> None:
-        """Compile the steps from now on where that pays for so many, of all batches together."""
-        if should_compile(self.cfg.sampling.compile, self.device, num_steps):
+    def compile_for(self, num_samples: int, batch_size: int = BATCH_SIZE) -> None:
+        """Compile the steps from now on, where that pays for so many samples."""
+        batches = math.ceil(num_samples / self.batch_size_for(self.grid, batch_size))
+        steps = self.cfg.sampling.steps * batches
+        if should_compile(self.cfg.sampling.compile, self.device, steps):
             self.compiled = self.compiled or Compiled(self.device, quiet=self._quiet)
 
     def settings(self, **changes: Any) -> SamplingConfig:
