@@ -8,12 +8,13 @@ import argparse
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from sundae.editing.sampler import Sampler
+
 from sundae.common.errors import UserError
 from sundae.common.locking import shared_folder
-from sundae.interactive.session import Session
+from sundae.config.run_file import sampling_flags
+from sundae.interactive.settings import Settings
 from sundae.interactive.terminal import Terminal
-from sundae.sampling.opening import open_to_sample
-from sundae.sampling.prior import Prior
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
 
 

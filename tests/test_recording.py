@@ -24,7 +24,7 @@ def finish(views: Iterator[View]) -> Recording:
 
 def batch_of(first: int, step: int, size: int, is_final: bool, pixels: Tensor) -> SampleBatch:
     tokens = torch.zeros(size, 4, 4, dtype=torch.int64)
-    return SampleBatch(first, step, size, is_final, tokens, lambda tokens: pixels)
+    return SampleBatch(first, step, 300, size, is_final, tokens, lambda tokens: pixels)
 
 
 def steps_of(batches: list[int], size: int = 2) -> Iterator[SampleBatch]:

@@ -254,7 +254,7 @@ class _Results:
             for number, image in enumerate(view.pixels)
         ]
         return {
-            self.status: f"Step {batch.step} of {settings.sampling.steps}, "
+            self.status: f"Step {batch.step} of {batch.num_steps}, "
             f"{batch.num_running} not done yet, seed {settings.extras.seed}.",
             self.images: list(zip(images, captions[batch.first :])),
         }
