@@ -11,7 +11,8 @@ from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
 from sundae.data.dataset import open_latents
 from sundae.evaluation.classifier import class_accuracy, fit_classifier, read_tokens, spread_ratio
-from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
+from sundae.prior.checkpoint import open_checkpoint
+from sundae.prior.run import list_checkpoints
 from utils import run_cli, say
 
 CONFIG, RUN = Path("config/digits/demo.toml"), Path("exp/digits-demo")

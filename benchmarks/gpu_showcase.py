@@ -29,8 +29,9 @@ from gpu_stages import PARTS
 
 from sundae.common.files import atomic_path, make_folder
 from sundae.common.folders import remove_tree
-from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
+from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.release import release
+from sundae.prior.run import list_checkpoints
 from utils import run_cli
 
 # Bytes of a part.

@@ -36,12 +36,13 @@ from sundae.common.precision import has_bf16
 from sundae.config.run_file import RunConfig, load_config
 from sundae.data.dataset import open_latents
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
-from sundae.prior.checkpoint import list_checkpoints, load_weights
+from sundae.prior.checkpoint import load_weights
 from sundae.prior.network import build_network
 from sundae.prior.pretrained import SHIPPED, checkpoint_or_shipped
+from sundae.prior.run import list_checkpoints
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.strategies import STRATEGIES
-from sundae.training.task import PriorTask
+from sundae.training.prior import PriorTask
 from utils import run_cli
 
 DIGITS = ROOT / "config" / "digits" / "demo.toml"

@@ -65,7 +65,7 @@ def open_judge(cfg: RunConfig, data: Data, root: Path, count: int) -> Judge | No
     """
     try:
         if cfg.vqgan is not None:
-            return open_pictures(cfg, data, root, count)
+            return open_images(cfg, data, root, count)
         if cfg.net.conditional and cfg.data.train_root is not None:
             return open_digits(cfg)
         raise UserError("their classifier needs classes, data.train_root and data.eval_root")
@@ -74,7 +74,7 @@ def open_judge(cfg: RunConfig, data: Data, root: Path, count: int) -> Judge | No
         return None
 
 
-def open_pictures(cfg: RunConfig, data: Data, root: Path, count: int) -> Pictures:
+def open_images(cfg: RunConfig, data: Data, root: Path, count: int) -> Pictures:
     """Features of all held-out pictures and of `count` training ones.
 
     Raises:

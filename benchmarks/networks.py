@@ -43,31 +43,23 @@ from budgets import Run, open_data, plan_runs
 from judges import Data, Judge, judge_samples, open_judge, real_distance
 from measuring import machine
 
-from sundae.common.compiling import compile_modules
 from sundae.common.files import make_folder, write_text
 from sundae.config.run_file import RunConfig, dump_toml
-from sundae.prior.network import build_network
 from sundae.sampling.prior import Prior
+from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
-from sundae.training.task import PriorTask
+from sundae.training.prior import PriorExperiment
 from sundae.training.trainer import Trainer
-from utils import add_common_flags, choose_device, explicit, run_cli, say, seed_everything
+from utils import add_common_flags, choose_device, run_cli, say
 
 FILES = [Path("config/digits/demo.toml"), Path("config/digits/fast.toml")]
 
 
 def learn(cfg: RunConfig, data: Data, seed: int, device: torch.device) -> Trainer:
     """A finished training, as train.py does it; ends the program when it is interrupted."""
-    seed_everything(seed)
-    net = build_network(cfg)
-    net.set_gradient_checkpointing(cfg.trainer.gradient_checkpointing)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    trainer = Trainer(
-        cfg, PriorTask(cfg), net, *data, accelerator=accelerator, run=None, logbook=Logbook(None),
-        seed=seed, quiet=True,
-    )  # fmt: skip
-    if explicit(cfg.trainer.compile, device.type == "cuda"):
-        compile_modules(net, quiet=True)
+    experiment = PriorExperiment(cfg, data)
+    trainer = build_trainer(experiment, accelerator, Logbook(None, quiet=True), seed)
     trainer.train()
     if trainer.stopped_by:
         sys.exit(128 + trainer.stopped_by)
@@ -85,14 +77,14 @@ def measure(
         "seed": seed,
         "parameters": run.parameters,
         "gflop": run.flop / 1e9,
-        "seconds": trainer.elapsed,
-        "loss": trainer.metrics["eval/loss"],
-        "accuracy": trainer.metrics["eval/accuracy"],
+        "seconds": trainer.state.elapsed,
+        "loss": trainer.state.metrics["eval/loss"],
+        "accuracy": trainer.state.metrics["eval/accuracy"],
     }
     if judge is None:
         return found
     use_amp = run.cfg.trainer.arithmetic != "fp32"
-    prior = Prior(trainer.eval_net, run.cfg, trainer.device, use_amp=use_amp)
+    prior = Prior(trainer.state.eval_net, run.cfg, trainer.device, use_amp=use_amp)
     return found | judge_samples(
         prior, data[1], judge, seed, args.nb_samples, {run.cfg.sampling.steps, *args.steps}
     )

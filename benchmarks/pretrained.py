@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import utils
 from sundae.codec.interface import Codec, open_codec
-from sundae.codec_training.dataset import ImageDataset, open_pictures
+from sundae.codec_training.dataset import ImageDataset, open_images
 from sundae.codec_training.perceptual import EfficientNetDistance, load_perceptual
 from sundae.common.errors import UserError
 from sundae.common.files import write_text
@@ -141,7 +141,7 @@ def judge(args: argparse.Namespace) -> None:
     assert isinstance(perceptual, EfficientNetDistance)
     features = Features(perceptual)
     size = checkpoint.config.grid_shape[0] * codec.factor
-    train, held_out = open_pictures(
+    train, held_out = open_images(
         args.dataset_in, size=size, load_size=size, eval_fraction=args.eval_fraction, cache=True
     )
     classes, count = classes_of(held_out, args.dataset_in, checkpoint), len(held_out)

@@ -25,7 +25,7 @@ from sundae.evaluation.cost import flop_of
 from sundae.prior.network import build_network
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.training.optimizers import make_optimizer
-from sundae.training.task import PriorTask
+from sundae.training.prior import PriorTask
 
 CONFIGS = Path(__file__).resolve().parents[1] / "config"
 
@@ -268,10 +268,10 @@ def training_job(bench: Bench, net: HourglassTransformer | None, batch: int) -> 
     def run() -> None:
         generator = torch.Generator(bench.device).manual_seed(0)
         losses = task.losses(net, data, generator)
-        for _ in range(task.parts):
+        for _ in range(task.num_losses):
             with autocast(bench.device, cfg.arithmetic):
                 loss, _ = next(losses)
-            (loss / task.parts).backward()
+            (loss / task.num_losses).backward()
         if cfg.clip_grad:
             nn.utils.clip_grad_norm_(net.parameters(), cfg.clip_grad_value)
         optimizer.step()

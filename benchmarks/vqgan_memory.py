@@ -60,7 +60,7 @@ def main() -> None:
     images = torch.rand(rows, 3, training.size, training.size, device=device)
     start = time.perf_counter()
     losses = task.losses(net, {"images": images}, torch.Generator(device).manual_seed(0))
-    for _ in range(task.parts):
+    for _ in range(task.num_losses):
         with autocast(device, training.arithmetic):
             loss, _ = next(losses)
         loss.backward()

@@ -15,16 +15,9 @@ from safetensors.torch import load_file, save_file
 import sundae.prior.checkpoint as module
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
-from sundae.prior.checkpoint import (
-    CheckpointInfo,
-    list_checkpoints,
-    load_into,
-    mark_best,
-    open_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from sundae.prior.checkpoint import CheckpointInfo, load_into, open_checkpoint, save_checkpoint
 from sundae.prior.network import build_network
+from sundae.prior.run import list_checkpoints, mark_best, prune_checkpoints
 
 Save = Callable[..., Path]
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sundae.codec.vqgan.quantise import Quantiser
 from sundae.codec_training.codebook import (
-    CodebookCare,
+    CodebookManager,
     kmeans,
     nearest,
     restart,
@@ -66,8 +66,8 @@ def test_latents_that_have_exploded_do_not_crash_the_restart() -> None:
 
 @pytest.mark.parametrize("init", ["kmeans", "data"])
 def test_initial_codes_lie_among_the_latents(init: str) -> None:
-    quantiser, care = Quantiser(16, 2), CodebookCare(16, 2, init=init)
-    care.before(quantiser, as_latents(clusters(16)), 0, generator())
+    quantiser, manager = Quantiser(16, 2), CodebookManager(16, 2, init=init)
+    manager.reinit_dead(quantiser, as_latents(clusters(16)), 0, generator())
     with torch.no_grad():
         codes = quantiser.embedding.weight
         assert torch.cdist(codes, CENTRES).min(1).values.max() < 1
@@ -75,53 +75,53 @@ def test_initial_codes_lie_among_the_latents(init: str) -> None:
 
 
 def test_initialisation_goes_on_until_enough_latents_are_known() -> None:
-    quantiser, care = Quantiser(16, 2), CodebookCare(16, 2, init="kmeans")
+    quantiser, manager = Quantiser(16, 2), CodebookManager(16, 2, init="kmeans")
     parts = clusters(16).split(16)  # one cluster a batch, a quarter of what is remembered
     for batch, part in enumerate(parts):
-        care.before(quantiser, as_latents(part), batch, generator(batch))
+        manager.reinit_dead(quantiser, as_latents(part), batch, generator(batch))
     with torch.no_grad():
         assert distance_to_codes(quantiser, clusters(16)).max() < 1
         before = quantiser.embedding.weight.clone()
-        care.before(quantiser, as_latents(parts[0] + 99), 4, generator())
+        manager.reinit_dead(quantiser, as_latents(parts[0] + 99), 4, generator())
         torch.testing.assert_close(quantiser.embedding.weight, before)
 
 
 def test_uniform_initialisation_is_tamings() -> None:
-    quantiser, care = Quantiser(16, 2), CodebookCare(16, 2, init="uniform")
-    care.before(quantiser, as_latents(clusters()), 0, generator())
+    quantiser, manager = Quantiser(16, 2), CodebookManager(16, 2, init="uniform")
+    manager.reinit_dead(quantiser, as_latents(clusters()), 0, generator())
     codes = quantiser.embedding.weight.detach()
     assert codes.abs().max() <= 1 / 16
     assert float(codes.std()) == pytest.approx(1 / 16 / math.sqrt(3), rel=0.3)
 
 
 def test_only_codes_unused_for_long_enough_start_over() -> None:
-    quantiser, care = Quantiser(4, 2), CodebookCare(4, 2, restart_every=3)
+    quantiser, manager = Quantiser(4, 2), CodebookManager(4, 2, restart_every=3)
     latents = as_latents(clusters(4))
-    care.before(quantiser, latents, 0, generator())
+    manager.reinit_dead(quantiser, latents, 0, generator())
     with torch.no_grad():
         quantiser.embedding.weight[3] = 1e3
     for batch in range(1, 3):
-        care.before(quantiser, latents, batch, generator(batch))
-        care.after(quantiser(latents))
+        manager.reinit_dead(quantiser, latents, batch, generator(batch))
+        manager.update_usage(quantiser(latents))
         assert quantiser.embedding.weight[3, 0] == 1e3
-    care.after(torch.tensor([0, 1, 2]))
-    assert care.age.tolist() == [0, 0, 0, 3]
-    assert care.alive() == 0.75
+    manager.update_usage(torch.tensor([0, 1, 2]))
+    assert manager.age.tolist() == [0, 0, 0, 3]
+    assert manager.alive() == 0.75
     living = quantiser.embedding.weight[:3].clone()
-    care.before(quantiser, latents, 3, generator(3))
+    manager.reinit_dead(quantiser, latents, 3, generator(3))
     torch.testing.assert_close(quantiser.embedding.weight[:3], living)
     assert quantiser.embedding.weight[3].max() < 11
-    assert care.age.tolist() == [0, 0, 0, 0]
+    assert manager.age.tolist() == [0, 0, 0, 0]
 
 
 def test_nothing_starts_over_after_the_last_restart() -> None:
-    quantiser, care = Quantiser(4, 2), CodebookCare(4, 2, restart_every=1, restart_until=5)
-    care.before(quantiser, as_latents(clusters(4)), 0, generator())
-    care.age.fill_(9)
+    quantiser, manager = Quantiser(4, 2), CodebookManager(4, 2, restart_every=1, restart_until=5)
+    manager.reinit_dead(quantiser, as_latents(clusters(4)), 0, generator())
+    manager.age.fill_(9)
     before = quantiser.embedding.weight.clone()
-    care.before(quantiser, as_latents(clusters(4)), 5, generator())
+    manager.reinit_dead(quantiser, as_latents(clusters(4)), 5, generator())
     torch.testing.assert_close(quantiser.embedding.weight, before)
-    care.before(quantiser, as_latents(clusters(4)), 4, generator(1))
+    manager.reinit_dead(quantiser, as_latents(clusters(4)), 4, generator(1))
     assert not torch.equal(quantiser.embedding.weight, before)
 
 

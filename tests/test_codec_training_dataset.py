@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sundae.codec_training.dataset import ImageDataset, augment, open_pictures, recolour
+from sundae.codec_training.dataset import ImageDataset, augment, open_images, recolour
 from sundae.common.errors import UserError
 from sundae.common.images import load_image, resize_and_crop, save_image, to_tensor
 
@@ -52,7 +52,7 @@ def test_held_out_pictures_are_those_of_the_token_data(tmp_path: Path) -> None:
     from sundae.data.splits import split_rows
 
     root = folder_of(40, tmp_path)
-    train, held_out = open_pictures(root, size=8, load_size=9, eval_fraction=0.25, cache=False)
+    train, held_out = open_images(root, size=8, load_size=9, eval_fraction=0.25, cache=False)
     assert (train.size, held_out.size) == (9, 8)
     sources = tuple(path.relative_to(root).as_posix() for path in sorted(root.rglob("*.png")))
     rows = np.arange(len(sources))
@@ -65,7 +65,7 @@ def test_held_out_pictures_are_those_of_the_token_data(tmp_path: Path) -> None:
 
 def test_too_few_pictures_for_both_sides_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training.eval_fraction"):
-        open_pictures(folder_of(1, tmp_path), size=8, load_size=8, eval_fraction=0.1, cache=False)
+        open_images(folder_of(1, tmp_path), size=8, load_size=8, eval_fraction=0.1, cache=False)
 
 
 def test_augmentation_follows_its_generator_alone() -> None:

@@ -9,9 +9,10 @@ from sundae.codec.vqgan import load_vqgan
 from sundae.codec_training.config import CodecRunConfig, parse_codec_config
 from sundae.codec_training.dataset import augment
 from sundae.codec_training.export import export
+from sundae.codec_training.grids import _alternate_rows
 from sundae.codec_training.module import CodecTraining
 from sundae.codec_training.perceptual import load_perceptual
-from sundae.codec_training.task import CodecTask, _rows_in_turn, build_training
+from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.compiling import compile_modules
 
 Metrics = dict[str, Tensor]
@@ -52,7 +53,7 @@ def run(net: CodecTraining, task: CodecTask, images: Tensor, seed: int = 0) -> M
     """Backward on both parts, as the trainer does; the metrics of both."""
     metrics: Metrics = {}
     losses = task.losses(net, {"images": images}, torch.Generator().manual_seed(seed))
-    for _ in range(task.parts):
+    for _ in range(task.num_losses):
         loss, some = next(losses)
         loss.backward()
         metrics |= some
@@ -221,7 +222,7 @@ def test_the_taming_layout_is_tamings(tmp_path: Path) -> None:
 
 def test_pictures_above_their_reconstructions_row_by_row() -> None:
     originals = torch.arange(10.0)[:, None, None, None].expand(10, 3, 1, 1)
-    rows = _rows_in_turn(originals, -originals)[:, 0, 0, 0].view(4, 8).tolist()
+    rows = _alternate_rows(originals, -originals)[:, 0, 0, 0].view(4, 8).tolist()
     assert rows[0] == list(range(8)) and rows[1] == [-float(i) for i in range(8)]
     assert rows[2] == [8, 9, 1, 1, 1, 1, 1, 1] and rows[3] == [-8, -9, 1, 1, 1, 1, 1, 1]
 

@@ -41,13 +41,13 @@ from sundae.prior.network import build_network
 from sundae.prior.objective import unroll
 from sundae.sampling.grids import SampleGrids
 from sundae.sampling.prior import even_classes
-from sundae.training.callbacks import CallbackType
 from sundae.training.data import open_datasets
 from sundae.training.ema import EMA
+from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means
 from sundae.training.optimizers import make_optimizer
-from sundae.training.task import PriorTask
+from sundae.training.prior import PriorExperiment, PriorTask
 from sundae.training.trainer import Trainer
 
 Config = Callable[..., RunConfig]
@@ -132,19 +132,10 @@ def trainer_on(
     patch.setattr("sundae.training.logbook.draw_curves", lambda rows, path: None)
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    trainer = Trainer(
-        cfg,
-        PriorTask(cfg),
-        build_network(cfg),
-        *open_datasets(cfg, f"pixels-{LEVELS}"),
-        accelerator=Accelerator(cpu=True),
-        run=run,
-        logbook=Logbook(run),
-        seed=0,
-        codec_identity=f"pixels-{LEVELS}",
-        quiet=True,
-    )
-    trainer.callbacks.register(CallbackType.EvalEpoch, SampleGrids(cfg, PixelCodec(LEVELS)))
+    data, codec = open_datasets(cfg, f"pixels-{LEVELS}"), f"pixels-{LEVELS}"
+    experiment = PriorExperiment(cfg, data, codec)
+    trainer = build_trainer(experiment, Accelerator(cpu=True), Logbook(run, quiet=True), seed=0)
+    trainer.on_evaluation.append(SampleGrids(cfg, PixelCodec(LEVELS)))
     return trainer
 
 
@@ -161,18 +152,22 @@ def test_a_training_ends_and_is_resumed(
     def weights(device: torch.device) -> list[Any]:
         run, waits = tmp_path / device.type, []
         trainer = trainer_on(device, cfg, run, monkeypatch)
-        trainer.callbacks.register(
-            CallbackType.ParameterUpdate,
-            lambda trainer: (waits.append(cuda.waits.copy()), cuda.waits.clear()),
-        )
+        update = trainer._update
+
+        def update_and_count(batches: Any) -> None:
+            update(batches)
+            waits.append(cuda.waits.copy())
+            cuda.waits.clear()
+
+        trainer._update = update_and_count  # type: ignore[method-assign]
         trainer.train()
         # Two batches of tokens and classes, which DataLoader has pinned where it can.
         assert device == CPU or waits[1:3] == 2 * [4 * ["_to_copy to cuda"]]
         other = trainer_on(device, cfg, tmp_path / f"{device.type}-resumed", monkeypatch)
         other.resume(open_checkpoint(run / "checkpoints" / "step-0000003"))
         other.train()
-        assert other.metrics == trainer.metrics
-        return [other.net.state_dict(), other.eval_net.state_dict()]
+        assert other.state.metrics == trainer.state.metrics
+        return [other.state.net.state_dict(), other.state.eval_net.state_dict()]
 
     assert_same(weights)
 

@@ -12,6 +12,7 @@ from sundae.codec.interface import PixelCodec
 from sundae.common.images import load_image, to_tensor
 from sundae.config.run_file import RunConfig
 from sundae.sampling.grids import SampleGrids
+from sundae.training.logbook import Logbook
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -26,30 +27,26 @@ class ClassNet(nn.Module):
         return rows[:, None].expand(*tokens.shape, 5)
 
 
+def trainer_of(net: nn.Module, run: Path | None, step: int) -> Any:
+    """The part of a trainer that the hook reads."""
+    return SimpleNamespace(
+        state=SimpleNamespace(eval_net=net),
+        batches=SimpleNamespace(mini_batch_size=2),
+        info=SimpleNamespace(seed=0),
+        device=CPU,
+        step=step,
+        logbook=Logbook(run),
+    )
+
+
 def test_grids_during_training_come_from_the_averaged_network(
     config: Config, tmp_path: Path
 ) -> None:
     cfg = config({"sampling.sample_proportion": 1.0})
-    logged: list[tuple[str, int]] = []
-    trainer: Any = SimpleNamespace(
-        accelerator=SimpleNamespace(is_main_process=True),
-        eval_net=ClassNet(),
-        device=CPU,
-        seed=0,
-        mini_batch_size=2,
-        run=tmp_path,
-        step=30,
-        logbook=SimpleNamespace(log_picture=lambda name, image, step: logged.append((name, step))),
-    )
-    SampleGrids(cfg, PixelCodec(5))(trainer)
+    SampleGrids(cfg, PixelCodec(5))(trainer_of(ClassNet(), tmp_path, step=30))
     image = to_tensor(load_image(tmp_path / "samples" / "step-0000030.png"))
     levels = {round(level.item() * 255) for level in image.unique()}
     assert levels == {0, 64, 128, 255}  # three classes, and the white between them
-    assert logged == [("samples", 30)]
-    trainer.run, trainer.step = None, 31
-    SampleGrids(cfg, PixelCodec(5))(trainer)
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-0000030.png"]
-    assert logged[-1] == ("samples", 31)
 
 
 def test_grids_of_a_compiled_network_in_training_are_drawn_without_compiling_for_each_step(
@@ -65,17 +62,7 @@ def test_grids_of_a_compiled_network_in_training_are_drawn_without_compiling_for
 
     net = ClassNet()
     net.compile(backend=note)
-    trainer: Any = SimpleNamespace(
-        accelerator=SimpleNamespace(is_main_process=True),
-        eval_net=net,
-        device=CPU,
-        seed=0,
-        mini_batch_size=2,
-        run=None,
-        step=0,
-        logbook=SimpleNamespace(log_picture=lambda *_: None),
-    )
-    SampleGrids(config({}), PixelCodec(5))(trainer)
+    SampleGrids(config({}), PixelCodec(5))(trainer_of(net, None, step=0))
     assert not compiled
     net(torch.zeros(1, 16, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     assert len(compiled) == 1  # training goes on compiled

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from sundae.common.errors import UserError
+from sundae.common.images import load_image, to_tensor
 from sundae.config.run_file import WandbConfig
 from sundae.training.logbook import Logbook, start_wandb
 
@@ -70,6 +72,15 @@ def test_without_a_run_folder_nothing_is_written(
     logbook.log({"step": 1.0, "train/loss": 1.0})
     logbook.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_saved_by_their_name_and_step(tmp_path: Path) -> None:
+    image = torch.rand(3, 4, 5)
+    for run in (tmp_path, None):
+        Logbook(run).log_image("samples", image, step=30)
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["step-0000030.png"]
+    saved = to_tensor(load_image(tmp_path / "samples" / "step-0000030.png"))
+    torch.testing.assert_close(saved, image, rtol=0, atol=1 / 255)
 
 
 class FakeWandb:

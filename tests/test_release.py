@@ -23,8 +23,9 @@ from sundae.codec.vqgan.convert import save_codec
 from sundae.common.naming import path_component
 from sundae.data.format import Manifest
 from sundae.data.writer import write_latents
-from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
+from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.release import _FILES, _portable, release
+from sundae.prior.run import list_checkpoints
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., Ended]

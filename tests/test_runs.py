@@ -12,12 +12,12 @@ from conftest import contents, write_tiny_data
 
 from sundae.common.errors import UserError
 from sundae.common.locking import Lock
-from sundae.config.run_file import RunConfig, load_config
+from sundae.config.run_file import RunConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo
 from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
 from sundae.sampling.opening import chosen_classes, class_number
 from sundae.training.data import open_datasets
-from sundae.training.run_folder import choose_run_folder, keep_run_file, run_folder, run_of
+from sundae.training.run_folder import choose_run_folder, run_folder
 
 Config = Callable[..., RunConfig]
 
@@ -108,23 +108,24 @@ def test_classes_of_two_folders_have_to_be_the_same(config: Config, tmp_path: Pa
 def test_a_run_gets_a_folder_of_its_own_for_the_run_file(config: Config, tmp_path: Path) -> None:
     cfg, accelerator = config(), Accelerator(cpu=True)
     with (
-        run_folder(cfg, None, None, accelerator) as run,
-        run_folder(cfg, None, None, accelerator) as other,
+        run_folder(cfg.trainer, None, None, accelerator) as run,
+        run_folder(cfg.trainer, None, None, accelerator) as other,
     ):  # in the same second
         assert run is not None and other is not None and run != other
         assert {run.parent, other.parent} == {tmp_path / "exp"}
         assert run.name.startswith("tiny_20")
     outside = config({"trainer.exp_name": "../a/b"})
-    with run_folder(outside, None, None, accelerator) as safe:
+    with run_folder(outside.trainer, None, None, accelerator) as safe:
         assert safe is not None and safe.parent == tmp_path / "exp"
         assert safe.name.startswith("_a_b_20")
-    with run_folder(cfg, None, None, accelerator) as run:
+    with run_folder(cfg.trainer, None, None, accelerator) as run:
         assert run is not None
-        keep_run_file(cfg, run)
-    assert load_config(run / "config.toml") == cfg
+        (run / "config.toml").touch()
     assert list(contents(run)) == ["config.toml"]
     assert not other.exists()  # nothing came of it
-    with run_folder(config({"trainer.save_outputs": False}), None, None, accelerator) as none:
+    with run_folder(
+        config({"trainer.save_outputs": False}).trainer, None, None, accelerator
+    ) as none:
         assert none is None
 
 
@@ -133,9 +134,9 @@ def test_a_run_folder_is_for_one_process_at_a_time(config: Config, tmp_path: Pat
     checkpoint = checkpoint_of(cfg, tmp_path / "run")
     for given, resumed in ((tmp_path / "new", None), (None, checkpoint)):
         with (
-            run_folder(cfg, given, resumed, accelerator) as run,
+            run_folder(cfg.trainer, given, resumed, accelerator) as run,
             pytest.raises(UserError, match=f"{run} is being written by this process"),
-            run_folder(cfg, given, resumed, accelerator),
+            run_folder(cfg.trainer, given, resumed, accelerator),
         ):
             pass
 
@@ -143,13 +144,17 @@ def test_a_run_folder_is_for_one_process_at_a_time(config: Config, tmp_path: Pat
 def test_where_the_main_process_is_refused_the_others_end_without_a_word(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("sundae.training.run_folder.agreed", lambda *mine: [None, True])
+    monkeypatch.setattr(
+        "sundae.training.run_folder.broadcast_from_main", lambda *mine: [None, True]
+    )
     other = SimpleNamespace(is_main_process=False)
-    with pytest.raises(SystemExit, match="2"), run_folder(config(), tmp_path, None, other):  # type: ignore[arg-type]
+    with pytest.raises(SystemExit, match="2"), run_folder(config().trainer, tmp_path, None, other):  # type: ignore[arg-type]
         pass
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr("sundae.training.run_folder.agreed", lambda *mine: [tmp_path / "x", False])
-    with run_folder(config(), None, None, other) as run:  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        "sundae.training.run_folder.broadcast_from_main", lambda *mine: [tmp_path / "x", False]
+    )
+    with run_folder(config().trainer, None, None, other) as run:  # type: ignore[arg-type]
         assert run == tmp_path / "x" and not run.exists()
 
 
@@ -177,7 +182,7 @@ def test_a_run_that_another_process_ended_meanwhile_is_not_overwritten(
     monkeypatch.setattr(Lock, "__enter__", late)
     with (
         pytest.raises(UserError, match="holds a run already"),
-        run_folder(config(), tmp_path / "run", None, Accelerator(cpu=True)),
+        run_folder(config().trainer, tmp_path / "run", None, Accelerator(cpu=True)),
     ):
         pass
 
@@ -212,12 +217,12 @@ def test_the_run_of_a_checkpoint(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_of(config(), tmp_path / "run")
-    assert run_of(checkpoint) == tmp_path / "run"
+    assert choose_run_folder(None, checkpoint) == tmp_path / "run"
     monkeypatch.chdir(checkpoint.folder)
-    assert run_of(Checkpoint(Path(), checkpoint.info)) == tmp_path / "run"
+    assert choose_run_folder(None, Checkpoint(Path(), checkpoint.info)) == tmp_path / "run"
     moved = Checkpoint(tmp_path / "copy", checkpoint.info)
     with pytest.raises(UserError, match="choose a --run-dir"):
-        run_of(moved)
+        choose_run_folder(None, moved)
 
 
 @pytest.mark.parametrize(

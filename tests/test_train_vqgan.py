@@ -14,7 +14,8 @@ from test_codec_training_config import values
 
 from sundae.codec.vqgan import load_vqgan
 from sundae.common.images import save_image
-from sundae.prior.checkpoint import list_checkpoints, mark_best, open_checkpoint
+from sundae.prior.checkpoint import open_checkpoint
+from sundae.prior.run import list_checkpoints, mark_best
 
 SCRIPT = Path(__file__).parents[1] / "train-vqgan.py"
 

@@ -20,15 +20,16 @@ from sundae.common.errors import UserError
 from sundae.common.finite import NonFiniteError
 from sundae.config.run_file import RunConfig
 from sundae.data.dataset import collate_batched
-from sundae.prior.checkpoint import list_checkpoints, open_checkpoint
+from sundae.prior.checkpoint import CheckpointInfo, open_checkpoint
 from sundae.prior.network import build_network
-from sundae.training.callbacks import CallbackType
+from sundae.prior.run import list_checkpoints
+from sundae.training.batches import split_batch
 from sundae.training.data import open_datasets
 from sundae.training.ema import EMA
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means
-from sundae.training.optimizers import make_optimizer, split_batch
-from sundae.training.task import PriorTask
+from sundae.training.optimizers import make_optimizer
+from sundae.training.prior import PriorTask
 from sundae.training.trainer import Task, Trainer
 
 Config = Callable[..., RunConfig]
@@ -45,8 +46,8 @@ class Fit:
         noise: a number drawn from the generator for every batch.
     """
 
-    def __init__(self, parts: int = 1) -> None:
-        self.parts = parts
+    def __init__(self, num_losses: int = 1) -> None:
+        self.num_losses = num_losses
         self.seen: list[list[int]] = []
         self.noise: list[float] = []
 
@@ -55,7 +56,7 @@ class Fit:
     ) -> Iterator[tuple[Tensor, Metrics]]:
         self.seen.append(batch["classes"].tolist())
         self.noise.append(torch.rand((), generator=generator).item())
-        for part in range(self.parts):
+        for part in range(self.num_losses):
             error = net(batch["tokens"].float())[:, 0] - batch["classes"].float() - part
             yield self.of(net, error.square().mean())
 
@@ -86,7 +87,7 @@ class Told(Slope):
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the curves takes longer than everything else here; test_logbook.py looks at them."""
     monkeypatch.setattr("sundae.training.logbook.draw_curves", lambda rows, path: None)
 
@@ -106,27 +107,30 @@ def make(
     seed: int = 0,
 ) -> Trainer:
     """A trainer of the tiny network, or of a fake one."""
-    train_data, eval_data = open_datasets(cfg, "pixels-5")
     if run is not None:
         run.mkdir(exist_ok=True)
     torch.manual_seed(seed)
     return Trainer(
-        cfg,
+        cfg.trainer,
         task or PriorTask(cfg),
         net or build_network(cfg),
-        train_data,
-        eval_data,
+        open_datasets(cfg, "pixels-5"),
         accelerator=Accelerator(cpu=True),
-        run=run,
-        logbook=Logbook(run),
-        seed=seed,
-        codec_identity="pixels-5",
-        quiet=True,
+        logbook=Logbook(run, quiet=True),
+        info=CheckpointInfo(0, cfg.to_dict(), "pixels-5", seed=seed),
     )
 
 
-def at_step(step: int, action: Callable[[], None]) -> Callable[[Trainer], None]:
-    return lambda trainer: action() if trainer.step == step else None
+def after_step(trainer: Trainer, step: int, action: Callable[[], None]) -> None:
+    """Make a trainer do something right after an optimiser step."""
+    update = trainer._update
+
+    def update_and_act(batches: Iterator[Metrics]) -> None:
+        update(batches)
+        if trainer.step == step:
+            action()
+
+    trainer._update = update_and_act  # type: ignore[method-assign]
 
 
 def ctrl_c() -> None:
@@ -187,12 +191,12 @@ def test_a_run_that_is_stopped_and_resumed_ends_as_if_it_had_not_been(
     make(cfg, straight).train()
 
     first = make(cfg, stopped)
-    first.callbacks.register(CallbackType.ParameterUpdate, at_step(2, ctrl_c))
+    after_step(first, 2, ctrl_c)
     first.train()
     assert (first.step, first.stopped_by) == (2, signal.SIGINT)
     assert not (stopped / "curves.csv").exists()
     second = make(cfg, stopped)
-    nn.init.constant_(second.bare_net.to_logits.weight, 9.0)  # type: ignore[union-attr, arg-type]
+    nn.init.constant_(second.state.bare_net.to_logits.weight, 9.0)  # type: ignore[union-attr, arg-type]
     second.resume(open_checkpoint(stopped, prefer_best=False))
     second.train()
 
@@ -235,7 +239,7 @@ def test_resuming_takes_the_moments_from_the_checkpoint_and_the_rest_from_the_ru
     checkpoint = open_checkpoint(tmp_path, prefer_best=False)
     trainer.resume(checkpoint)
     saved = checkpoint.load_training()[2]["optimizer"]["state"][0]["exp_avg"]
-    state = trainer.optimizer.state_dict()
+    state = trainer.state.optimizer.state_dict()
     assert torch.equal(state["state"][0]["exp_avg"], saved)
     group = state["param_groups"][0]
     assert (group["weight_decay"], tuple(group["betas"])) == (0.5, (0.5, 0.6))
@@ -269,40 +273,40 @@ def test_an_average_can_be_switched_on_and_off_on_resume(config: Config, tmp_pat
     make(without, tmp_path / "a").train()
     trainer = make(config())
     trainer.resume(open_checkpoint(tmp_path / "a"))
-    raw = trainer.bare_net.state_dict()
-    assert all(torch.equal(raw[k], v) for k, v in trainer.eval_net.state_dict().items())
+    raw = trainer.state.bare_net.state_dict()
+    assert all(torch.equal(raw[k], v) for k, v in trainer.state.eval_net.state_dict().items())
     make(config(), tmp_path / "b").train()
     trainer = make(without)
     trainer.resume(open_checkpoint(tmp_path / "b"))
-    assert trainer.eval_net is trainer.bare_net
+    assert trainer.state.eval_net is trainer.state.bare_net
 
 
 # -- one optimiser step -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_gradient_accumulation_is_the_full_batch(config: Config, parts: int) -> None:
+@pytest.mark.parametrize("num_losses", [1, 2])
+def test_gradient_accumulation_is_the_full_batch(config: Config, num_losses: int) -> None:
     nets = []
     for mini in (8, 2):
         changes = SGD | {"trainer.learning_rate": 1e-3, "trainer.mini_batch_size": mini}
-        trainer = make(config(changes | {"trainer.max_steps": 3}), None, Fit(parts), line())
+        trainer = make(config(changes | {"trainer.max_steps": 3}), None, Fit(num_losses), line())
         trainer.train()
-        nets.append(trainer.bare_net.weight)
+        nets.append(trainer.state.bare_net.weight)
     assert torch.allclose(nets[0], nets[1], rtol=1e-5)
     assert not torch.allclose(nets[0], line().weight, rtol=1e-2)
 
 
 def test_the_gradient_is_that_of_the_mean_over_parts_and_rows(config: Config) -> None:
     cfg = config(SGD | {"trainer.max_steps": 1, "trainer.batch_size": 24})
-    trainer = make(cfg, None, Fit(parts=2), line())
+    trainer = make(cfg, None, Fit(num_losses=2), line())
     reference = line()
-    batch = trainer.train_data.__getitems__(range(24))
+    batch = trainer.batches.train_data.__getitems__(range(24))
     losses = [loss for loss, _ in Fit(2).losses(reference, batch, torch.Generator())]
     torch.stack(losses).mean().backward()
     trainer.train()
     assert reference.weight.grad is not None
     expected = reference.weight.detach() - reference.weight.grad
-    assert torch.allclose(trainer.bare_net.weight, expected, rtol=1e-5)
+    assert torch.allclose(trainer.state.bare_net.weight, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("clips", "length"), [(True, 0.5), (False, 4.0)])
@@ -312,7 +316,7 @@ def test_clipping_limits_the_norm_of_the_gradient(
     changes = SGD | {"trainer.clip_grad": clips, "trainer.clip_grad_value": 0.5}
     trainer = make(config(changes | {"trainer.max_steps": 1}), None, Slope(), line())
     trainer.train()
-    moved = trainer.bare_net.weight - line().weight
+    moved = trainer.state.bare_net.weight - line().weight
     assert moved.norm().item() == pytest.approx(length, rel=1e-4)
 
 
@@ -327,7 +331,7 @@ def test_the_rate_follows_the_schedule(config: Config) -> None:
     trainer.train()
     rates = [row["lr"] for row in trainer.logbook.rows]
     assert rates == [0.0, 0.5, 1.0, 1.0]
-    assert trainer.bare_net.weight[0, 0].item() == pytest.approx(0.25 - sum(rates))
+    assert trainer.state.bare_net.weight[0, 0].item() == pytest.approx(0.25 - sum(rates))
 
 
 def test_weight_decay_spares_embeddings_and_vectors(config: Config) -> None:
@@ -355,13 +359,10 @@ def test_every_epoch_shows_every_row_once(config: Config) -> None:
     task = Fit()
     trainer = make(config({"trainer.max_steps": 6}), None, task, line())
     trainer.evaluate = lambda: {"loss": 0.0}  # type: ignore[method-assign]
-    exhausted: list[int] = []
-    trainer.callbacks.register(CallbackType.TrainDataExhaust, lambda t: exhausted.append(t.step))
     trainer.train()
     first, second = (list(chain(*task.seen[start : start + 3])) for start in (0, 3))
     assert sorted(first) == sorted(second) == sorted([0, 1, 2] * 8)
     assert first != second
-    assert exhausted == [3]  # the second epoch's end is noticed when a batch of the third is asked
 
 
 def test_noise_differs_between_batches_and_repeats_with_the_seed(config: Config) -> None:
@@ -381,7 +382,7 @@ def test_workers_that_read_data_change_nothing(config: Config) -> None:
     for workers in (0, 1):
         trainer = make(config({"trainer.nb_workers": workers}), None, Fit(), line())
         trainer.train()
-        nets.append(trainer.bare_net.weight)
+        nets.append(trainer.state.bare_net.weight)
     assert torch.equal(*nets)
 
 
@@ -393,9 +394,9 @@ def test_the_held_out_noise_is_the_same_at_every_evaluation(config: Config) -> N
     trainer, other = make(cfg, net=net), make(cfg, net=net, seed=1)
     weights = {name: value.clone() for name, value in net.state_dict().items()}
     first = trainer.evaluate()
-    trainer._update(trainer._training_batches())
+    trainer._update(trainer.batches.training(0))
     assert trainer.evaluate() != first
-    trainer.eval_net.load_state_dict(weights)
+    trainer.state.eval_net.load_state_dict(weights)
     assert trainer.evaluate() == first
     assert other.evaluate() != first
 
@@ -407,7 +408,7 @@ def test_evaluation_weighs_every_held_out_row_once(config: Config) -> None:
     loss = trainer.evaluate()["loss"]
     assert [len(batch) for batch in task.seen] == [5, 5, 2]
     assert sorted(chain(*task.seen)) == sorted([0, 1, 2] * 4)
-    everything = collate_batched(trainer.eval_data.__getitems__(range(12)))
+    everything = collate_batched(trainer.batches.eval_data.__getitems__(range(12)))
     whole, _ = next(Fit().losses(line(), everything, torch.Generator()))
     assert loss == pytest.approx(whole.item(), rel=1e-6)
 
@@ -428,35 +429,21 @@ def test_evaluation_comes_every_so_many_batches_and_at_the_end(config: Config) -
     assert [row["step"] for row in trainer.logbook.rows] == [2.0, 4.0, 5.0]
 
 
-def test_hooks_are_called_as_often_as_things_happen(config: Config, tmp_path: Path) -> None:
-    changes = {"trainer.mini_batch_size": 4, "trainer.nb_batches": [4, 0], "trainer.max_steps": 3}
-    trainer = make(config(changes), tmp_path, Slope(), line())
-    calls = dict.fromkeys(CallbackType, 0)
-
-    def count(kind: CallbackType) -> Callable[[Trainer], None]:
-        def hook(trainer: Trainer) -> None:
-            calls[kind] += 1
-
-        return hook
-
-    for kind in CallbackType:
-        trainer.callbacks.register(kind, count(kind))
-    often: list[int] = []
-    trainer.callbacks.register(CallbackType.TrainStep, lambda t: often.append(t.step), frequency=3)
+@pytest.mark.parametrize("main", [True, False], ids=["main-process", "other-process"])
+def test_hooks_are_called_after_evaluations_and_checkpoints_in_the_main_process(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: bool
+) -> None:
+    changes = {"trainer.nb_batches": [2, 0], "trainer.max_steps": 5}
+    cfg = config(changes | {"trainer.checkpoint_frequency": 3, "trainer.checkpoint_best": False})
+    trainer = make(cfg, tmp_path, Slope(), line())
+    monkeypatch.setattr(Accelerator, "is_main_process", main)
+    evaluations: list[int] = []
+    checkpoints: list[tuple[int, int]] = []
+    trainer.on_evaluation.append(lambda t: evaluations.append(t.step))
+    trainer.on_save.append(lambda t: checkpoints.append((t.step, len(list_checkpoints(tmp_path)))))
     trainer.train()
-    assert {kind.name: times for kind, times in calls.items()} == {
-        "Start": 1,
-        "TrainStep": 6,
-        "ParameterUpdate": 3,
-        "TrainEpoch": 2,
-        "EvalEpoch": 2,
-        "EvalStep": 6,
-        "EvalDataExhaust": 2,
-        "TrainDataExhaust": 0,
-        "SaveCheckpoint": 2,
-        "Termination": 1,
-    }
-    assert often == [1, 2]
+    assert evaluations == ([2, 4, 5] if main else [])
+    assert checkpoints == ([(3, 1), (5, 2)] if main else [])
 
 
 # -- the average --------------------------------------------------------------------------------
@@ -628,11 +615,9 @@ def test_weights_that_explode_after_a_good_loss_are_never_written(
     trainer = make(config(changes), tmp_path, task, line())
     task.trainer = trainer
     written: dict[str, bytes] = {}
-    trainer.callbacks.register(
-        CallbackType.ParameterUpdate, at_step(5, lambda: written.update(contents(tmp_path)))
-    )
+    after_step(trainer, 5, lambda: written.update(contents(tmp_path)))
     if when == "at-an-interruption":
-        trainer.callbacks.register(CallbackType.ParameterUpdate, at_step(5, ctrl_c))
+        after_step(trainer, 5, ctrl_c)
     with pytest.raises(UserError) as refusal:
         trainer.train()
     last = tmp_path / "checkpoints" / "step-0000004"
@@ -647,7 +632,7 @@ def test_weights_that_explode_after_a_good_loss_are_never_written(
     gentle = make(config(changes | {"trainer.max_steps": 6}), tmp_path, Slope(), line())
     gentle.resume(open_checkpoint(tmp_path, prefer_best=False))
     gentle.train()
-    assert gentle.bare_net.weight[0, 0].item() == 0.25 - 6  # a rate and a gradient of 1
+    assert gentle.state.bare_net.weight[0, 0].item() == 0.25 - 6  # a rate and a gradient of 1
 
 
 @pytest.mark.parametrize("main", [True, False], ids=["main-process", "other-process"])
@@ -671,15 +656,15 @@ def test_everything_a_checkpoint_holds_is_checked_in_every_process(
     trainer = make(config({"trainer.max_steps": 1}), tmp_path, Slope(), line())
     trainer.train()
     before = contents(tmp_path)
-    moments = trainer.optimizer.state_dict()["state"][0]
-    assert trainer.ema is not None
+    moments = trainer.state.optimizer.state_dict()["state"][0]
+    assert trainer.state.ema is not None
     tensors = {
-        "net": trainer.bare_net.weight.data,
-        "ema": trainer.ema.net.weight.data,
+        "net": trainer.state.bare_net.weight.data,
+        "ema": trainer.state.ema.net.weight.data,
         "optimizer": moments["exp_avg_sq"],
     }
     tensors[where][0, 7] = math.inf
-    trainer.step = 2
+    trainer.state.step = 2
     monkeypatch.setattr(Accelerator, "is_main_process", main)
     with pytest.raises(
         UserError, match=rf"^{name} holds NaN or infinite values at step 2; nothing"
@@ -700,7 +685,7 @@ def test_the_checkpoint_that_is_named_is_good_whoever_wrote_it(
     state = torch.load(third / "training.pt")
     state["optimizer"]["state"][0]["exp_avg"][0, 3] = math.nan
     torch.save(state, third / "training.pt")
-    nn.init.constant_(trainer.bare_net.weight, math.nan)
+    nn.init.constant_(trainer.state.bare_net.weight, math.nan)
     with pytest.raises(UserError, match=rf"is {second}: .* --resume {second} --run-dir NEW$"):
         trainer.save()
     shutil.rmtree(second)
@@ -756,17 +741,21 @@ def test_without_a_run_folder_nothing_is_written(
 # -- interruption -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", [CallbackType.TrainStep, CallbackType.EvalStep])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_asked_to_stop_saves_first_whatever_it_was_doing(
-    config: Config, tmp_path: Path, moment: CallbackType, kind: signal.Signals
+def test_a_run_that_gets_a_signal_saves_first_whatever_it_was_doing(
+    config: Config, tmp_path: Path, training: bool, kind: signal.Signals
 ) -> None:
+    class Signals(Slope):
+        def of(self, net: nn.Module, loss: Tensor) -> tuple[Tensor, Metrics]:
+            if torch.is_grad_enabled() == training and trainer.step >= 2 and not trainer.stopped_by:
+                signal.raise_signal(kind)
+            return super().of(net, loss)
+
     changes = {"trainer.max_steps": 9, "trainer.nb_batches": [3, 0]}
     changes |= {"trainer.checkpoint_frequency": 0, "trainer.checkpoint_best": False}
-    trainer = make(config(changes), tmp_path, Slope(), line())
+    trainer = make(config(changes), tmp_path, Signals(), line())
     before = signal.getsignal(kind)
-    once = [lambda: signal.raise_signal(kind)]
-    trainer.callbacks.register(moment, lambda t: once.pop()() if t.step >= 2 and once else None)
     trainer.train()
     assert trainer.stopped_by == kind
     assert trainer.step == 3
@@ -778,8 +767,8 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_half_checkpoint(
     config: Config, tmp_path: Path
 ) -> None:
     trainer = make(config({"trainer.max_steps": 9}), tmp_path, Slope(), line())
-    trainer.callbacks.register(CallbackType.ParameterUpdate, at_step(1, ctrl_c))
-    trainer.callbacks.register(CallbackType.ParameterUpdate, at_step(1, ctrl_c))
+    after_step(trainer, 1, ctrl_c)
+    after_step(trainer, 1, ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

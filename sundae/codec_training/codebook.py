@@ -1,7 +1,8 @@
-"""Keeping a codebook alive: codes that start among the latents, and codes that start over.
+"""Initialising a codebook among the latents, and reinitialising its dead codes.
 
-A code that is nearest to nothing gets no gradient and stays so. Hence codes begin where the encoder
-puts its latents, and one that no picture has used for a while is moved to where it is needed.
+A code that is nearest to no latent gets no gradient and stays dead. Codes are therefore initialised
+at latents of the encoder, and one that no image has used for a while is moved to a latent that is
+far from every code.
 """
 
 import math
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sundae.codec.vqgan.quantise import Quantiser
-from sundae.codec_training.processes import shared, summed
 from sundae.common.finite import NonFiniteError
+from sundae.training.processes import broadcast_tensor, sum_over_processes
 
 INITIALISATIONS = ("kmeans", "data", "uniform")
 
@@ -19,10 +20,10 @@ _KEPT_PER_CODE = 4  # recent latents to choose from
 _KMEANS_STEPS = 10
 
 
-class CodebookCare(nn.Module):
-    """Initialises a codebook on the first batches and restarts dead codes later.
+class CodebookManager(nn.Module):
+    """Initialises a codebook on the first batches and reinitialises dead codes later.
 
-    All it knows is in buffers, so it is saved and resumed with the network.
+    Its state is in buffers, so it is saved and resumed with the network.
 
     Attributes:
         recent: (4 * codebook_size, embed_dim) the latest encoder outputs.
@@ -41,14 +42,14 @@ class CodebookCare(nn.Module):
         restart_every: int = 0,
         restart_until: float = math.inf,
     ) -> None:
-        """Describe the care.
+        """Set when codes are initialised and restarted.
 
         Args:
             init: kmeans (centres of the first latents), data (some of them) or uniform
                 (taming's, in [-1/K, 1/K]).
-            restart_every: batches without use after which a code starts over, and how often that
-                is looked at; 0: never.
-            restart_until: batch from which on nothing is restarted any more.
+            restart_every: batches without use after which a code is dead, and batches between two
+                checks; 0: never.
+            restart_until: batch from which on no code is reinitialised.
         """
         super().__init__()
         self.init, self.restart_every, self.restart_until = init, restart_every, restart_until
@@ -56,14 +57,14 @@ class CodebookCare(nn.Module):
         self.register_buffer("age", torch.zeros(codebook_size, dtype=torch.int64))
 
     @torch.no_grad()
-    def before(
+    def reinit_dead(
         self, quantiser: Quantiser, latents: Tensor, batch: int, generator: torch.Generator
     ) -> None:
-        """See to the codebook before a batch is quantised; changes it in place.
+        """Initialise the codebook, or its dead codes, in place before a batch is quantised.
 
         Args:
             latents: (B, D, h, w) of this batch; every batch has the same shape.
-            batch: how many came before.
+            batch: number of batches before.
             generator: on the device of the latents.
         """
         per_batch = self._remember(latents, batch, generator)
@@ -76,16 +77,16 @@ class CodebookCare(nn.Module):
             self.age.masked_fill_(dead, 0)
         else:
             return
-        shared(quantiser.embedding.weight)
+        broadcast_tensor(quantiser.embedding.weight)
 
     @torch.no_grad()
-    def after(self, tokens: Tensor) -> None:
-        """Count which codes a batch used. tokens: any shape, int64."""
-        used = summed(occurrences(tokens, len(self.age))) > 0
+    def update_usage(self, tokens: Tensor) -> None:
+        """Count the age of codes after a batch. tokens: any shape, int64."""
+        used = sum_over_processes(occurrences(tokens, len(self.age))) > 0
         self.age.add_(1).masked_fill_(used, 0)
 
     def alive(self) -> Tensor:
-        """Scalar: share of the codes that some picture used in the last `restart_every` batches."""
+        """Scalar: share of the codes that some image used in the last `restart_every` batches."""
         return (self.age < max(1, self.restart_every)).float().mean()
 
     def _restarts_at(self, batch: int) -> bool:
@@ -95,7 +96,7 @@ class CodebookCare(nn.Module):
     def _initialise(
         self, quantiser: Quantiser, known: Tensor, batch: int, generator: torch.Generator
     ) -> None:
-        """Set all codes; done anew with each batch until enough latents are known."""
+        """Set all codes; repeated with each batch until enough latents are known."""
         codes = quantiser.embedding.weight
         if self.init == "uniform":
             if batch == 0:
@@ -135,19 +136,21 @@ def kmeans(
 
 
 def restart(quantiser: Quantiser, dead: Tensor, rows: Tensor, generator: torch.Generator) -> None:
-    """Move the dead codes (K,) bool to some of the rows (n, D), preferably badly served ones.
+    """Move the dead codes (K,) bool to some of the rows (n, D), preferably to distant ones.
 
-    Drawn with a chance proportional to the squared distance from the nearest code, as k-means++
-    does, because most latents of pictures on a plain background are that background. Raises
-    NonFiniteError when a distance is NaN or infinite: the training has diverged.
+    Rows are drawn in proportion to their squared distance from the nearest code, as in k-means++,
+    because most latents of images on a plain background are that background.
+
+    Raises:
+        NonFiniteError: a distance is NaN or infinite: the training has diverged.
     """
     codes = quantiser.embedding.weight
     distance = (rows - codes[nearest(quantiser, rows)]).square().sum(1)
-    chance = distance + distance.mean() * 1e-6 + 1e-20
-    if not torch.isfinite(chance).all():  # which is fatal to multinomial, on CUDA to the process
+    weights = distance + distance.mean() * 1e-6 + 1e-20
+    if not torch.isfinite(weights).all():  # which is fatal to multinomial, on CUDA to the process
         raise NonFiniteError("the encoder's latents are too large to restart codes among them")
     enough = len(rows) >= len(codes)
-    choice = chance.multinomial(len(codes), replacement=not enough, generator=generator)
+    choice = weights.multinomial(len(codes), replacement=not enough, generator=generator)
     codes.copy_(torch.where(dead[:, None], rows[choice], codes))
 
 

@@ -124,7 +124,7 @@ def _windows(images: Tensor, size: int, generator: torch.Generator | None) -> Te
     return images[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def open_pictures(
+def open_images(
     root: Path, *, size: int, load_size: int, eval_fraction: float, cache: bool
 ) -> tuple[ImageDataset, ImageDataset]:
     """(training, held-out) pictures of a folder and what lies below it.

@@ -1,10 +1,9 @@
-"""A trained codec as files: ours, which need nothing else, and taming-transformers' layout."""
+"""A trained codec as files: this project's, and taming-transformers' layout."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -15,15 +14,13 @@ from sundae.codec_training.config import CodecRunConfig
 from sundae.codec_training.module import CodecTraining, unwrapped
 from sundae.common.files import atomic_path, make_folder, write_text
 from sundae.common.precision import Precision
-
-if TYPE_CHECKING:
-    from sundae.training.trainer import Trainer
+from sundae.training.trainer import Trainer
 
 
 def codec_of(
     module: CodecTraining, cfg: CodecRunConfig, precision: Precision = "auto"
 ) -> VQGANCodec:
-    """A codec with a copy of the weights, on the CPU, that training does not change any more."""
+    """A codec with a copy of the weights, on the CPU."""
     vqgan = copy.deepcopy(module.vqgan).cpu().requires_grad_(False)
     vqgan.set_gradient_checkpointing(False)
     rules = Rules("l2", "signed")
@@ -36,10 +33,14 @@ def export(module: CodecTraining, cfg: CodecRunConfig, folder: Path) -> list[Pat
     """Write a codec, replacing an earlier one.
 
     `load_vqgan(folder)` reads vqgan.safetensors and vqgan.json; vqgan.ckpt and vqgan.yaml are for
-    whatever reads taming-transformers' checkpoints, the discriminator included. (Taming's own code
-    knows 32 groups only: a network with another num_groups loads there, and decodes wrongly.)
+    software that reads taming-transformers' checkpoints, the discriminator included. (Taming's code
+    supports 32 groups only: a network with another num_groups loads there, and decodes wrongly.)
 
-    Returns the four paths, in this order. Raises UserError when they cannot be written.
+    Returns:
+        the four paths, in this order.
+
+    Raises:
+        UserError: they cannot be written.
     """
     ours = save_codec(
         codec_of(module, cfg), make_folder(folder) / "vqgan.safetensors", overwrite=True
@@ -55,11 +56,11 @@ def export(module: CodecTraining, cfg: CodecRunConfig, folder: Path) -> list[Pat
 
 
 class Exports:
-    """A trainer's hook: keeps RUN's exported codec at what was saved last, averaged if it is."""
+    """A trainer's hook: exports the codec of the last checkpoint into RUN, averaged if it is."""
 
     def __init__(self, cfg: CodecRunConfig) -> None:
         self.cfg = cfg
 
     def __call__(self, trainer: Trainer) -> None:
-        if trainer.run is not None and trainer.accelerator.is_main_process:
-            export(unwrapped(trainer.eval_net), self.cfg, trainer.run)
+        assert trainer.logbook.run is not None
+        export(unwrapped(trainer.state.eval_net), self.cfg, trainer.logbook.run)

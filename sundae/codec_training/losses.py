@@ -1,4 +1,4 @@
-"""What a VQ-GAN minimises, as pure functions of tensors (VQ-GAN, arXiv 2012.09841, eq. 4 to 7)."""
+"""The losses of a VQ-GAN as pure functions of tensors (arXiv 2012.09841, eq. 4 to 7)."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: str) -> Te
 
 
 def quantisation_losses(latents: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """How far latents are from their codes, once for each side to close the gap.
+    """Distance of latents from their codes, once with gradients for each side.
 
     VQ-VAE, arXiv 1711.00937, eq. 3: the second term there carries beta, usually 0.25.
     (taming-transformers' first quantiser put beta on the first term; a codebook weight of 0.25 and
@@ -33,19 +33,19 @@ def quantisation_losses(latents: Tensor, vectors: Tensor) -> tuple[Tensor, Tenso
 
 
 def generator_hinge(fake: Tensor) -> Tensor:
-    """Scores of reconstructions, any shape -> the scalar that falls when they pass for real."""
+    """Scores of reconstructions, any shape -> scalar, lower where they pass for real."""
     return -fake.mean()
 
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """Scores of pictures and reconstructions -> scalar, 0 when they are 1 and -1 or beyond."""
+    """Scores of images and reconstructions -> scalar, 0 when they are 1 and -1 or beyond."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(
     pixels: Tensor, last_layer: Tensor, fidelity_gradient: Tensor, gan_gradient: Tensor
 ) -> Tensor:
-    """The factor that makes the GAN pull at the decoder as hard as fidelity does (eq. 7).
+    """The factor that gives both losses equal gradients at the decoder's last layer (eq. 7).
 
     Args:
         pixels: (B, 3, H, W) reconstruction, whose graph reaches `last_layer` and is kept.
@@ -68,5 +68,5 @@ def with_gradient(value: Tensor, pixels: Tensor, gradient: Tensor) -> Tensor:
     A loss whose derivative down to the pixels is already known need not be differentiated again on
     its way to the weights.
     """
-    pull = (pixels * gradient).sum()
-    return value.detach() + pull - pull.detach()
+    inner = (pixels * gradient).sum()
+    return value.detach() + inner - inner.detach()

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sundae.codec.vqgan.backbone import VQGAN
-from sundae.codec_training.codebook import CodebookCare
+from sundae.codec_training.codebook import CodebookManager
 from sundae.codec_training.discriminator import PatchDiscriminator
-from sundae.codec_training.processes import several
+from sundae.training.processes import is_distributed
 
 
 class Reconstruction(NamedTuple):
-    """What became of a batch of pictures.
+    """A batch of images, encoded, quantised and decoded.
 
     Attributes:
         pixels: (B, 3, H, W) float32, in [-1, 1] but for overshoot.
@@ -31,15 +31,17 @@ class Reconstruction(NamedTuple):
 
 
 class CodecTraining(nn.Module):
-    """A VQ-GAN, its discriminator and the care of its codebook.
+    """A VQ-GAN, its discriminator and the manager of its codebook.
 
-    What wraps a module for several devices sees only `forward`, so that dispatches by name.
+    Wrappers for several devices see only `forward`, so `forward` dispatches by name.
 
     Attributes:
-        batches: scalar int64: training batches seen, which decides when things start.
-        quantise_start: batches after which latents are quantised. A codebook that begins among
-            latents which already tell colours and shapes apart covers them from the start; one that
-            begins with the encoder has to wait until the encoder dares to say more than it can.
+        care: the codebook manager, under its name in checkpoints.
+        batches: scalar int64, training batches seen; quantisation, discriminator and augmentation
+            start and end by it.
+        quantise_start: batches after which latents are quantised. A codebook that is initialised
+            among latents which already separate colours and shapes covers them from the start; one
+            that is initialised with the encoder holds the encoder back to what it covers.
     """
 
     batches: Tensor
@@ -48,37 +50,37 @@ class CodecTraining(nn.Module):
         self,
         vqgan: VQGAN,
         discriminator: PatchDiscriminator,
-        care: CodebookCare,
+        codebook: CodebookManager,
         quantise_start: int = 0,
     ) -> None:
         super().__init__()
         self.quantise_start = quantise_start
         self.vqgan = vqgan.to(memory_format=torch.channels_last)
         self.discriminator = discriminator.to(memory_format=torch.channels_last)
-        self.care = care
+        self.care = codebook
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        # The same number on the host, so that no batch has to ask the device; None: not known.
+        # The same number on the host, so that no batch waits for the device; None: not known.
         self._batches: int | None = None
         self.register_load_state_dict_post_hook(_forget_count)
 
     def forward(self, part: str, *arguments: Any) -> Any:
-        """Call the method `part`: "reconstruct", "judge" or "idle"."""
+        """Call the method `part`: "reconstruct", "discriminate" or "zero_loss"."""
         return getattr(self, part)(*arguments)
 
     def batches_seen(self) -> int:
-        """Training batches so far; asks the device only once after loading."""
-        if self._batches is None or not self.training:  # an averaged twin gets buffers copied in
+        """Training batches so far; waits for the device only once after loading."""
+        if self._batches is None or not self.training:  # an average's buffers are copied
             self._batches = int(self.batches)
         return self._batches
 
     def quantises(self) -> bool:
-        """Whether the decoder gets codes already; asks the device only once after loading."""
+        """Whether the decoder already gets codes instead of latents."""
         return self.batches_seen() >= self.quantise_start
 
     def compilable(self) -> list[nn.Module]:
-        """What may be compiled: all of the VQ-GAN that is gone back through once a batch.
+        """The modules that have one backward pass a batch, as compiled modules must.
 
-        The balance of the losses goes back to the decoder's last layer more often.
+        The decoder's last layer has more of them: the losses are balanced there.
         """
         return [self.vqgan.encoder, self.vqgan.decoder.mid, *self.vqgan.decoder.up]
 
@@ -88,24 +90,26 @@ class CodecTraining(nn.Module):
         return self.vqgan.decoder.conv_out.weight
 
     def reconstruct(self, images: Tensor, generator: torch.Generator) -> Reconstruction:
-        """Encode, quantise, decode; in training the codebook is cared for and batches counted.
+        """Encode, quantise, decode; in training also update the codebook and count the batch.
 
-        Before `quantise_start` the decoder gets the latents themselves, and `vectors` are these.
+        Before `quantise_start` the decoder gets the latents themselves, which are `vectors`, too.
 
-        images: (B, 3, H, W) in [-1, 1]. generator: on the same device.
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            generator: on the same device.
         """
         latents = self.vqgan.encode(images).float()
         quantiser, batch = self.vqgan.quantize, self.batches_seen()
         quantises = self.quantises()
         if self.training and quantises:
-            self.care.before(quantiser, latents, batch - self.quantise_start, generator)
+            self.care.reinit_dead(quantiser, latents, batch - self.quantise_start, generator)
         tokens = quantiser(latents)
         if self.training:
             if quantises:
-                self.care.after(tokens)
+                self.care.update_usage(tokens)
             self.batches += 1
             self._batches = batch + 1
-        # The codebook takes part in any case: processes wait for the gradient of every weight.
+        # The codebook always takes part: processes wait for the gradient of every weight.
         vectors = quantiser.embed(tokens) if quantises else latents + 0 * quantiser.embed(tokens)
         straight_through = latents + (vectors - latents).detach()
         pixels = self.vqgan.decode(straight_through).float()
@@ -117,22 +121,22 @@ class CodecTraining(nn.Module):
         scores: Tensor = functional_call(self.discriminator, frozen, (pixels,))
         return scores
 
-    def judge(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """The discriminator's scores of pictures and of reconstructions, to train it on."""
+    def discriminate(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+        """The discriminator's scores of images and of reconstructions, with all gradients."""
         real, fake = self.discriminator(images), self.discriminator(reconstruction)
-        return real, fake + _nothing(self.vqgan) if several() else fake
+        return real, fake + _zero_of(self.vqgan) if is_distributed() else fake
 
-    def idle(self) -> Tensor:
-        """0, for a discriminator that does not train yet: its gradients are 0."""
-        nothing = _nothing(self.discriminator)
-        return nothing + _nothing(self.vqgan) if several() else nothing
+    def zero_loss(self) -> Tensor:
+        """0, the loss of a discriminator that does not train yet: its gradients are 0."""
+        zero = _zero_of(self.discriminator)
+        return zero + _zero_of(self.vqgan) if is_distributed() else zero
 
 
-def _nothing(module: nn.Module) -> Tensor:
+def _zero_of(module: nn.Module) -> Tensor:
     """Scalar 0 that depends on every weight.
 
     Processes exchange gradients during the last backward pass of a step, and wait there for the
-    gradient of every weight, also of those whose loss was an earlier one.
+    gradient of every weight, also of those that an earlier loss depends on.
     """
     return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
 
@@ -142,7 +146,7 @@ def _forget_count(module: CodecTraining, _: Any) -> None:
 
 
 def unwrapped(net: nn.Module) -> CodecTraining:
-    """The module itself, without what wraps it for several devices."""
+    """The module itself, without the wrapper for several devices."""
     module = getattr(net, "module", net)
     assert isinstance(module, CodecTraining)
     return module

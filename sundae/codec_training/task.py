@@ -1,16 +1,14 @@
-"""Training a codec as a task of `sundae.training.trainer`, and images of how it goes."""
+"""The losses of a codec as a task of `sundae.training.trainer`."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sundae.codec.vqgan.backbone import VQGAN
-from sundae.codec_training.codebook import CodebookCare, usage_and_perplexity
+from sundae.codec_training.codebook import CodebookManager, usage_and_perplexity
 from sundae.codec_training.config import CodecRunConfig
-from sundae.codec_training.dataset import ImageDataset, augment, recolour
+from sundae.codec_training.dataset import augment, recolour
 from sundae.codec_training.discriminator import PatchDiscriminator
 from sundae.codec_training.losses import (
     adaptive_weight,
@@ -22,12 +20,8 @@ from sundae.codec_training.losses import (
 )
 from sundae.codec_training.module import CodecTraining, Reconstruction, unwrapped
 from sundae.codec_training.perceptual import FeatureDistance
-from sundae.common.files import make_folder
-from sundae.common.images import make_grid, save_image
-from sundae.common.precision import autocast
-
-if TYPE_CHECKING:
-    from sundae.training.trainer import Batch, Losses, Trainer
+from sundae.training.batches import Batch
+from sundae.training.trainer import Losses
 
 Metrics = dict[str, Tensor]
 
@@ -35,13 +29,14 @@ Metrics = dict[str, Tensor]
 def build_training(cfg: CodecRunConfig, accumulate: int = 1) -> CodecTraining:
     """Freshly initialised networks for a run.
 
-    accumulate: mini-batches of an optimiser step on one device, because the run file counts steps
-        and the module batches.
+    Args:
+        accumulate: mini-batches of an optimiser step on one device; the run file counts steps, the
+            module batches.
     """
     training = cfg.training
     vqgan = VQGAN(cfg.arch, "l2")
     vqgan.set_gradient_checkpointing(training.gradient_checkpointing)
-    care = CodebookCare(
+    codebook = CodebookManager(
         cfg.arch.codebook_size,
         cfg.arch.embed_dim,
         init=training.codebook_init,
@@ -49,7 +44,7 @@ def build_training(cfg: CodecRunConfig, accumulate: int = 1) -> CodecTraining:
         restart_until=(training.last_restart - training.quantise_start) * accumulate,
     )
     discriminator = PatchDiscriminator(training.disc_width, training.disc_layers)
-    return CodecTraining(vqgan, discriminator, care, training.quantise_start * accumulate)
+    return CodecTraining(vqgan, discriminator, codebook, training.quantise_start * accumulate)
 
 
 class CodecTask:
@@ -61,7 +56,7 @@ class CodecTask:
     discriminator and, in training, adaptive_weight once the discriminator takes part.
     """
 
-    parts = 2
+    num_losses = 2
 
     def __init__(
         self, cfg: CodecRunConfig, perceptual: FeatureDistance, accumulate: int = 1
@@ -76,8 +71,8 @@ class CodecTask:
 
         Args:
             net: a `CodecTraining`, perhaps wrapped.
-            batch: "images", (B, 3, H, W) in [0, 1], at least as large as the pictures trained on.
-            generator: of everything random, on the device of the batch.
+            batch: "images", (B, 3, H, W) in [0, 1], at least training.size large.
+            generator: of all randomness, on the device of the batch.
         """
         codec, size = unwrapped(net), self.settings.size
         mirror = self.settings.mirror and codec.training
@@ -92,20 +87,20 @@ class CodecTask:
         result: Reconstruction = net("reconstruct", images, generator)
         yield self._codec_side(codec, images, result, adversarial)
         if adversarial:
-            real, fake = net("judge", images, result.pixels.detach())
+            real, fake = net("discriminate", images, result.pixels.detach())
             loss = discriminator_hinge(real, fake)
             yield loss, {"discriminator": loss}
         else:
-            yield net("idle"), {}
+            yield net("zero_loss"), {}
 
     def _codec_side(
         self, codec: CodecTraining, images: Tensor, result: Reconstruction, adversarial: bool
     ) -> tuple[Tensor, Metrics]:
-        """Differentiates by the pixels here, and lets autograd do the rest from there.
+        """The loss of the VQ-GAN, differentiated with respect to the pixels here.
 
-        The adaptive weight needs each loss's gradient at the last layer anyway. Taking both only
-        down to the pixels saves a second pass back through the perceptual network and the
-        discriminator, whose activations are free again before the decoder's turn comes.
+        The adaptive weight needs each loss's gradient at the last layer. Computing both only down
+        to the pixels saves a second backward pass through the perceptual network and the
+        discriminator, whose activations are freed before that of the decoder.
         """
         settings, learning = self.settings, torch.is_grad_enabled()
         pixels = result.pixels.detach().requires_grad_(learning)
@@ -119,11 +114,11 @@ class CodecTask:
         if adversarial:
             metrics["gan"] = gan = generator_hinge(codec.score(pixels))
             if gradient is not None:
-                pull = torch.autograd.grad(gan, pixels)[0]
-                weight = adaptive_weight(result.pixels, codec.last_layer, gradient, pull)
+                gan_gradient = torch.autograd.grad(gan, pixels)[0]
+                weight = adaptive_weight(result.pixels, codec.last_layer, gradient, gan_gradient)
                 metrics["adaptive_weight"] = weight
                 total = total + settings.disc_weight * weight * gan
-                gradient = gradient + settings.disc_weight * weight * pull
+                gradient = gradient + settings.disc_weight * weight * gan_gradient
         if gradient is not None:
             total = with_gradient(total, result.pixels, gradient)
         return total + quantisation, {name: value.detach() for name, value in metrics.items()}
@@ -139,43 +134,3 @@ class CodecTask:
         usage, perplexity = usage_and_perplexity(tokens, codec.vqgan.arch.codebook_size)
         metrics = {"usage": usage, "perplexity": perplexity}
         return metrics | {"alive": codec.care.alive()} if codec.training else metrics
-
-
-class ReconstructionPictures:
-    """A trainer's hook: held-out pictures above what the codec makes of them, as one picture."""
-
-    def __init__(self, cfg: CodecRunConfig, data: ImageDataset) -> None:
-        """data: whose first pictures, at most `training.nb_pictures`, are shown."""
-        self.precision = cfg.training.arithmetic
-        self.images = data.__getitems__(range(min(cfg.training.nb_pictures, len(data))))["images"]
-
-    @torch.no_grad()
-    def __call__(self, trainer: Trainer) -> None:
-        """Write RUN/reconstructions/step-NNNNNNN.png."""
-        if not trainer.accelerator.is_main_process:
-            return
-        codec, generator = unwrapped(trainer.eval_net).eval(), torch.Generator(trainer.device)
-        made = []
-        for images in self.images.split(trainer.mini_batch_size):
-            with autocast(trainer.device, self.precision):
-                result = codec.reconstruct(images.to(trainer.device) * 2 - 1, generator)
-            made.append((result.pixels.cpu() + 1) / 2)
-        grid = make_grid(_rows_in_turn(self.images, torch.cat(made)), columns=_COLUMNS)
-        if trainer.run is not None:
-            folder = make_folder(trainer.run / "reconstructions")
-            save_image(grid, folder / f"step-{trainer.step:07d}.png")
-        trainer.logbook.log_picture("reconstructions", grid, trainer.step)
-
-
-_COLUMNS = 8
-
-
-def _rows_in_turn(originals: Tensor, made: Tensor) -> Tensor:
-    """A row of originals, the row of their reconstructions, the next originals: (2 N, 3, H, W).
-
-    A last row that is not full is filled up with white.
-    """
-    missing = -len(originals) % _COLUMNS
-    white = originals.new_ones(missing, *originals.shape[1:])
-    rows = [torch.cat((part, white)).unflatten(0, (-1, _COLUMNS)) for part in (originals, made)]
-    return torch.stack(rows, 1).flatten(0, 2)

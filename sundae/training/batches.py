@@ -2,18 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
-from torch.utils.data import Sampler
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from sundae.common.errors import UserError
+from sundae.config.run_file import TrainerConfig
+from sundae.data.dataset import collate_batched
+
+Batch = dict[str, Tensor]
+
+# Mixed into the seed of everything in an evaluation: its rows and its noise are always the same,
+# so that its curve shows the network alone.
+EVAL_TAG = 2**40
 
 _WORD = 2**64 - 1
 # (shift, multiplier) of splitmix64's finaliser: every bit in flips half of the bits out.
 _SPLITMIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
+class BatchedData(Protocol):
+    """A data set whose `__getitems__` returns a whole batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
+
+
+DataPair = tuple[BatchedData, BatchedData]
+
+
+class Batches:
+    """The batches of one process, on its device.
+
+    Attributes:
+        train_data, eval_data: training and held-out rows.
+        mini_batch_size: rows of one forward pass.
+        accumulate: mini-batches of one optimiser step.
+        per_evaluation: mini-batches between two evaluations.
+    """
+
+    def __init__(
+        self, data: DataPair, cfg: TrainerConfig, accelerator: Accelerator, seed: int
+    ) -> None:
+        """UserError where batch size or held-out rows cannot be divided among the processes."""
+        self.train_data, self.eval_data = data
+        self.cfg, self.device, self.seed = cfg, accelerator.device, seed
+        self._rank, self._world = accelerator.process_index, accelerator.num_processes
+        self.mini_batch_size, self.accumulate = split_batch(cfg, self._world)
+        if len(self.eval_data) < self._world:
+            raise UserError(
+                f"{len(self.eval_data)} held-out rows are too few for {self._world} "
+                "processes; hold out more, or use fewer processes"
+            )
+        per_epoch = len(self.train_data) // (self.mini_batch_size * self._world)
+        self.per_evaluation = cfg.nb_batches[0] or max(1, per_epoch)
+
+    def training(self, step: int) -> Iterator[Batch]:
+        """The endless mini-batches that follow after some optimiser steps."""
+        sampler = ShuffledBatches(
+            len(self.train_data),
+            self.mini_batch_size,
+            seed=self.seed,
+            rank=self._rank,
+            world=self._world,
+            start=step * self.accumulate,
+        )
+        return self._load(self.train_data, sampler)
+
+    def evaluation(self) -> Iterator[Batch]:
+        """A fixed, shuffled choice of held-out rows, dealt out to the processes."""
+        count = len(self.eval_data)
+        if self.cfg.nb_batches[1]:
+            count = min(count, self.cfg.nb_batches[1] * self.mini_batch_size)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, EVAL_TAG))
+        order = torch.randperm(len(self.eval_data), generator=generator)[:count]
+        rows = order[self._rank :: self._world]
+        return self._load(self.eval_data, [b.tolist() for b in rows.split(self.mini_batch_size)])
+
+    def _load(self, data: BatchedData, batches: Iterable[list[int]]) -> Iterator[Batch]:
+        loader: DataLoader[Batch] = DataLoader(
+            data,  # type: ignore[arg-type]  # only __getitems__ is used
+            batch_sampler=batches,
+            num_workers=self.cfg.nb_workers,
+            collate_fn=collate_batched,  # __getitems__ batches already
+            pin_memory=self.device.type == "cuda",
+        )
+        for batch in loader:
+            yield {name: rows.to(self.device, non_blocking=True) for name, rows in batch.items()}
+
+
 class ShuffledBatches(Sampler[list[int]]):
-    """Batches without end: every epoch a new permutation, carried on without a gap.
+    """Endless batches: every epoch a new permutation, continued without a gap.
 
     With several processes each takes its slice of every global batch. A batch may reach from one
     epoch into the next, so all batches are full.
@@ -29,7 +113,7 @@ class ShuffledBatches(Sampler[list[int]]):
         world: int = 1,
         start: int = 0,
     ) -> None:
-        """start: how many batches (of one process) an earlier part of the run has used."""
+        """start: number of batches (of one process) that an earlier part of the run has used."""
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.rank, self.world, self.start = rank, world, start
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
@@ -49,13 +133,19 @@ class ShuffledBatches(Sampler[list[int]]):
             batch += 1
 
 
-def held_out_batches(
-    rows: int, count: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1
-) -> list[list[int]]:
-    """A fixed, shuffled choice of `count` rows, dealt out to the processes and cut into batches."""
-    generator = torch.Generator().manual_seed(seed)
-    mine = torch.randperm(rows, generator=generator)[:count][rank::world].tolist()
-    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+def split_batch(cfg: TrainerConfig, processes: int) -> tuple[int, int]:
+    """Rows of a mini-batch, and mini-batches per process and optimiser step.
+
+    Raises:
+        UserError: the batch size is not a multiple.
+    """
+    mini = cfg.mini_batch_size or max(1, cfg.batch_size // processes)
+    if cfg.batch_size % (mini * processes):
+        raise UserError(
+            f"trainer.batch_size ({cfg.batch_size}) is not a multiple of trainer.mini_batch_size "
+            f"({mini}) times {processes} processes; change one of them"
+        )
+    return mini, cfg.batch_size // (mini * processes)
 
 
 def derive_seed(*parts: int) -> int:

@@ -9,21 +9,25 @@ from torch import nn
 
 
 class EMA:
-    """Keeps an averaged twin of a network; evaluation and sampling use the twin.
+    """An averaged copy of a network; evaluation and sampling use the copy.
 
     The decay grows with the number of updates, as (1 + n) / (10 + n), until it reaches its final
-    value, so that the twin is not held back by the initial weights. (torch's AveragedModel counts
+    value, so that the initial weights do not hold the average back. (torch's AveragedModel counts
     its updates on the device, which stalls a GPU at every step.)
+
+    Attributes:
+        net: the copy.
+        updates: number of updates so far.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
-        """decay: in [0, 1); the twin forgets over about 1 / (1 - decay) updates."""
+        """decay: in [0, 1); the average forgets over about 1 / (1 - decay) updates."""
         self.decay, self.updates = decay, 0
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Move the twin's weights towards those of `net`."""
+        """Move the average towards the weights of `net`."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - decay)

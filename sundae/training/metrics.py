@@ -1,4 +1,4 @@
-"""Metrics of a run: averaged on the device, read rarely, told in a line."""
+"""Metrics of a run: averaged on the device, read rarely, summarised in a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders: which one a run is kept in, and who may write to it."""
+"""The folder that a training writes to, and that no other process writes to meanwhile."""
 
 from __future__ import annotations
 
@@ -6,47 +6,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from sundae.common.errors import UserError
-from sundae.common.files import make_folder, write_text
 from sundae.common.locking import output_folder
-from sundae.config.run_file import (
-    RunConfig,
-    dump_toml,
-)
-from sundae.prior.checkpoint import Checkpoint, list_checkpoints, run_containing
-from sundae.training.trainer import RunSettings
+from sundae.config.run_file import TrainerConfig
+from sundae.prior.checkpoint import Checkpoint
+from sundae.prior.run import list_checkpoints, run_containing
+from sundae.training.processes import broadcast_from_main
 
 
 def choose_run_folder(run: Path | None, checkpoint: Checkpoint | None) -> Path | None:
-    """Where a run is kept, None for a folder of its own; writes nothing.
+    """The folder of a run, None for a new one; writes nothing.
 
     Args:
-        run: where to, as the user asked. Otherwise a run that goes on stays where it is.
-        checkpoint: what to go on from.
+        run: the folder that the user named; without it a resumed run stays in its folder.
+        checkpoint: what the run resumes from.
 
     Raises:
-        UserError: there is another run already, or the run has gone on from the checkpoint.
+        UserError: the folder holds another run, or the run has gone on from the checkpoint.
     """
     if checkpoint is not None and (run is None or _holds(run, checkpoint)):
-        run = run_of(checkpoint)
-        found = [folder.name for folder in list_checkpoints(run)]
-        here = checkpoint.folder.resolve().name
-        if here not in found:
-            raise UserError(
-                f"{checkpoint.folder} is not named as a checkpoint of a run is, such as "
-                "step-0001000: rename it back, or choose a --run-dir for what follows"
-            )
-        if here != found[-1]:
-            raise UserError(
-                f"{run} has gone on to {found[-1]}: resume from there with --resume {run}, or "
-                f"choose a --run-dir for another way on from {here}"
-            )
-        return run
+        return _folder_to_resume_in(checkpoint)
     if run is not None and list_checkpoints(run):
         raise UserError(
             f"{run} holds a run already; go on with --resume {run}, or choose another --run-dir"
@@ -54,20 +36,41 @@ def choose_run_folder(run: Path | None, checkpoint: Checkpoint | None) -> Path |
     return run
 
 
-def check_run_folder(cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None) -> None:
-    """UserError where a run cannot be kept, as `run_folder` would raise; writes nothing."""
-    if cfg.trainer.save_outputs:
-        choose_run_folder(run, checkpoint)
+def _holds(run: Path, checkpoint: Checkpoint) -> bool:
+    found = run_containing(checkpoint.folder)
+    return found is not None and found.resolve() == run.resolve()
+
+
+def _folder_to_resume_in(checkpoint: Checkpoint) -> Path:
+    """The run folder of a checkpoint, of which it has to be the last one."""
+    here = checkpoint.folder.resolve()
+    run = run_containing(checkpoint.folder)
+    if run is None:
+        raise UserError(
+            f"{here} does not lie in a run's checkpoints folder; "
+            "choose a --run-dir for what follows"
+        )
+    found = [folder.name for folder in list_checkpoints(run)]
+    if here.name not in found:
+        raise UserError(
+            f"{checkpoint.folder} is not named as a checkpoint of a run is, such as "
+            "step-0001000: rename it back, or choose a --run-dir for what follows"
+        )
+    if here.name != found[-1]:
+        raise UserError(
+            f"{run} has gone on to {found[-1]}: resume from there with --resume {run}, or "
+            f"choose a --run-dir for another way on from {here.name}"
+        )
+    return run
 
 
 @contextmanager
 def run_folder(
-    cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None, accelerator: Accelerator
+    cfg: TrainerConfig, run: Path | None, checkpoint: Checkpoint | None, accelerator: Accelerator
 ) -> Iterator[Path | None]:
-    """The folder of a run, which no other process fills meanwhile, the same in all processes.
+    """The locked folder of a run, the same in all processes; None where nothing is saved.
 
-    A run that has no folder yet gets EXP_DIR/EXP_NAME_<date and time>. It is None where nothing is
-    saved.
+    A new run without a folder gets EXP_DIR/EXP_NAME_<date and time>.
 
     Args:
         run, checkpoint: see `choose_run_folder`.
@@ -75,65 +78,25 @@ def run_folder(
     Raises:
         UserError: see `choose_run_folder`; or another process fills the folder, or it cannot be
             written to.
-        SystemExit: with 2, in all processes but the main one, which says what is wrong.
+        SystemExit: with 2, in all processes but the main one, which raises the UserError.
     """
-    if not cfg.trainer.save_outputs:
+    if not cfg.save_outputs:
         yield None
         return
     with ExitStack() as stack:
         folder, error = None, None
         if accelerator.is_main_process:
             try:
-                folder = stack.enter_context(_locked_run_folder(cfg, run, checkpoint))
+                chosen = choose_run_folder(run, checkpoint)
+                folder = stack.enter_context(output_folder(chosen, Path(cfg.exp_dir), cfg.exp_name))
+                choose_run_folder(
+                    run, checkpoint
+                )  # another process may have just ended a run there
             except UserError as refusal:
                 error = refusal
-        folder, failed = agreed(folder, error is not None)
+        folder, failed = broadcast_from_main(folder, error is not None)
         if error is not None:
             raise error
         if failed:
             sys.exit(2)
         yield folder
-
-
-@contextmanager
-def _locked_run_folder(
-    cfg: RunSettings, run: Path | None, checkpoint: Checkpoint | None
-) -> Iterator[Path]:
-    chosen = choose_run_folder(run, checkpoint)
-    parent = Path(cfg.trainer.exp_dir)
-    with output_folder(chosen, parent, cfg.trainer.exp_name) as folder:
-        choose_run_folder(run, checkpoint)  # another process may have ended a run there just now
-        yield folder
-
-
-def keep_run_file(cfg: RunConfig, run: Path) -> None:
-    """Create the folder of a run, if need be, and put the resolved run file into it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    write_text(make_folder(run) / "config.toml", dump_toml(cfg))
-
-
-def agreed(*values: Any) -> list[Any]:
-    """The main process's values, in every process."""
-    return broadcast_object_list(list(values))
-
-
-def _holds(run: Path, checkpoint: Checkpoint) -> bool:
-    return checkpoint.folder.resolve().parent == (run / "checkpoints").resolve()
-
-
-def run_of(checkpoint: Checkpoint) -> Path:
-    """The run folder that a checkpoint lies in, to go on there.
-
-    Raises:
-        UserError: it was moved out of its run folder.
-    """
-    run = run_containing(checkpoint.folder)
-    if run is None:
-        raise UserError(
-            f"{checkpoint.folder.resolve()} does not lie in a run's checkpoints folder; "
-            "choose a --run-dir for what follows"
-        )
-    return run

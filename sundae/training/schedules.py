@@ -1,4 +1,8 @@
-"""Learning-rate schedules under ptpt's names, as pure functions of the step."""
+"""Learning-rate schedules under ptpt's names, as pure functions of the step.
+
+(A `torch.optim.lr_scheduler.LambdaLR` would add its own counter to the state of a run, which a
+checkpoint of an earlier version does not hold.)
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 # optimiser steps done -> multiple of the learning rate
-Factor = Callable[[int], float]
+LRLambda = Callable[[int], float]
 
 _WARMUP = "_with_warmup"
 
 
-def learning_rate_factor(name: str, kwargs: Mapping[str, Any], learning_rate: float) -> Factor:
-    """The multiple of the learning rate after a number of optimiser steps.
+def make_lr_lambda(name: str, kwargs: Mapping[str, Any], learning_rate: float) -> LRLambda:
+    """The multiple of the learning rate as a function of the optimiser steps done.
 
     Args:
-        name: one of ptpt's schedule names, checked by the run file's schema.
+        name: `trainer.lr_scheduler_name`.
         kwargs: nb_warmup_steps, nb_training_steps, nb_cycles, lr_end, power, as the name takes.
         learning_rate: the peak; `polynomial` ends at the absolute rate `lr_end`.
     """
@@ -26,7 +30,7 @@ def learning_rate_factor(name: str, kwargs: Mapping[str, Any], learning_rate: fl
     return lambda step: step / max(1, warmup) if step < warmup else decay(step)
 
 
-def _decay(name: str, kwargs: dict[str, Any], warmup: int, learning_rate: float) -> Factor:
+def _decay(name: str, kwargs: dict[str, Any], warmup: int, learning_rate: float) -> LRLambda:
     """What follows the warm-up. As in ptpt, a plain cosine counts its steps from the very start."""
     if name == "constant":
         return lambda step: 1.0

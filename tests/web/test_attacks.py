@@ -194,8 +194,8 @@ def test_no_value_of_any_component_of_any_endpoint_reads_a_file(
 def test_gradio_itself_refuses_them_too(run: Path, secret: Path, tmp_path: Path) -> None:
     """Behind the guard, so that neither lock depends on the other."""
     from fastapi.testclient import TestClient
-    from sundae.editing.sampler import Sampler
 
+    from sundae.editing.sampler import Sampler
     from sundae.interactive.server import _app, _prepare_environment
     from sundae.interactive.session_files import SessionFiles
     from sundae.interactive.settings import Settings

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.prior.network import build_network
-from sundae.training.task import PriorTask, drop_classes
+from sundae.training.prior import PriorTask, drop_classes
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def test_the_task_yields_the_loss_of_every_unroll_step(config: Config) -> None:
     task = PriorTask(config({"unroll_steps": 3}))
     batch = {"tokens": torch.tensor([[0] * 16, [2] * 16]), "classes": torch.tensor([0, 1])}
     steps = list(task.losses(ClassNet(), batch, torch.Generator().manual_seed(0)))
-    assert task.parts == len(steps) == 3
+    assert task.num_losses == len(steps) == 3
     for number, (loss, metrics) in enumerate(steps, start=1):
         assert loss.item() == pytest.approx(
             25.0

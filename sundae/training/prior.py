@@ -1,0 +1,115 @@
+"""Training of a prior: the SUNDAE objective as a trainer's task, its data, its checks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hourglass_transformer import HourglassTransformer
+from sundae.config.run_file import RunConfig, dump_toml
+from sundae.data.dataset import TokenDataset
+from sundae.prior.checkpoint import Checkpoint
+from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
+from sundae.prior.network import build_network
+from sundae.prior.objective import unroll
+from sundae.prior.run import RUN_FILE
+from sundae.training.batches import Batch
+from sundae.training.data import learned_classes, open_datasets
+from sundae.training.experiment import Built, Experiment
+from sundae.training.trainer import Losses
+
+
+class PriorExperiment(Experiment):
+    """The training of a prior, as train.py runs it."""
+
+    kind, run_file = "prior", RUN_FILE
+    cfg: RunConfig
+
+    def __init__(
+        self, cfg: RunConfig, data: tuple[TokenDataset, TokenDataset], codec: str = ""
+    ) -> None:
+        """codec: identity of the codec of the tokens."""
+        super().__init__(cfg, data)
+        self.codec, self.classes = codec, learned_classes(cfg, data[0])
+
+    @classmethod
+    def open(cls, cfg: RunConfig, codec: str, checkpoint: Checkpoint | None) -> PriorExperiment:
+        """Open the data of a run file.
+
+        Raises:
+            UserError: the data is missing or belongs to another run file, or the checkpoint to
+                another network, codec or data.
+        """
+        if checkpoint is not None:
+            check_same_network(cfg, checkpoint)
+        experiment = cls(cfg, open_datasets(cfg, codec), codec)
+        if checkpoint is not None:
+            check_same_codec(codec, checkpoint)
+            check_same_classes(experiment.classes, checkpoint)
+        return experiment
+
+    def build(self, device: torch.device, accumulate: int) -> Built:
+        net = build_network(self.cfg)
+        net.set_gradient_checkpointing(self.cfg.trainer.gradient_checkpointing)
+        return Built(net, PriorTask(self.cfg), [net])
+
+    def dump(self) -> str:
+        return dump_toml(self.cfg)
+
+    def describe(self, net: nn.Module) -> str:
+        parameters = sum(p.numel() for p in net.parameters())
+        train, held_out = map(len, self.data)
+        return f"{parameters:,} parameters, {train:,} training and {held_out:,} held-out grids"
+
+
+class PriorTask:
+    """The SUNDAE objective: one loss for every unroll step."""
+
+    def __init__(self, cfg: RunConfig) -> None:
+        self.num_losses = cfg.unroll_steps
+        self.vocab_size = cfg.data.vocab_size
+        self.conditional = cfg.net.conditional
+        self.num_classes, self.class_dropout = cfg.net.num_classes, cfg.net.class_dropout
+
+    def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
+        """Yield (loss, metrics) of each unroll step; see `sundae.prior.objective.unroll`."""
+        classes = batch["classes"] if self.conditional else None
+        if classes is not None and net.training and self.class_dropout:
+            classes = drop_classes(classes, self.class_dropout, self.num_classes, generator)
+        head = head_of(net)
+        steps = unroll(
+            lambda tokens: net(tokens, classes, **({} if head is None else {"head": False})),
+            batch["tokens"],
+            unroll_steps=self.num_losses,
+            vocab_size=self.vocab_size,
+            generator=generator,
+            head=head,
+        )
+        for number, (loss, accuracy) in enumerate(steps, start=1):
+            metrics = {"loss": loss, "accuracy": accuracy}
+            metrics |= {f"{name}_{number}": value for name, value in metrics.items()}
+            yield loss, metrics
+
+
+def head_of(net: nn.Module) -> nn.Linear | None:
+    """The last linear map of a network that can leave it out, also of a distributed one."""
+    bare = getattr(net, "module", net)
+    return bare.to_logits if isinstance(bare, HourglassTransformer) else None
+
+
+def drop_classes(
+    classes: Tensor, probability: float, null_class: int, generator: torch.Generator
+) -> Tensor:
+    """Replace each class by the null class with a probability (arXiv 2207.12598, algorithm 1).
+
+    Args:
+        classes: (batch,) int64.
+        probability: in [0, 1].
+        null_class: number of the null class.
+        generator: on the device of the classes.
+
+    Returns:
+        (batch,) int64.
+    """
+    dropped = torch.rand(len(classes), generator=generator, device=classes.device) < probability
+    return classes.masked_fill(dropped, null_class)
