@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import (
     in_child,
-    in_turns,
+    interleaved,
     machine,
     median_and_range,
     memory,
@@ -134,7 +134,7 @@ def measure_codec(setup: Setup) -> dict[str, Any]:
     seconds = {}
     for way, given in (("decode", tokens), ("encode", images)):
         calls = {name: partial(getattr(codec, way), given) for name, codec in codecs.items()}
-        seconds[way] = in_turns(calls, setup.rounds, setup.device)
+        seconds[way] = interleaved(calls, setup.rounds, setup.device)
         print_times(f"{way} {len(images)} x {setup.side}x{setup.side} px", seconds[way])
     agreement: dict[str, Any] = {}
     for name, codec in list(codecs.items())[1:]:
@@ -162,7 +162,7 @@ def measure_quantiser(setup: Setup) -> dict[str, Any]:
     """Time in turns; memory of each in a process of its own."""
     calls = quantisers(setup)
     equal = float((calls[TAMING]() == calls[OURS]()).float().mean())
-    seconds = in_turns(calls, setup.rounds, setup.device)
+    seconds = interleaved(calls, setup.rounds, setup.device)
     extra = {name: in_child(quantiser_memory, setup, name) for name in calls}
     print_times(f"quantise {setup.tokens} tokens, {setup.codes} codes", seconds)
     for name, bytes_more in extra.items():
@@ -192,7 +192,7 @@ def measure_generation(setup: Setup, folder: Path) -> dict[str, Any]:
         generate_latents(codec, folder, folder / "out", overwrite=True,
                          batch_size=setup.batch_size, device=setup.device)  # fmt: skip
 
-    (seconds,) = in_turns({"": run}, setup.rounds, setup.device).values()
+    (seconds,) = interleaved({"": run}, setup.rounds, setup.device).values()
     rates = [count / s for s in seconds]
     print(f"\ngenerate-latents, {count} JPEGs of {setup.side}x{setup.side} px, mirrored as well")
     print(f"  {'pictures':<12}{median_and_range(rates, ' /s')}".rstrip(), flush=True)
@@ -206,7 +206,7 @@ def megapixel(setup: Setup, precision: str) -> dict[str, float]:
     images = torch.rand(1, 3, setup.large_side, setup.large_side, device=setup.device)
     tokens = codec.encode(images)
     calls = {"encode": lambda: codec.encode(images), "decode": lambda: codec.decode(tokens)}
-    seconds = in_turns(calls, 1, setup.device)
+    seconds = interleaved(calls, 1, setup.device)
     once = {f"{way}_seconds": times[0] for way, times in seconds.items()}
     return once | {"peak_bytes": memory(setup.device, peak=True)}
 

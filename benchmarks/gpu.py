@@ -29,7 +29,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from efficiency import MEASURED
 from gpu_report import RESULTS, write_report
 from gpu_run import ROOT, Outcome, Stage, run_stage
 from gpu_stages import PARTS, stages
@@ -40,11 +39,13 @@ from sundae.common.folders import remove_tree
 from sundae.common.locking import folder_lock
 from sundae.evaluation.plan import read_efficiency
 
+MEASURED = Path(__file__).with_name("efficiency.json")
+
 # Prints what a GPU and its software are, without leaving memory taken in the process that asks; and
 # fails where a package is missing that the stages need.
 _PROBE = """
 import json, torch
-import sundae.sampling.prior, sundae.training.trainer, torchvision
+import sundae.sampling.sampler, sundae.training.trainer, torchvision
 cuda = torch.cuda.is_available()
 about = {"torch": torch.__version__, "CUDA": torch.version.cuda or "none", "device": "CPU"}
 if cuda:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from efficiency import efficiency_of
 from gpu_run import Outcome
+from measuring import efficiency_of
 
 from sundae.common.files import atomic_path, write_text
 

@@ -1,4 +1,4 @@
-"""What benchmarks share: times taken in turns, memory at the peak, and whose numbers they are."""
+"""What benchmarks share: interleaved timings, peaks of memory, and whose numbers they are."""
 
 import math
 import multiprocessing
@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import partial
@@ -26,7 +26,7 @@ _PEAK_ROUNDS: dict[str, tuple[int, float]] = {"cpu": (5, math.inf), "cuda": (100
 _PEAK_OF = {"cpu": min, "cuda": statistics.median}
 
 
-def in_turns(
+def interleaved(
     calls: Mapping[str, Callable[[], object]],
     rounds: int,
     device: str,
@@ -34,14 +34,13 @@ def in_turns(
     warm_ups: Mapping[str, Callable[[], object]] | None = None,
     limit: float = math.inf,
 ) -> Seconds:
-    """Seconds of each call in each round, after a round that does not count.
+    """Seconds of each call in each round, after a warm-up round.
 
-    A busy machine then slows all of them alike, and the ratio within a round still holds.
+    Interleaved, a busy machine slows all of them alike, and the ratio within a round still holds.
 
     Args:
-        warm_ups: what to do in the round that does not count, the calls themselves unless given;
-            empty where everything is warm.
-        limit: no further round begins once the counted ones have taken this many seconds.
+        warm_ups: calls of the warm-up round, the timed ones unless given.
+        limit: no further round begins once the timed ones have taken this many seconds.
     """
     for call in (calls if warm_ups is None else warm_ups).values():
         _timed(call, device)
@@ -91,7 +90,7 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
         out = torch.empty_like(left)
         product = partial(torch.mm, left, right, out=out)
         rounds, limit = _PEAK_ROUNDS[device]
-        seconds = in_turns({"": product}, rounds, device, limit=limit)[""]
+        seconds = interleaved({"": product}, rounds, device, limit=limit)[""]
         best = max(best, 2 * side**3 / _PEAK_OF[device](seconds))
     return best
 
@@ -99,8 +98,7 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
 def in_child(function: Callable[..., Any], *arguments: object) -> Any:
     """What a function returns in a fresh process, where no earlier peak hides its memory.
 
-    glibc would keep what is freed, and a peak would show how it piles up blocks rather than what
-    was in use; in this process large blocks go back at once.
+    glibc returns large blocks to the system at once there, so a peak shows what is in use.
     """
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**20))
@@ -130,6 +128,9 @@ def tiny_codec(config: Path, folder: Path) -> Path:
     return path
 
 
+# -- whose numbers they are -----------------------------------------------------------------------
+
+
 def machine(device: str) -> dict[str, Any]:
     """What the numbers belong to."""
     name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
@@ -141,8 +142,41 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
+def machine_line(about: Mapping[str, Any]) -> str:
+    """`machine` as one line."""
+    return ", ".join(f"{key} {value}" for key, value in about.items())
+
+
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def efficiency_of(results: Sequence[Mapping[str, Any]], source: str) -> dict[str, dict[str, Any]]:
+    """{device: shares} as plan.py reads them, from what speed.py wrote in one run or several.
+
+    The fastest of our own variants counts for each track; of several sizes, the median.
+
+    Args:
+        results: contents of its JSON, at least one.
+        source: where they come from, for the reader.
+    """
+    about = results[0]["machine"]
+    entry: dict[str, Any] = {"source": f"{source}, {about.get('date', 'no date')}"}
+    peaks = [result["peak_tflops"] for result in results if result["peak_tflops"]]
+    if peaks:
+        entry["tflops"] = max(peaks)
+    rows = [row for result in results for row in result["rows"] if row["share"]]
+    for kind, word in (("train", "train"), ("sample", "sampl"), ("decode", "decode")):
+        best: dict[str, tuple[float, str]] = {}
+        for row in rows:
+            if row["path"].startswith("ours") and word in row["track"]:
+                # A row's share is of the peak in its own precision; here they share one scale.
+                share = row["tflops"] / entry["tflops"]
+                best[row["size"]] = max(best.get(row["size"], (0.0, "")), (share, row["precision"]))
+        if best:
+            entry[kind] = statistics.median(share for share, _ in best.values())
+            entry["precision"] = next(iter(best.values()))[1]
+    return {about["device"]: entry}

@@ -1,10 +1,10 @@
 """How fast everything is, beside a textbook version of the same maths, and what it costs.
 
-Weights are random, seeds fixed, nothing stops early. Ways take turns; the tables show medians, the
-range over rounds and, in the same rounds, how many times faster than the first way each is. Beside
-every time: parameters, GFLOP (matrix products), network evaluations for an image, the peak of
-memory beyond weights, gradients and optimiser state, TFLOP/s, and the share of the fastest matrix
-product that this machine was seen to do in the same precision. README and GPU.md have results.
+Weights are random, seeds fixed, nothing stops early. Variants are interleaved; the tables show
+medians, the range over rounds and, in the same rounds, how many times faster than the first variant
+each is. Beside every time: parameters, GFLOP (matrix products), network evaluations for an image,
+the peak of memory beyond weights, gradients and optimiser state, TFLOP/s, and the share of the
+fastest matrix product measured on this machine in the same precision. docs/speed.md has results.
 
     python benchmarks/speed.py
     python benchmarks/speed.py --device cuda --size ffhq1024 --paths ^ours --json speed-cuda.json
@@ -29,11 +29,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # textbook.py
 
 import torch
-from efficiency import efficiency_of
-from measuring import in_turns, machine, matmul_peak, median_and_range, tiny_codec
+from measuring import (
+    efficiency_of,
+    interleaved,
+    machine,
+    machine_line,
+    matmul_peak,
+    median_and_range,
+    tiny_codec,
+)
 from speed_amused import amused
-from speed_jobs import CONFIGS, SIZES, Bench, Job, Setup, Track, Way, cpu_memory, cuda_memory
-from speed_tracks import TEXTBOOK, TRACKS
+from speed_jobs import (
+    CONFIGS,
+    SIZES,
+    TEXTBOOK,
+    Bench,
+    Job,
+    Setup,
+    Track,
+    Variant,
+    cpu_memory,
+    cuda_memory,
+)
+from speed_tracks import TRACKS
 
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder, write_text
@@ -42,7 +60,7 @@ from utils import run_cli, say
 
 ALL_TRACKS: dict[str, Callable[[Bench, int], Track]] = {**TRACKS, "amused": amused}
 
-# Tracks whose time does not depend on --batch-size, and where memory is looked at on a CPU.
+# Tracks whose time does not depend on --batch-size, and where memory is measured on a CPU.
 CODEC_TRACKS = ("encode", "decode")
 CPU_MEMORY_TRACKS = ("train", "step", *CODEC_TRACKS)
 
@@ -54,22 +72,13 @@ Row = dict[str, Any]
 # -- measuring ------------------------------------------------------------------------------------
 
 
-def measured_peaks(bench: Bench, before: dict[str, float]) -> dict[str, float]:
-    """TFLOP/s of the fastest matrix product in each precision that ways have, now or before."""
-    dtypes = {bench.precision: torch.bfloat16 if bench.precision == "bf16" else torch.float32}
-    if bench.setup.wants_name(TEXTBOOK):
-        dtypes["fp32"] = torch.float32
-    now = {name: matmul_peak(bench.setup.device, dtype) / 1e12 for name, dtype in dtypes.items()}
-    return {name: max(value, before.get(name, 0)) for name, value in now.items()}
-
-
 @dataclass
 class Results:
     """What was measured so far.
 
     Attributes:
-        size: as --size names it.
-        path: JSON file for all of it, if there is to be one.
+        size: value of --size.
+        path: JSON file for all of it, or None.
         machine: what the numbers belong to.
         peaks: TFLOP/s of the fastest matrix product by precision.
         skipped: what could not be measured -> why.
@@ -83,15 +92,22 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def measure_peaks(self, bench: Bench) -> None:
+        """The fastest matrix product in each precision that variants have, now or before."""
+        names = {bench.precision, *(["fp32"] if self.setup.selects_name(TEXTBOOK) else [])}
+        for name in sorted(names):
+            dtype = torch.bfloat16 if name == "bf16" else torch.float32
+            found = matmul_peak(self.setup.device, dtype) / 1e12
+            self.peaks[name] = max(found, self.peaks.get(name, 0))
+
     def write(self, more: Sequence[Row] = ()) -> None:
-        """Write the JSON file anew, with rows that are not final yet.
+        """Write the JSON file, with rows that are not final yet.
 
         A program that is killed later leaves what it has measured.
         """
         rows = [row | {"size": self.size} for row in (*self.rows, *more)]
-        for row in rows:  # the peak may have become known better since
-            if row["tflops"] is not None:
-                row["share"] = row["tflops"] / self.peaks[row["precision"]]
+        for row in rows:  # a higher peak may have been measured since
+            row["share"] = row["tflops"] / self.peaks[row["precision"]]
         values = asdict(self.setup).items()
         content = {
             "machine": self.machine,
@@ -108,24 +124,38 @@ class Results:
 
 
 def measure(key: str, bench: Bench, batch: int, results: Results) -> list[Row]:
-    """A row for each way of a track, printed as a table; none where there are no rounds.
+    """A row for each variant of a track, printed as a table; none where there are no rounds.
 
-    Compiling can take longer than there is time: before it, the other ways are measured once.
+    Compiling can take longer than there is time: before it, the other variants are measured once.
     """
     track, rounds = ALL_TRACKS[key](bench, batch), bench.setup.rounds
-    ways = [way for way in track.ways if bench.setup.wants(way)]
-    if not ways and rounds:
-        raise UserError(f"--paths {bench.setup.paths} fits none of the ways")
-    compiled = [way for way in ways if way.compiled]
+    variants = [variant for variant in track.variants if bench.setup.selects(variant)]
+    if not variants and rounds:
+        raise UserError(f"--paths {bench.setup.paths} matches none of the variants")
+    compiled = [variant for variant in variants if variant.compiled]
     memory: dict[str, int | None] = {}
-    jobs = warmed_up(track, [way for way in ways if not way.compiled], results.skipped)
+
+    def timed(jobs: dict[str, Job], rounds: int) -> list[Row]:
+        """A row for each job, all of them interleaved; memory takes one more run of each."""
+        calls = {name: job.run for name, job in jobs.items()}
+        seconds = interleaved(calls, rounds, bench.setup.device, warm_ups={},
+                              limit=bench.setup.limit)  # fmt: skip
+        chosen = [variant for variant in track.variants if variant.name in jobs]
+        for variant in chosen:
+            name = variant.name
+            if name not in memory:
+                memory[name] = extra_bytes(key, bench.setup, batch, variant, jobs[name])
+        return [row_of(track, v, seconds[v.name], memory[v.name], results.peaks) for v in chosen]
+
+    eager = [variant for variant in variants if not variant.compiled]
+    jobs = warmed_up(track, eager, results.skipped)
     if jobs and compiled:
-        results.write(timed(key, track, bench, batch, jobs, memory, results.peaks, rounds=1))
+        results.write(timed(jobs, 1))
     jobs |= warmed_up(track, compiled, results.skipped)
     if not jobs or not rounds:
         return []
     try:
-        rows = timed(key, track, bench, batch, jobs, memory, results.peaks, rounds=rounds)
+        rows = timed(jobs, rounds)
     except torch.OutOfMemoryError:
         results.skipped[track.name] = f"out of memory, {track.images} images at once"
         return []
@@ -133,77 +163,53 @@ def measure(key: str, bench: Bench, batch: int, results: Results) -> list[Row]:
     return rows
 
 
-def warmed_up(track: Track, ways: list[Way], skipped: dict[str, str]) -> dict[str, Job]:
-    """A job for each way that can be had, after it did its work once."""
+def warmed_up(track: Track, variants: list[Variant], skipped: dict[str, str]) -> dict[str, Job]:
+    """A job for each variant that works here, after it did its work once."""
     jobs: dict[str, Job] = {}
-    for way in ways:
+    for variant in variants:
+        name = f"{track.name}: {variant.name}"
         try:
-            job = way.make()
+            job = variant.make()
             if job is None:
-                skipped[f"{track.name}: {way.name}"] = "torch.compile does not work here"
+                skipped[name] = "torch.compile does not work here"
                 continue
             (job.warm_up or job.run)()
-            jobs[way.name] = job
+            jobs[variant.name] = job
         except torch.OutOfMemoryError:
-            skipped[f"{track.name}: {way.name}"] = f"out of memory, {track.images} images at once"
+            skipped[name] = f"out of memory, {track.images} images at once"
     return jobs
 
 
-def timed(
-    key: str,
-    track: Track,
-    bench: Bench,
-    batch: int,
-    jobs: dict[str, Job],
-    memory: dict[str, int | None],
-    peaks: dict[str, float],
-    *,
-    rounds: int,
-) -> list[Row]:
-    """A row for each job, all of them taking turns.
-
-    memory: by job; what is missing is measured and added, since that takes one run more.
-    """
-    setup = bench.setup
-    calls = {name: job.run for name, job in jobs.items()}
-    seconds = in_turns(calls, rounds, setup.device, warm_ups={}, limit=setup.limit)
-    ways = [way for way in track.ways if way.name in jobs]
-    for way in ways:
-        if way.name not in memory:
-            memory[way.name] = extra_bytes(key, setup, batch, way, jobs[way.name])
-    return [row_of(track, way, seconds[way.name], memory[way.name], peaks) for way in ways]
-
-
-def extra_bytes(key: str, setup: Setup, batch: int, way: Way, job: Job) -> int | None:
-    """Peak of memory beyond weights, gradients and optimiser state, where it is looked at."""
-    if not setup.memory or way.flop is None:
+def extra_bytes(key: str, setup: Setup, batch: int, variant: Variant, job: Job) -> int | None:
+    """Peak of memory beyond weights, gradients and optimiser state, where it is measured."""
+    if not setup.memory:
         return None
     if setup.device == "cuda":
-        return None if way.graphs else cuda_memory(job)
-    if key in CPU_MEMORY_TRACKS and not way.compiled:
-        return cpu_memory(ALL_TRACKS[key], setup, batch, way.name)
+        return None if variant.graphs else cuda_memory(job)
+    if key in CPU_MEMORY_TRACKS and not variant.compiled:
+        return cpu_memory(ALL_TRACKS[key], setup, batch, variant.name)
     return None
 
 
 def row_of(
-    track: Track, way: Way, seconds: list[float], extra: int | None, peaks: dict[str, float]
+    track: Track, variant: Variant, seconds: list[float], extra: int | None, peaks: dict[str, float]
 ) -> Row:
-    """Everything about one way, as it goes into the JSON."""
-    flop = None if way.flop is None else way.flop / track.parts
-    tflops = None if flop is None else flop / statistics.median(seconds) * track.parts / 1e12
+    """Everything about one variant, as it goes into the JSON."""
+    flop = variant.flop / track.parts
+    tflops = variant.flop / statistics.median(seconds) / 1e12
     return {
         "track": track.name,
-        "path": way.name,
+        "path": variant.name,
         "images": track.images,
         "seconds": [value / track.parts for value in seconds],
-        "parameters": way.parameters,
-        "gflop": None if flop is None else flop / 1e9,
-        "gflop_per_image": None if flop is None else flop / track.images / 1e9,
-        "evaluations": way.evaluations if track.parts == 1 else 1,
+        "parameters": variant.parameters,
+        "gflop": flop / 1e9,
+        "gflop_per_image": flop / track.images / 1e9,
+        "evaluations": variant.evaluations if track.parts == 1 else 1,
         "extra_bytes": extra,
-        "precision": way.precision,
+        "precision": variant.precision,
         "tflops": tflops,
-        "share": None if tflops is None else tflops / peaks[way.precision],
+        "share": tflops / peaks[variant.precision],
     }
 
 
@@ -211,7 +217,7 @@ def row_of(
 
 
 def print_table(title: str, rows: list[Row]) -> None:
-    """A line a way."""
+    """A line per variant."""
     width = max(len(row["path"]) for row in rows) + 2
     head = f"{'median (range)':<34}{'x first':<34}{'params':>8}{'GFLOP':>10}{'evals':>6}"
     print(f"\n{title}\n  {'':<{width}}{head}{'memory':>9}{'TFLOP/s':>9}{'of peak':>8}")
@@ -233,36 +239,28 @@ def shown(value: float | None, scale: float, unit: str) -> str:
     if value is None:
         return "-"
     scaled = value * scale
-    return (
-        f"{scaled:,.0f}{unit}" if scaled >= 100 or scaled == int(scaled) else f"{scaled:.3g}{unit}"
-    )
+    whole = scaled >= 100 or scaled == int(scaled)
+    return f"{scaled:,.0f}{unit}" if whole else f"{scaled:.3g}{unit}"
 
 
 def print_whole_images(rows: list[Row]) -> None:
     """Seconds an image from noise to pixels: each sampling with the fastest decoding."""
+
+    def seconds(row: Row) -> float:
+        return statistics.median(row["seconds"]) / row["images"]
+
     decodings = [row for row in rows if row["track"] == "decode"]
     samplings = [row for row in rows if row["track"] == "sampling"]
-    if not decodings or not samplings:
-        return
-    decoding = min(decodings, key=seconds_an_image)
-    print(f"\nseconds an image with decoding ({decoding['path']}, {decoding['images']} at once)")
-    for row in samplings:
-        total = seconds_an_image(row) + seconds_an_image(decoding)
-        print(f"  {row['path']}, batch {row['images']}, {row['evaluations']} steps: {total:.3g} s")
-
-
-def seconds_an_image(row: Row) -> float:
-    """The median."""
-    return statistics.median(row["seconds"]) / row["images"]
-
-
-def print_end(setup: Setup, skipped: dict[str, str]) -> None:
-    """What is missing, and what makes it."""
-    for name, reason in skipped.items():
-        say(f"skipped: {name} ({reason})")
-    if setup.device == "cpu":
-        print("\nGPU figures are missing: nothing was measured on one. With one, run:")
-        print(f"  {GPU_COMMAND}")
+    if decodings and samplings:
+        decoding = min(decodings, key=seconds)
+        print(
+            f"\nseconds an image with decoding ({decoding['path']}, {decoding['images']} at once)"
+        )
+        for row in samplings:
+            total = seconds(row) + seconds(decoding)
+            print(
+                f"  {row['path']}, batch {row['images']}, {row['evaluations']} steps: {total:.3g} s"
+            )
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -278,7 +276,7 @@ def parse_args() -> argparse.Namespace:
     flag("--tracks", metavar="A,B", help=f"among {','.join(ALL_TRACKS)}; all unless given, "
          "but amused on a GPU only")  # fmt: skip
     flag("--paths", default="", metavar="REGEX",
-         help="only the ways whose names hold this, such as ^ours (all)")  # fmt: skip
+         help="only the variants whose names match, such as ^ours (all)")  # fmt: skip
     flag("--rounds", type=int, default=7,
          help="to take medians of (7); 0 only fills the compiler's cache")  # fmt: skip
     flag("--batch-size", type=int, nargs="+", metavar="N",
@@ -288,12 +286,11 @@ def parse_args() -> argparse.Namespace:
     flag("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (as found)")
     flag("--limit", type=float, default=30.0, metavar="SECONDS",
          help="a track begins no further round after these (30)")  # fmt: skip
-    flag("--no-compile", action="store_true", help="leave the compiled ways out")
+    flag("--no-compile", action="store_true", help="leave the compiled variants out")
     flag("--no-memory", action="store_true", help="leave the peaks of memory out")
     flag("--json", type=Path, metavar="FILE", help="write all numbers there")
     args = parser.parse_args()
-    counts = [args.threads, *(args.batch_size or [])]
-    if min(counts) < 1 or (args.steps is not None and args.steps < 1):
+    if min([args.threads, *(args.batch_size or []), 1 if args.steps is None else args.steps]) < 1:
         parser.error("--threads, --batch-size and --steps start at 1")
     if args.rounds < 0 or not args.limit >= 0:
         parser.error("--rounds and --limit start at 0")
@@ -305,7 +302,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def setup_of(args: argparse.Namespace, folder: Path) -> Setup:
-    """What the flags ask for.
+    """The setup that the flags describe.
 
     Raises:
         UserError: there is no such size, or no GPU.
@@ -325,27 +322,13 @@ def setup_of(args: argparse.Namespace, folder: Path) -> Setup:
     steps = args.steps
     if steps is None and args.device == "cpu":
         steps = min(10, cfg.sampling.steps)
-    return Setup(
-        config=path,
-        overrides=overrides,
-        codec_config=codec,
-        device=args.device,
-        threads=args.threads,
-        rounds=args.rounds,
-        steps=steps,
-        compiles=not args.no_compile,
-        memory=not args.no_memory,
-        limit=args.limit,
-        paths=args.paths,
-    )
+    return Setup(path, overrides, codec, args.device, args.threads, args.rounds, steps,
+                 compiles=not args.no_compile, memory=not args.no_memory, limit=args.limit,
+                 paths=args.paths)  # fmt: skip
 
 
 def chosen_tracks(args: argparse.Namespace) -> list[str]:
-    """By name.
-
-    Raises:
-        UserError: there is no such track.
-    """
+    """By name; UserError where there is no such track."""
     if args.tracks is None:
         return [name for name in ALL_TRACKS if name != "amused" or args.device == "cuda"]
     names = args.tracks.split(",")
@@ -355,16 +338,16 @@ def chosen_tracks(args: argparse.Namespace) -> list[str]:
     return names
 
 
-def batches_of(key: str, bench: Bench, wanted: list[int] | None) -> list[int]:
+def batches_of(key: str, bench: Bench, given: list[int] | None) -> list[int]:
     """Batch sizes of a track."""
     cuda = bench.setup.device == "cuda"
     if key in CODEC_TRACKS:
-        return [max(wanted) if wanted else 8 if cuda else 1]
-    if key == "train" and cuda and not wanted:
+        return [max(given) if given else 8 if cuda else 1]
+    if key == "train" and cuda and not given:
         trainer = bench.cfg.trainer
         return [trainer.mini_batch_size or trainer.batch_size]
-    several = wanted or ([1, 32] if cuda else [4])
-    return [max(several)] if key in ("train", "latents", "forward", "amused") else several
+    several = given or ([1, 32] if cuda else [4])
+    return [max(several)] if key in ("train", "forward", "amused") else several
 
 
 def run_all(args: argparse.Namespace, setup: Setup) -> None:
@@ -372,16 +355,18 @@ def run_all(args: argparse.Namespace, setup: Setup) -> None:
     setup.begin()
     bench = Bench(setup)
     results = Results(setup, args.size, args.json, machine(setup.device))
-    print(", ".join(f"{key} {value}" for key, value in results.machine.items()), flush=True)
-    peaks = results.peaks = measured_peaks(bench, {}) if setup.rounds else {}
-    print("fastest matrix product: " + ", ".join(f"{k} {v:.3g} TFLOP/s" for k, v in peaks.items()))
+    print(machine_line(results.machine), flush=True)
+    if setup.rounds:
+        results.measure_peaks(bench)
+    peaks = results.peaks.items()
+    print("fastest matrix product: " + ", ".join(f"{k} {v:.3g} TFLOP/s" for k, v in peaks))
     for key in chosen_tracks(args):
         if key in CODEC_TRACKS and setup.codec_config is None:
             results.skipped[key] = "the run file names no codec's configuration"
             continue
         for batch in batches_of(key, bench, args.batch_size):
             if results.rows:  # the first time, something else may have run
-                results.peaks = measured_peaks(bench, results.peaks)
+                results.measure_peaks(bench)
             try:
                 results.rows += measure(key, bench, batch, results)
             except UserError as error:
@@ -389,11 +374,15 @@ def run_all(args: argparse.Namespace, setup: Setup) -> None:
             release_memory(setup)
             results.write()
     print_whole_images(results.rows)
-    print_end(setup, results.skipped)
+    for name, reason in results.skipped.items():
+        say(f"skipped: {name} ({reason})")
+    if setup.device == "cpu":
+        print("\nGPU figures are missing: nothing was measured on one. With one, run:")
+        print(f"  {GPU_COMMAND}")
 
 
 def release_memory(setup: Setup) -> None:
-    """Returns what the ways of a track held, and what was compiled for them."""
+    """Frees the variants of a track, and what was compiled for them."""
     if setup.compiles:
         torch._dynamo.reset()
     gc.collect()
@@ -402,7 +391,7 @@ def release_memory(setup: Setup) -> None:
 
 
 def main() -> None:
-    """Measures."""
+    """Measures what the flags say."""
     args = parse_args()
     chosen_tracks(args)
     if args.json:

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from speed_jobs import CONFIGS, Bench, Costs, Job, Track, Way, sampling_job
-from torch import Tensor
+from speed_jobs import CONFIGS, Bench, Job, Track, Variant, sampling_job
+from speed_tracks import brief
 
 from sundae.common.compiling import compile_modules
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, load_config, update_config
-from sundae.evaluation.cost import flop_of
+from sundae.evaluation.cost import Cost, flop_of, parameter_count
 
 # What aMUSEd's authors recommend.
 STEPS, GUIDANCE = 12, 10.0
@@ -26,17 +26,11 @@ TEXT_TOKENS = 77
 
 # The network of diffusers' defaults is aMUSEd's; this is one for tests.
 _TINY: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "in_channels": 24,
-    "block_out_channels": 24,
-    "block_num_heads": 2,
-    "num_res_blocks": 1,
-}
-# Widths of the text encoder's output that the network's defaults expect.
-_POOLED, _STATES = 768, 768
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+    "in_channels": 24, "block_out_channels": 24, "block_num_heads": 2, "num_res_blocks": 1,
+}  # fmt: skip
+# Width of the text encoder's output that the network's defaults expect.
+_TEXT = 768
 
 
 def amused(bench: Bench, batch: int) -> Track:
@@ -45,81 +39,60 @@ def amused(bench: Bench, batch: int) -> Track:
     Raises:
         UserError: diffusers or transformers is missing.
     """
-    theirs = Theirs(bench, batch)
-    ways = []
+    amused = Amused(bench, batch)
+    variants = []
     for compiled in [False, True][: 1 + bench.setup.compiles]:
-        ways += theirs.ways(compiled)
-        ways += ours(bench, batch, theirs, compiled)
+        variants += amused.variants(compiled)
+        variants += ours(bench, batch, amused, compiled)
     height, width = bench.cfg.grid_shape
     codes = bench.cfg.data.vocab_size
     title = f"sampling {batch} grids of {height}x{width} tokens, {codes} codes, against aMUSEd"
-    return Track("amused", title, ways, batch)
+    return Track("amused", title, variants, batch)
 
 
-def diffusers_pipeline() -> Any:
-    """(AmusedPipeline, AmusedScheduler, UVit2DModel)
-
-    Raises:
-        UserError: they are not installed.
-    """
-    try:
-        from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel
-        from diffusers.utils import is_transformers_available, logging
-
-        logging.set_verbosity_error()  # that the pipeline is no longer maintained is known
-        if not is_transformers_available():  # AmusedPipeline is a stand-in then
-            raise ImportError
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            "the comparison with aMUSEd needs diffusers and transformers: "
-            f"pip install -r requirements-bench.txt ({type(error).__name__}: {str(error)[:100]})"
-        ) from None
-    return AmusedPipeline, AmusedScheduler, UVit2DModel
-
-
-class Theirs:
+class Amused:
     """aMUSEd at a bench's grid and vocabulary."""
 
     def __init__(self, bench: Bench, batch: int) -> None:
+        """Raises UserError where diffusers or transformers is missing."""
         self.bench, self.batch = bench, batch
-        self.pipeline_class, self.scheduler_class, self.network_class = diffusers_pipeline()
+        try:
+            import diffusers
+
+            diffusers.utils.logging.set_verbosity_error()  # that it is unmaintained is known
+            if not diffusers.utils.is_transformers_available():  # the pipeline is a stand-in then
+                raise ImportError
+            self.pipeline, self.scheduler = diffusers.AmusedPipeline, diffusers.AmusedScheduler
+            self.network_class = diffusers.UVit2DModel
+        except (ImportError, RuntimeError) as error:
+            raise UserError(
+                "the comparison with aMUSEd needs diffusers and transformers: pip install -r "
+                f"requirements-bench.txt ({type(error).__name__}: {str(error)[:100]})"
+            ) from None
         with torch.device("meta"):
             counted = self._network()
             tokens = torch.zeros(1, *bench.cfg.grid_shape, dtype=torch.long)
-            pooled, states = torch.zeros(1, _POOLED), torch.zeros(1, TEXT_TOKENS, _STATES)
+            pooled, states = torch.zeros(1, _TEXT), torch.zeros(1, TEXT_TOKENS, _TEXT)
             sizes = torch.zeros(1, 5)
-        self.parameters = sum(p.numel() for p in counted.parameters())
+        self.parameters = parameter_count(counted)
         self.flop = flop_of(lambda: counted(tokens, states, pooled, sizes))
 
     def _network(self) -> Any:
         codes, side = self.bench.cfg.data.vocab_size, self.bench.cfg.grid_shape[0]
         tiny = _TINY if self.bench.cfg.net.dim < 64 else {}
         halves = side >= 32  # aMUSEd-512 halves its grid inside, aMUSEd-256 does not
-        return self.network_class(
-            vocab_size=codes + 64,
-            codebook_size=codes,
-            downsample=halves,
-            upsample=halves,
-            sample_size=side,
-            **tiny,
-        )
+        return self.network_class(vocab_size=codes + 64, codebook_size=codes, downsample=halves,
+                                  upsample=halves, sample_size=side, **tiny)  # fmt: skip
 
-    def ways(self, compiled: bool) -> Iterator[Way]:
+    def variants(self, compiled: bool) -> Iterator[Variant]:
         """At as many evaluations as steps, and as recommended."""
-        bf16 = self.bench.precision
-        suffix = " compiled" if compiled else ""
         for guided in (False, True):
             evaluations = STEPS * (1 + guided)
             what = f"guidance {GUIDANCE:g}, recommended" if guided else "no guidance"
-            yield Way(
-                f"aMUSEd, {STEPS} steps, {what}{suffix}",
-                partial(self._job, compiled, guided),
-                bf16,
-                self.parameters,
-                self.batch * evaluations * self.flop,
-                evaluations,
-                compiled,
-            )
+            name = f"aMUSEd, {STEPS} steps, {what}" + (" compiled" if compiled else "")
+            flop = self.batch * evaluations * self.flop
+            yield Variant(name, partial(self._job, compiled, guided), self.bench.precision,
+                          self.parameters, flop, evaluations, compiled)  # fmt: skip
 
     def _job(self, compiled: bool, guided: bool) -> Job | None:
         bench = self.bench
@@ -129,85 +102,61 @@ class Theirs:
             net = self._network().eval().to(dtype)
         if compiled and not compile_modules(net):
             return None
-        pipeline = self.pipeline_class(
-            vqvae=None,
-            tokenizer=None,
-            text_encoder=None,
-            transformer=net,
-            scheduler=self.scheduler_class(mask_token_id=bench.cfg.data.vocab_size + 63),
-        )
+        pipeline = self.pipeline(
+            vqvae=None, tokenizer=None, text_encoder=None, transformer=net,
+            scheduler=self.scheduler(mask_token_id=bench.cfg.data.vocab_size + 63),
+        )  # fmt: skip
         pipeline.set_progress_bar_config(disable=True)
-        text = self._text(dtype)
-        call = partial(pipeline, **text, output_type="latent", return_dict=False)
-        call = partial(call, guidance_scale=GUIDANCE if guided else 1.0)
-        call = partial(_as_shipped, call)
-        return Job(partial(call, num_inference_steps=STEPS), partial(call, num_inference_steps=2))
+        pooled = torch.randn(self.batch, _TEXT, device=bench.device, dtype=dtype)
+        states = torch.randn(self.batch, TEXT_TOKENS, _TEXT, device=bench.device, dtype=dtype)
 
-    def _text(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Stands for the text encoder's output."""
-        place: dict[str, Any] = {"device": self.bench.device, "dtype": dtype}
-        pooled = torch.randn(self.batch, _POOLED, **place)
-        states = torch.randn(self.batch, TEXT_TOKENS, _STATES, **place)
-        return {
-            "prompt_embeds": pooled,
-            "encoder_hidden_states": states,
-            "negative_prompt_embeds": pooled,
-            "negative_encoder_hidden_states": states,
-        }
+        def run(steps: int) -> None:
+            # With every attention kernel that PyTorch allows; our network leaves out cuDNN's.
+            before = torch.backends.cuda.cudnn_sdp_enabled()
+            torch.backends.cuda.enable_cudnn_sdp(True)
+            try:
+                pipeline(prompt_embeds=pooled, encoder_hidden_states=states,
+                         negative_prompt_embeds=pooled, negative_encoder_hidden_states=states,
+                         guidance_scale=GUIDANCE if guided else 1.0, num_inference_steps=steps,
+                         output_type="latent", return_dict=False)  # fmt: skip
+            finally:
+                torch.backends.cuda.enable_cudnn_sdp(before)
 
-
-def _as_shipped(call: Callable[..., Any], **options: Any) -> Any:
-    """The call with every attention kernel that PyTorch allows; our network leaves out cuDNN's."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    try:
-        return call(**options)
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        return Job(partial(run, STEPS), partial(run, 2))
 
 
 # -- our side -------------------------------------------------------------------------------------
 
 
-def ours(bench: Bench, batch: int, theirs: Theirs, compiled: bool) -> Iterator[Way]:
+def ours(bench: Bench, batch: int, amused: Amused, compiled: bool) -> Iterator[Variant]:
     """At its parameters, at its FLOP, as recommended; the fast network where there is one."""
     cfg = bench.cfg
-    steps = bench.schedule().steps
-    yield _way("its parameters", bench, matched(cfg, _parameters, theirs.parameters), batch,
-               STEPS, compiled)  # fmt: skip
-    yield _way("its FLOP", bench, matched(cfg, _flop, theirs.flop), batch, STEPS, compiled)
-    yield _way("recommended", bench, cfg, batch, steps, compiled)
+
+    def variant(what: str, cfg: RunConfig, steps: int) -> Variant:
+        own = Bench(bench.setup, cfg)
+        sampling = own.sampling(steps)
+        cost = Cost(replace(cfg, sampling=sampling))
+        name = f"ours, {steps} steps, {what}" + (" compiled" if compiled else "")
+        make = partial(sampling_job, own, compiled, batch, sampling, brief(sampling))
+        return Variant(name, make, own.precision, cost.parameters, batch * cost.sampling_flops(),
+                       steps, compiled, graphs=compiled)  # fmt: skip
+
+    yield variant("its parameters", matched(cfg, parameters_of, amused.parameters), STEPS)
+    yield variant("its FLOP", matched(cfg, Cost.forward_flops, amused.flop), STEPS)
+    yield variant("recommended", cfg, bench.sampling().steps)
     fast = CONFIGS / bench.setup.config.stem / "fast.toml"
     if fast.exists() and not bench.setup.overrides:  # which make the network another one
         cfg = load_config(fast)
-        yield _way("fast, recommended", bench, cfg, batch, cfg.sampling.steps, compiled)
+        yield variant("fast, recommended", cfg, cfg.sampling.steps)
 
 
-def _way(what: str, bench: Bench, cfg: RunConfig, batch: int, steps: int, compiled: bool) -> Way:
-    own = Bench(bench.setup, cfg)
-    schedule = replace(own.schedule(), steps=steps)
-    flop = batch * own.costs.sampling(schedule, all_logits=False)
-    name = f"ours, {steps} steps, {what}" + (" compiled" if compiled else "")
-
-    def make() -> Job | None:
-        brief = replace(schedule, steps=min(3, steps))
-        return sampling_job(own, own.prior(compiled), batch, schedule, brief)
-
-    return Way(
-        name, make, own.precision, own.costs.parameters, flop, steps, compiled, graphs=compiled
-    )
+def parameters_of(cost: Cost) -> int:
+    """Of the network."""
+    return cost.parameters
 
 
-def _parameters(costs: Costs) -> int:
-    return costs.parameters
-
-
-def _flop(costs: Costs) -> int:
-    return costs.forward()
-
-
-def matched(cfg: RunConfig, measure: Callable[[Costs], int], wanted: int) -> RunConfig:
-    """The run file at the width whose measure comes nearest to what is wanted.
+def matched(cfg: RunConfig, measure: Callable[[Cost], int], target: int) -> RunConfig:
+    """The run file at the width whose measure comes nearest to the target.
 
     Heads stay as many on every grid, each a multiple of 8 wide.
     """
@@ -220,7 +169,7 @@ def matched(cfg: RunConfig, measure: Callable[[Costs], int], wanted: int) -> Run
         return update_config(cfg, {"net.dim": wide * net.nb_heads, "net.dims": dims})
 
     def excess(multiple: int) -> int:
-        return measure(Costs(at(multiple))) - wanted
+        return measure(Cost(at(multiple))) - target
 
     low, high = 1, 2
     while excess(high) < 0:

@@ -20,12 +20,12 @@ import gpu_showcase
 import pytest
 import speed
 import torch
-from efficiency import efficiency_of
 from gpu_checks import Bench as Checks
 from gpu_checks import curve
 from gpu_report import goals_of, write_report
 from gpu_run import Outcome, Part, Stage, run_stage
 from gpu_stages import SPEED_PARTS, stages
+from measuring import efficiency_of
 from speed_jobs import Bench
 
 from sundae.common.errors import UserError
@@ -342,7 +342,7 @@ def test_smoke_and_speed_leave_half_of_nine_minutes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", SPEED_PARTS, ids=lambda part: part.name)
-def test_the_flags_of_every_part_of_speed_choose_ways_that_exist(
+def test_the_flags_of_every_part_of_speed_choose_variants_that_exist(
     part: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As far as that can be known without a GPU, which its command line asks for."""
@@ -355,12 +355,13 @@ def test_the_flags_of_every_part_of_speed_choose_ways_that_exist(
             suffix = " compiled" if bench.setup.compiles else ""
             names = [f"aMUSEd, 12 steps, no guidance{suffix}", f"ours, 12 steps, its FLOP{suffix}",
                      f"ours, 12 steps, its parameters{suffix}"]  # fmt: skip
-            assert all(map(bench.setup.wants_name, names))
-            assert not bench.setup.wants_name(f"ours, 100 steps, recommended{suffix}")
+            assert all(map(bench.setup.selects_name, names))
+            assert not bench.setup.selects_name(f"ours, 100 steps, recommended{suffix}")
             continue
-        ways = [way for way in speed.ALL_TRACKS[key](bench, 1).ways if bench.setup.wants(way)]
-        assert ways and all(way.name.startswith("ours") for way in ways)
-        assert any(way.compiled for way in ways) or not bench.setup.compiles
+        track = speed.ALL_TRACKS[key](bench, 1)
+        variants = [variant for variant in track.variants if bench.setup.selects(variant)]
+        assert variants and all(variant.name.startswith("ours") for variant in variants)
+        assert any(variant.compiled for variant in variants) or not bench.setup.compiles
 
 
 def test_what_another_device_gave_is_no_result_to_go_on_from(

@@ -12,15 +12,15 @@ import measuring
 import pytest
 import speed
 import torch
-from conftest import make_schedule
 from speed_amused import matched
-from speed_jobs import CONFIGS, SIZES, Bench, Costs, Job, Setup, Track, Way, twin
+from speed_jobs import CONFIGS, SIZES, Bench, Job, Setup, Track, Variant, twin
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
 from sundae.config.run_file import RunConfig, load_config
+from sundae.evaluation.cost import Cost
 from utils import run_cli
 
-TRACKS = "forward,train,step,sampling,encode,decode,latents"
+TRACKS = "forward,train,step,sampling,encode,decode"
 
 
 @pytest.fixture
@@ -47,17 +47,22 @@ def tiny_config() -> RunConfig:
     return load_config(CONFIGS / name, overrides)
 
 
-def test_the_peak_of_memory_takes_one_run_of_each_way(
+def test_the_peak_of_memory_takes_one_run_of_each_variant(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[str] = []
-    ways = [Way(name, lambda: Job(int), compiled=name == "compiled")
+    variants = [Variant(name, lambda: Job(int), "fp32", 1, 1, compiled=name == "compiled")
             for name in ("eager", "compiled")]  # fmt: skip
-    monkeypatch.setitem(speed.ALL_TRACKS, "planted", lambda *_: Track("planted", "", ways, 1))
+    monkeypatch.setitem(speed.ALL_TRACKS, "planted", lambda *_: Track("planted", "", variants, 1))
     monkeypatch.setattr(speed, "extra_bytes", lambda *args: seen.append(args[3].name))
     monkeypatch.setattr(sys, "argv", ["speed.py", "--size", "ci", "--rounds", "2"])
     setup = speed.setup_of(speed.parse_args(), tmp_path)
-    rows = speed.measure("planted", Bench(setup), 1, speed.Results(setup, "ci", None, {}))
+    rows = speed.measure(
+        "planted",
+        Bench(setup),
+        1,
+        speed.Results(setup, "ci", None, {"device": "CPU"}, {"fp32": 1.0}),
+    )
     assert [(row["path"], len(row["seconds"])) for row in rows] == [("eager", 2), ("compiled", 2)]
     assert seen == ["eager", "compiled"]
 
@@ -72,14 +77,15 @@ def test_every_track_at_the_smallest_size(run: Callable[..., Any], tmp_path: Pat
     assert {"device", "threads", "torch", "date"} <= found["machine"].keys()
     rows = {(row["track"], row["path"]): row for row in found["rows"]}
     assert {track for track, _ in rows} == {
-        "forward", "train", "sampling step", "sampling", "encode", "decode", "latents"
+        "forward", "train", "sampling step", "sampling", "encode", "decode"
     }  # fmt: skip
-    for (track, _), row in rows.items():
+    for row in rows.values():
         assert len(row["seconds"]) == 1 and row["seconds"][0] > 0 and row["size"] == "ci"
-        if track != "latents":
-            achieved = row["gflop"] / row["seconds"][0] / 1e3
-            assert row["tflops"] == pytest.approx(achieved)
-            assert row["share"] == pytest.approx(achieved / found["peaks_tflops"][row["precision"]])
+        achieved = row["gflop"] / row["seconds"][0] / 1e3
+        assert row["tflops"] == pytest.approx(achieved)
+        assert row["share"] == pytest.approx(achieved / found["peaks_tflops"][row["precision"]])
+    (efficiency,) = found["efficiency"].values()
+    assert {"train", "sample", "decode", "tflops"} <= efficiency.keys()
     plain = {track: row for (track, name), row in rows.items() if name == "textbook fp32"}
     assert plain["train"]["gflop"] == pytest.approx(6 * plain["forward"]["gflop"])
     assert plain["sampling"]["gflop"] == pytest.approx(4 * plain["forward"]["gflop"])
@@ -112,38 +118,24 @@ def test_what_is_not_there_is_refused_by_name(
     assert err.startswith(f"error: {named}") and err.count("\n") == 1
 
 
-def test_flop_of_sampling_are_those_of_its_forwards() -> None:
-    cfg = tiny_config()
-    costs = Costs(cfg)
-    schedule = make_schedule(3, sample_proportion=1.0, end_sample_proportion=0.0)
-    # 64, 32 and 0 of 64 tokens; the last map has 32 x 64 weights.
-    expected = costs.forward(64) + costs.forward(32) + costs.forward(0)
-    assert costs.sampling(schedule, all_logits=False) == expected
-    assert costs.forward(64) - costs.forward(32) >= 2 * 32 * 32 * 64
-    assert costs.sampling(schedule, all_logits=True) == 3 * costs.forward()
-
-
 def test_a_matched_network_keeps_the_heads_of_every_grid() -> None:
     cfg = load_config(CONFIGS / "ffhq256" / "fast.toml")
     heads = [cfg.net.nb_heads * width // cfg.net.dim for width in cfg.net.dims or ()]
-    net = matched(cfg, lambda costs: costs.parameters, 10**7).net
+    net = matched(cfg, lambda cost: cost.parameters, 10**7).net
     assert net.dim < cfg.net.dim
     assert [net.nb_heads * width // net.dim for width in net.dims or ()] == heads
 
 
 def test_a_matched_network_is_nearest_among_its_neighbours() -> None:
-    cfg, wanted = tiny_config(), 900_000
+    cfg, target = tiny_config(), 900_000
 
-    def parameters(costs: Costs) -> int:
-        return costs.parameters
-
-    found = matched(cfg, parameters, wanted).net.dim
+    found = matched(cfg, lambda cost: cost.parameters, target).net.dim
     assert found % 16 == 0
 
     def excess(dim: int) -> int:
         name, overrides = SIZES["ci"]
         changed = load_config(CONFIGS / name, (*overrides, f"net.dim={dim}"))
-        return abs(Costs(changed).parameters - wanted)
+        return abs(Cost(changed).parameters - target)
 
     assert excess(found) < min(excess(found - 16), excess(found + 16))
 
@@ -157,19 +149,18 @@ def test_a_twin_shares_parameters_and_nothing_else() -> None:
 
 def test_the_time_limit_ends_rounds_but_not_the_first() -> None:
     calls: list[int] = []
-    seconds = measuring.in_turns({"a": lambda: calls.append(1)}, 5, "cpu", limit=0.0)
+    seconds = measuring.interleaved({"a": lambda: calls.append(1)}, 5, "cpu", limit=0.0)
     assert len(seconds["a"]) == 1 and len(calls) == 2
 
 
-def test_training_ways_leave_no_gradients_to_each_other() -> None:
+def test_training_variants_leave_no_gradients_to_each_other() -> None:
     from speed_tracks import train
 
-    setup = Setup(CONFIGS / SIZES["ci"][0], SIZES["ci"][1], None, "cpu",
-                  torch.get_num_threads(), 1, None, False, False, 1.0)  # fmt: skip
-    bench = Bench(setup)
+    name, overrides = SIZES["ci"]
+    bench = Bench(Setup(CONFIGS / name, overrides, threads=torch.get_num_threads()))
     before = bench.net.to_logits.weight.detach().clone()
-    for way in train(bench, 2).ways:
-        job = way.make()
+    for variant in train(bench, 2).variants:
+        job = variant.make()
         assert job is not None
         job.run()
         assert all(parameter.grad is None for parameter in bench.net.parameters())

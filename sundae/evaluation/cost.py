@@ -135,7 +135,7 @@ class Cost:
         with torch.device("meta"):
             self.net = build_network(cfg).eval()
         self.parameters = parameter_count(self.net)
-        self.forward_flops = cache(self._forward_flops)
+        self._flops = cache(self._count_flops)
 
     def inputs(self, batch: int, device: str = "cpu") -> list[Tensor]:
         """Tokens (batch, length) and, for a conditional network, classes (batch,)."""
@@ -144,8 +144,11 @@ class Cost:
 
     # -- FLOPs of one sample ----------------------------------------------------------------------
 
-    def _forward_flops(self, num_positions: int | None = None) -> int:
+    def forward_flops(self, num_positions: int | None = None) -> int:
         """Of a forward pass with logits at so many positions, all of them unless given."""
+        return self._flops(num_positions)
+
+    def _count_flops(self, num_positions: int | None) -> int:
         tokens, *classes = self.inputs(1, "meta")
         positions = {} if num_positions is None else {"positions": tokens[:, :num_positions]}
         return flop_of(lambda: self.net(tokens, *classes, **positions))
