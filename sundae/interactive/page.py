@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
+from torch import Tensor
 
 from sundae.common.animation import enlarged, within
 from sundae.common.errors import UserError
@@ -24,7 +25,7 @@ from sundae.editing.request import EditRequest, Fit, Margins
 from sundae.interactive.controls import AT_ONCE, Controls
 from sundae.interactive.guard import session_of
 from sundae.interactive.painting import painted_mask, read_upload
-from sundae.interactive.recording import Recording, View, new_folder, record
+from sundae.interactive.recording import Recording, new_folder, record
 from sundae.interactive.session_files import SessionFiles
 from sundae.interactive.settings import Settings
 from sundae.sampling.sampler import SampleBatch
@@ -231,7 +232,8 @@ class _Results:
                 if view.recording is not None:
                     yield self._finished(view.recording, settings, captions, served)
                 elif view.pixels is not None:
-                    yield self._shown(view, settings, captions, previews.next())
+                    preview = previews.next()
+                    yield self._shown(view.batch, view.pixels, settings, captions, preview)
                 else:
                     yield {}
 
@@ -246,12 +248,16 @@ class _Results:
         }
 
     def _shown(
-        self, view: View, settings: Settings, captions: list[str | None], folder: Path
+        self,
+        batch: SampleBatch,
+        pixels: Tensor,
+        settings: Settings,
+        captions: list[str | None],
+        folder: Path,
     ) -> Updates:
-        batch = view.batch
         images = [
             _saved(within(enlarged(to_pil(image), _MIN_SIDE), _LIVE_SIDE), folder, number)
-            for number, image in enumerate(view.pixels)
+            for number, image in enumerate(pixels)
         ]
         return {
             self.status: f"Step {batch.step} of {batch.num_steps}, "

@@ -149,9 +149,7 @@ def _prepare_environment(cache: Path) -> None:
     os.environ.update(_NO_CALLS_HOME, GRADIO_TEMP_DIR=str(cache))
 
 
-def _app(
-    settings: Settings, keep: Path | None, files: SessionFiles, port: int
-) -> Any:
+def _app(settings: Settings, keep: Path | None, files: SessionFiles, port: int) -> Any:
     import gradio as gr
     from fastapi import FastAPI
 
