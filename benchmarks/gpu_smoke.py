@@ -38,7 +38,7 @@ from sundae.data.dataset import open_latents
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
 from sundae.prior.checkpoint import load_weights
 from sundae.prior.network import build_network
-from sundae.prior.pretrained import SHIPPED, checkpoint_or_shipped
+from sundae.prior.pretrained import BUNDLED, checkpoint_or_bundled
 from sundae.prior.run import list_checkpoints
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 from sundae.sampling.strategies import STRATEGIES
@@ -46,7 +46,7 @@ from sundae.training.prior import PriorTask
 from utils import run_cli
 
 DIGITS = ROOT / "config" / "digits" / "demo.toml"
-CODEC = SHIPPED / "vqgan.safetensors"
+CODEC = BUNDLED / "vqgan.safetensors"
 CPU = torch.device("cpu")
 
 # Share of equal tokens after a sampling in float32 that rounds differently. One near tie changes a
@@ -223,7 +223,7 @@ def check_sample(bench: Bench) -> None:
 
 def sample_tokens(bench: Bench, device: torch.device, compiled: Compiled | None) -> Tensor:
     """(8, length) int64: tokens of the bundled model in float32 after 8 steps."""
-    checkpoint = checkpoint_or_shipped(None)
+    checkpoint = checkpoint_or_bundled(None)
     cfg, net = checkpoint.config, checkpoint.load_network()
     if bench.tiny:  # its compilation takes half a minute on a CPU
         cfg = digits_config(bench)

@@ -31,7 +31,7 @@ from sundae.common.locking import output_folder
 from sundae.evaluation.frechet import frechet_distance
 from sundae.evaluation.reconstruction import reconstruct
 from sundae.prior.checkpoint import Checkpoint
-from sundae.prior.pretrained import checkpoint_or_shipped
+from sundae.prior.pretrained import checkpoint_or_bundled
 from sundae.sampling.opening import class_number
 from sundae.sampling.prior import Prior, even_classes, sample_seeds
 
@@ -135,7 +135,7 @@ def main() -> None:
 
 def judge(args: argparse.Namespace) -> None:
     """Write pictures and figures into the folder, and print the figures."""
-    checkpoint = checkpoint_or_shipped(args.resume)
+    checkpoint = checkpoint_or_bundled(args.resume)
     codec = open_codec(checkpoint.config)
     perceptual = load_perceptual("efficientnet-lite0")
     assert isinstance(perceptual, EfficientNetDistance)

@@ -72,7 +72,7 @@ def write_pixel_dataset(
         name: one of NAMES.
         out: folder to create.
         levels: grey levels, 2 to 256; None takes 17 for digits (all that it has) and 256 otherwise.
-        data_dir: where torchvision keeps downloaded files, e.g. data_dir/MNIST/raw.
+        data_dir: the folder of torchvision's downloads, e.g. data_dir/MNIST/raw.
         overwrite: replace what is there.
         skip_existing: do nothing when out already holds the same data, complete.
         quiet: no progress of downloads.

@@ -129,7 +129,7 @@ def file_name(name: str) -> str:
     """'1f468-1f3fb-200d-1f680', a man's rocket -> '1f9d1-200d-1f680@1f468-1f3fb-200d-1f680'.
 
     What stands before the @ is the same emoji of a person of no certain sex and skin tone; an emoji
-    that is that already keeps its name.
+    that is that already has its own name only.
     """
     points = codepoints(name)
     neutral = [_NEUTRAL.get(p, p) for p in bare(points) if p not in _SEX_SIGNS]

@@ -50,7 +50,7 @@ class VQGANCodec:
         model: the network, an ordinary nn.Module in its own pixel range.
         rules: distance, input range, tanh.
         family: where the checkpoint came from, for messages.
-        resolution: side in pixels of the images it was trained on, None when nobody says.
+        resolution: side in pixels of the images it was trained on, None when no file says.
         codebook_size, factor: see Codec.
     """
 
