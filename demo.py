@@ -1,4 +1,4 @@
-"""Learn handwritten digits, sample 500 of them, and let a classifier judge: `make demo` runs it."""
+"""Train on handwritten digits, sample 500 and score them with a classifier: `make demo`."""
 
 import argparse
 import subprocess
@@ -42,8 +42,12 @@ def train(run: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run-dir", type=Path, default=RUN, help=f"folder of the run ({RUN})")
-    parser.add_argument("--out-dir", type=Path, default=SAMPLES, help=f"of the samples ({SAMPLES})")
+    parser.add_argument(
+        "--run-dir", type=Path, default=RUN, help=f"folder of the run (default: {RUN})"
+    )
+    parser.add_argument(
+        "--out-dir", type=Path, default=SAMPLES, help=f"folder of the samples (default: {SAMPLES})"
+    )
     args = parser.parse_args()
     train(args.run_dir)
     run_script("sample.py", "--resume", args.run_dir, "--seed", "0", "--nb-samples", str(COUNT),
@@ -52,10 +56,10 @@ def main() -> None:
     assert cfg.data.train_root is not None
     real = open_latents(cfg.data.train_root)
     tokens = read_tokens(args.out_dir, PixelCodec(cfg.data.vocab_size), COUNT)
-    wanted = np.arange(COUNT) % cfg.net.num_classes
-    accuracy = class_accuracy(fit_classifier(real), tokens, wanted)
-    say(f"a classifier fitted on the real digits recognises {accuracy:.3f} of {COUNT} samples")
-    say(f"samples of a class differ {spread_ratio(tokens, wanted, real):.2f} times as much as "
+    targets = np.arange(COUNT) % cfg.net.num_classes
+    accuracy = class_accuracy(fit_classifier(real), tokens, targets)
+    say(f"accuracy of a classifier fitted on the real digits, on {COUNT} samples: {accuracy:.3f}")
+    say(f"samples of a class differ {spread_ratio(tokens, targets, real):.2f} times as much as "
         "real digits do")  # fmt: skip
     say(f"look at them: {args.out_dir}-grid.png; curves: {args.run_dir}/curves.png")
 

@@ -8,14 +8,12 @@ import argparse
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sundae.editing.sampler import Sampler
-
 from sundae.common.errors import UserError
 from sundae.common.locking import shared_folder
-from sundae.config.run_file import sampling_flags
+from sundae.editing.sampler import Sampler
 from sundae.interactive.settings import Settings
 from sundae.interactive.terminal import Terminal
-from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
+from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, sampling_flags
 
 
 def parse_args() -> argparse.Namespace:

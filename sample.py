@@ -5,7 +5,6 @@ from pathlib import Path
 
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
-from sundae.config.run_file import sampling_flags
 from sundae.sampling.canvas import parse_canvas
 from sundae.sampling.output import prepare_out_dir, write_samples
 from sundae.sampling.sampler import BaseSampler
@@ -14,6 +13,7 @@ from utils import (
     add_sampling_flags,
     choose_device,
     run_cli,
+    sampling_flags,
     say,
     seed_everything,
 )

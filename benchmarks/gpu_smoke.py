@@ -27,6 +27,7 @@ from torch import Tensor
 
 from hourglass_transformer import HourglassTransformer
 from hourglass_transformer.layers import attend
+from sundae.codec.interface import PixelCodec
 from sundae.codec.vqgan import VQGANCodec, load_vqgan
 from sundae.common.compiling import Compiled
 from sundae.common.files import make_folder
@@ -38,9 +39,9 @@ from sundae.data.dataset import open_latents
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
 from sundae.prior.checkpoint import load_weights
 from sundae.prior.network import build_network
-from sundae.prior.pretrained import BUNDLED, checkpoint_or_bundled
+from sundae.prior.pretrained import BUNDLED
 from sundae.prior.run import list_checkpoints
-from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.sampler import BaseSampler, sample_seeds
 from sundae.sampling.strategies import STRATEGIES
 from sundae.training.prior import PriorTask
 from utils import run_cli
@@ -137,7 +138,7 @@ def gradients(bench: Bench, cfg: RunConfig, *, checkpointing: bool) -> tuple[lis
     rows = cfg.trainer.batch_size
     batch = {
         "tokens": torch.arange(rows * cfg.data.sequence_length).view(rows, -1) % 17,
-        "classes": even_classes(cfg.net.num_classes, rows),
+        "classes": torch.arange(rows) % cfg.net.num_classes,
     }
     batch = {name: value.to(bench.device) for name, value in batch.items()}
     cuda = bench.device.type == "cuda"
@@ -223,17 +224,19 @@ def check_sample(bench: Bench) -> None:
 
 def sample_tokens(bench: Bench, device: torch.device, compiled: Compiled | None) -> Tensor:
     """(8, length) int64: tokens of the bundled model in float32 after 8 steps."""
-    checkpoint = checkpoint_or_bundled(None)
-    cfg, net = checkpoint.config, checkpoint.load_network()
-    if bench.tiny:  # its compilation takes half a minute on a CPU
-        cfg = digits_config(bench)
-        net = random_network(cfg)
-    prior = Prior(net.to(device), cfg, device, use_amp=False)
-    prior.compiled = compiled
-    schedule = replace(cfg.sampling, steps=8, early_stop=False)
-    classes = even_classes(cfg.net.num_classes, 8)
-    *_, last = prior.refine(sample_seeds(0, 8), classes, schedule)
-    return last.tokens.cpu()
+    if bench.tiny:  # the bundled model takes half a minute to compile on a CPU
+        sampler = random_sampler(digits_config(bench), device, precision="fp32")
+    else:
+        sampler = BaseSampler.from_pretrained(device=device, precision="fp32")
+    sampler.compiled = compiled
+    *_, last = sampler.refine(8, seed=0, steps=8, early_stop=False)
+    return last.tokens.flatten(1).cpu()
+
+
+def random_sampler(cfg: RunConfig, device: torch.device, **options: Any) -> BaseSampler:
+    """A sampler of `random_network`."""
+    codec = PixelCodec(cfg.data.vocab_size)
+    return BaseSampler(random_network(cfg).to(device), codec, cfg, device=device, **options)
 
 
 def random_network(cfg: RunConfig) -> HourglassTransformer:
@@ -329,11 +332,11 @@ def attention_error(
 def check_waiting(bench: Bench) -> None:
     """Neither a sampling step nor a training step makes the host wait for the GPU."""
     cfg, device = digits_config(bench), bench.device
-    net = random_network(cfg).to(device)
-    classes = even_classes(cfg.net.num_classes, 8).to(device)
+    sampler = random_sampler(cfg, device)
+    net, classes = sampler.network, (torch.arange(8) % cfg.net.num_classes).to(device)
     for strategy in STRATEGIES:
         schedule = replace(cfg.sampling, strategy=strategy, steps=6, early_stop=False)
-        running = Prior(net, cfg, device).refine(sample_seeds(0, 8).to(device), classes, schedule)
+        running = sampler.refine_tokens(sample_seeds(0, 8).to(device), classes, schedule)
         next(running), next(running)  # the first step may wait
         does_not_wait(bench, strategy, lambda running=running: list(running))
     tokens = torch.zeros(8, cfg.data.sequence_length, dtype=torch.int64, device=device)

@@ -224,7 +224,10 @@ def test_samples_on_a_canvas(script: Run, prior: Path, tmp_path: Path) -> None:
         (["--mask", "white.png", "--outpaint", "1,0,0,0"], "--mask and --outpaint cannot be"),
         (["--inpaint-strategy", "hole"], "--inpaint-strategy hole: expected one of block, random"),
         (["--block-height", "0.5"], "--block-height needs --inpaint-strategy block"),
-        (["--inpaint-strategy", "grid", "--grid-count", "0"], "--grid-count: "),
+        (
+            ["--inpaint-strategy", "grid", "--grid-count", "0"],
+            "--grid-count 0: expected",
+        ),
         (["--outpaint", "1,2,3"], "--outpaint 1,2,3: expected LEFT,RIGHT,TOP,BOTTOM"),
         (["--outpaint", "0,0,0,0"], "at least one side must be above 0"),
         (["--outpaint=-1,0,0,0"], "left is -1"),

@@ -16,6 +16,7 @@ from sundae.editing.masks import (
     ClassicMask,
     GridMask,
     RandomMask,
+    mask_kind,
     read_mask,
     resize_mask,
     token_mask,
@@ -75,7 +76,7 @@ def test_a_grid_masks_a_square_in_every_cell() -> None:
     assert mask[1, 2:6].all() and mask[6, 10:14].all()
 
 
-def test_a_block_is_where_it_was_asked_for_or_drawn() -> None:
+def test_a_block_is_where_requested_or_drawn() -> None:
     mask = BlockMask(height=0.25, width=0.5, top=0.5, left=0.75).make((8, 8), seeded())
     assert mask.nonzero().tolist() == [[4, 6], [4, 7], [5, 6], [5, 7]]  # cut off at the edge
     generator = seeded()
@@ -86,7 +87,7 @@ def test_a_block_is_where_it_was_asked_for_or_drawn() -> None:
     assert torch.equal(BlockMask().make((8, 8), seeded(3)), BlockMask().make((8, 8), seeded(3)))
 
 
-def test_random_blocks_are_as_many_and_as_large_as_asked_for() -> None:
+def test_random_blocks_are_as_many_and_as_large_as_requested() -> None:
     one = RandomMask(count=1, smallest=0.2, largest=0.4).make((100, 100), seeded())
     rows, columns = int(one.any(1).sum()), int(one.any(0).sum())
     assert 20 <= rows <= 40 and 20 <= columns <= 40 and int(one.sum()) == rows * columns
@@ -115,6 +116,27 @@ def test_every_kind_of_mask_covers_something_of_any_image(kind: str, size: tuple
 def test_sizes_out_of_range_are_refused(kind: str, sizes: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         MASK_KINDS[kind](**sizes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "complaint"),
+    [
+        ("circle", {}, "--inpaint-strategy circle: expected one of block, random, grid, classic"),
+        (
+            "block",
+            {"block_height": 1.5},
+            "--block-height 1.5: expected a number less",
+        ),
+        ("random", {"random_smallest": 0.5}, "--random: smallest is above largest; exchange them"),
+        ("block", {"grid_count": 2}, "--grid-count needs --inpaint-strategy grid"),
+        (None, {"grid_count": 2}, "--grid-count needs --inpaint-strategy grid"),
+    ],
+)
+def test_flags_that_make_no_mask_are_one_line(
+    kind: str | None, flags: dict[str, float], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        mask_kind(kind, flags)
 
 
 # -- mask images ------------------------------------------------------------------------------

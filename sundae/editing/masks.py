@@ -148,8 +148,10 @@ def mask_kind(kind: str | None, sizes: Mapping[str, Any]) -> MaskKind | None:
         return None if kind is None else MASK_KINDS[kind](**values)
     except ValidationError as error:
         first = error.errors()[0]
-        flag = "-".join((f"--{kind}", *map(str, first["loc"])))
-        raise UserError(f"{flag}: {first['msg']}") from None
+        if not first["loc"]:
+            raise UserError(f"--{kind}: {first['ctx']['error']}") from None
+        expected = first["msg"].replace("Input should be", "expected a number")
+        raise UserError(f"--{kind}-{first['loc'][0]} {first['input']}: {expected}") from None
 
 
 def _rectangle(

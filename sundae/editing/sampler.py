@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,8 @@ from torch import Tensor
 from sundae.common.images import to_rgb
 from sundae.editing.alignment import AlignedImage
 from sundae.editing.masks import MaskKind, mask_from_image
-from sundae.editing.request import EditInput, EditRequest, Fit, Margins
+from sundae.editing.request import EditInput, EditRequest, Margins
 from sundae.prior.categorical import seeded_uniforms
-from sundae.sampling.canvas import Shape
 from sundae.sampling.sampler import (
     BATCH_SIZE,
     SEEDS,
@@ -41,27 +40,18 @@ class Sampler(BaseSampler):
 
     `inpaint`, `outpaint` and `vary` take and return PIL images. An image of another size than the
     network was trained on is scaled until it just covers the trained size, and its centre is cut
-    out; `canvas` and `fit` select more of it, see `EditRequest`. Sample i depends on the image, the
-    request, the seed and its class alone, not on the number of samples or how they are batched.
+    out; `fit` and `canvas` select more of it. Sample i depends on the image, the request, the seed
+    and its class alone, not on the number of samples or how they are batched.
 
-    All options beyond those of a method are those of `refine_edit`: classes, seed, batch_size and
-    the keys of [sampling], such as steps=40.
+    Their options are the attributes of `EditRequest` (composite, feather, fit, canvas) and those of
+    `refine_edit` (seed, classes, batch_size and the keys of [sampling]):
 
         sampler = Sampler.from_pretrained()
-        images = sampler.inpaint(photo, mask, n=4, steps=40, seed=7)
+        images = sampler.inpaint(photo, mask, n=4, fit="whole", steps=40, seed=7)
     """
 
     def inpaint(
-        self,
-        image: Image.Image,
-        mask: Mask,
-        n: int = 4,
-        *,
-        composite: bool = True,
-        feather: int | None = None,
-        canvas: Shape | None = None,
-        fit: Fit = "crop",
-        **options: Any,
+        self, image: Image.Image, mask: Mask, n: int = 4, **options: Any
     ) -> list[Image.Image]:
         """Repaints what a mask covers.
 
@@ -73,8 +63,6 @@ class Sampler(BaseSampler):
             mask: an image that is white where to repaint, or a (height, width) bool array or
                 tensor; stretched to the image. Or a kind of mask, such as `BlockMask(top=0.5)`.
             n: number of samples.
-            composite, feather, canvas, fit: see `EditRequest`.
-            options: see `refine_edit`.
 
         Raises:
             UserError: nothing is masked, or an option makes no sense.
@@ -83,10 +71,7 @@ class Sampler(BaseSampler):
             mask = mask_from_image(mask)
         elif isinstance(mask, np.ndarray):
             mask = torch.from_numpy(np.ascontiguousarray(mask, dtype=bool))
-        request = EditRequest(
-            mask=mask, composite=composite, feather=feather, canvas=canvas, fit=fit
-        )
-        return self.edit(image, request, n, **options)
+        return self.edit(image, n, mask=mask, **options)
 
     def outpaint(
         self,
@@ -97,10 +82,6 @@ class Sampler(BaseSampler):
         right: int = 0,
         top: int = 0,
         bottom: int = 0,
-        composite: bool = True,
-        feather: int | None = None,
-        canvas: Shape | None = None,
-        fit: Fit = "crop",
         **options: Any,
     ) -> list[Image.Image]:
         """Paints what lies beyond an image's borders.
@@ -109,30 +90,15 @@ class Sampler(BaseSampler):
             image: any mode and size.
             n: number of samples.
             left, right, top, bottom: pixels to add at each side of the scaled image.
-            composite, feather, canvas, fit: see `EditRequest`.
-            options: see `refine_edit`.
 
         Raises:
             UserError: no pixels to add, or an option makes no sense.
         """
-        request = EditRequest(
-            outpaint=Margins(left=left, right=right, top=top, bottom=bottom),
-            composite=composite,
-            feather=feather,
-            canvas=canvas,
-            fit=fit,
-        )
-        return self.edit(image, request, n, **options)
+        margins = Margins(left=left, right=right, top=top, bottom=bottom)
+        return self.edit(image, n, outpaint=margins, **options)
 
     def vary(
-        self,
-        image: Image.Image,
-        strength: float,
-        n: int = 4,
-        *,
-        canvas: Shape | None = None,
-        fit: Fit = "crop",
-        **options: Any,
+        self, image: Image.Image, strength: float, n: int = 4, **options: Any
     ) -> list[Image.Image]:
         """Variations of an image: a random fraction of its tokens is drawn anew, others are frozen.
 
@@ -141,28 +107,21 @@ class Sampler(BaseSampler):
             strength: fraction of tokens that start from noise. With 0 the samples are what the
                 codec makes of the image; with 1 they are fresh samples.
             n: number of samples.
-            canvas, fit: see `EditRequest`.
-            options: see `refine_edit`.
 
         Raises:
             UserError: a strength outside [0, 1], or an option makes no sense.
         """
-        return self.edit(
-            image, EditRequest(strength=strength, canvas=canvas, fit=fit), n, **options
-        )
+        return self.edit(image, n, strength=strength, **options)
 
     def edit(
-        self,
-        image: Image.Image,
-        request: EditRequest,
-        n: int = 4,
-        *,
-        seed: int | None = None,
-        **options: Any,
+        self, image: Image.Image, n: int = 4, *, seed: int | None = None, **options: Any
     ) -> list[Image.Image]:
-        """Samples of what a request makes of an image; see `prepare_edit` and `refine_edit`."""
+        """Samples of any edit: `prepare_edit` and `refine_edit` to the end."""
         seed = secrets.randbelow(SEEDS) if seed is None else seed
-        states = self.refine_edit(self.prepare_edit(image, request, seed), n, seed=seed, **options)
+        names = [field.name for field in fields(EditRequest) if field.name in options]
+        request = EditRequest(**{name: options.pop(name) for name in names})
+        edit = self.prepare_edit(image, request, seed)
+        states = self.refine_edit(edit, n, seed=seed, **options)
         return [sample for state in states if state.is_final for sample in state.images()]
 
     def prepare_edit(

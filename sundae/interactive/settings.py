@@ -5,18 +5,19 @@ A setting goes by its name: the keys of [sampling] by theirs, and 'class', 'seed
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
 
 from PIL import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from sundae.common.errors import UserError
-from sundae.config.run_file import SamplingConfig
-from sundae.config.schema import Rule, check, describe, key
+from sundae.config.keys import keys_of
+from sundae.config.sections import SamplingConfig
+from sundae.config.values import Values
 from sundae.editing.request import EditRequest
 from sundae.editing.sampler import Sampler
 from sundae.sampling.sampler import SEEDS, SampleBatch, class_number
@@ -28,55 +29,26 @@ _SOME = 20
 _NOTHING = ("none", "new", "all")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config={"strict": True})
 class Extras:
     """Settings that no run file has."""
 
-    seed: int | None = key(
-        None,
-        at_least=0,
-        below=SEEDS,
-        expected=f"an integer from 0 to {SEEDS - 1}, or 'new' for another one each time",
+    section: ClassVar[str] = ""
+
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=SEEDS,
+        json_schema_extra={
+            "expected": f"an integer from 0 to {SEEDS - 1}, or 'new' for another one each time"
+        },
     )
-    history: bool = key(False)
+    history: bool = Field(default=False, description="store every step")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting, as a terminal asks for it and a page makes a slider of it.
-
-    Attributes:
-        name: of the setting.
-        hint: its type.
-        rule: its limits.
-    """
-
-    name: str
-    hint: Any
-    rule: Rule
-
-    @property
-    def optional(self) -> bool:
-        """Whether it may be unset."""
-        return NoneType in get_args(self.hint)
-
-    @property
-    def expected(self) -> str:
-        """What it accepts, in words that fit after 'expected'."""
-        words = describe(self.hint, self.rule)
-        return f"{words}, or 'none'" if self.optional and not self.rule.expected else words
-
-
-def _settings_of(cls: type) -> dict[str, Setting]:
-    hints = get_type_hints(cls)
-    return {
-        field.name: Setting(field.name, hints[field.name], field.metadata["rule"])
-        for field in dataclasses.fields(cls)
-    }
-
-
-SAMPLING, EXTRAS = _settings_of(SamplingConfig), _settings_of(Extras)
+SAMPLING, EXTRAS = keys_of(SamplingConfig), keys_of(Extras)
 del SAMPLING["compile"]  # the model is loaded by then
+KEYS = SAMPLING | EXTRAS
 
 
 @dataclass(frozen=True)
@@ -93,7 +65,7 @@ class Settings:
     sampler: Sampler
     sampling: SamplingConfig
     classes: tuple[str, ...] = ()
-    extras: Extras = Extras()
+    extras: Extras = field(default_factory=Extras)
 
     @property
     def names(self) -> list[str]:
@@ -128,7 +100,9 @@ class Settings:
                 len(names) > _SOME
             )
             return f"'all', or some of {some}, or their numbers from 0, with commas between"
-        return (SAMPLING | EXTRAS)[name].expected.replace("true or false", "yes or no")
+        key = KEYS[name]
+        words = key.expected.replace("true or false", "yes or no")
+        return f"{words}, or 'none'" if key.optional and "expected" not in key.extra else words
 
     def changed(self, **values: Any) -> Settings:
         """The settings with new values.
@@ -140,24 +114,24 @@ class Settings:
             UserError: a value that is not accepted, or contradicts another setting; the message
                 begins with the name.
         """
-        changes = dict(values)
-        classes, extras = self.classes, self.extras
-        if "class" in changes:
-            classes = self._class_names(changes.pop("class"))
-        for name, value in values.items():
-            if name != "class" and not (value is None and (SAMPLING | EXTRAS)[name].optional):
-                setting = (SAMPLING | EXTRAS)[name]
-                changes[name] = check(value, setting.hint, setting.rule, name)
-        extras = replace(extras, **{n: changes.pop(n) for n in list(changes) if n in EXTRAS})
-        try:
-            sampling = self.sampler.settings(**(asdict(self.sampling) | changes))
-        except UserError as error:  # what contradicts another setting
-            raise UserError(str(error).removeprefix("settings: sampling.")) from None
-        return replace(self, sampling=sampling, classes=classes, extras=extras)
-
-    def _class_names(self, names: Sequence[str]) -> tuple[str, ...]:
         known = self.sampler.class_names
-        return tuple(known[class_number(name, known, named="class")] for name in names)
+        for name, value in values.items():
+            if value is None and not KEYS[name].optional:
+                raise UserError(f"{name}: expected {KEYS[name].expected}, got nothing")
+        chosen = values.pop("class", self.classes)
+        classes = tuple(known[class_number(name, known, named="class")] for name in chosen)
+        extras = asdict(self.extras) | {n: v for n, v in values.items() if n in EXTRAS}
+        changes = {name: value for name, value in values.items() if name not in EXTRAS}
+        try:
+            return replace(
+                self,
+                sampling=self.sampler.settings(**(asdict(self.sampling) | changes)),
+                classes=classes,
+                extras=Values({}, "settings", {}).checked(Extras, extras),
+            )
+        except UserError as error:
+            message = str(error).removeprefix("settings: ").removeprefix("sampling.")
+            raise UserError(message) from None
 
     def changed_by_text(self, name: str, text: str) -> Settings:
         """The same with a value as a user types it; raises UserError as `changed`."""
@@ -167,7 +141,7 @@ class Settings:
                 return self.changed(**{name: [text]})
             words = [] if text.lower() in _NOTHING else [word.strip() for word in text.split(",")]
             return self.changed(**{name: words})
-        unset = (SAMPLING | EXTRAS)[name].optional and text.lower() in _NOTHING
+        unset = KEYS[name].optional and text.lower() in _NOTHING
         return self.changed(**{name: None if unset else _parse(text)})
 
     def resolved(self) -> Settings:

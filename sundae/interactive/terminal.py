@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sundae.common.errors import UserError
 from sundae.common.naming import printable
-from sundae.config.schema import suggestion
+from sundae.config.keys import suggestion
 from sundae.interactive.recording import Recording, new_folder, record
 from sundae.interactive.settings import Settings
 
