@@ -34,7 +34,7 @@ class TrainingConfig(TrainerConfig):
 
     exp_name: Text = Field(default="vqgan", description="name of the run's folder, before its time")
     optimizer_name: Optimizer = Field(default="adam", description="optimiser; rms: rmsprop")
-    betas: Betas = Field(default=(0.5, 0.9), description="of Adam's moving averages")
+    betas: Betas = Field(default=(0.5, 0.9), description="decay rates of Adam's moving averages")
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay")
     # The loss does not see what the discriminator improves.
     checkpoint_best: bool = Field(default=False, description="save the best checkpoint as well")
@@ -57,8 +57,8 @@ class TrainingConfig(TrainerConfig):
     perceptual: Literal["lpips", "efficientnet-lite0", "none"] = Field(
         default="lpips", description="network of the perceptual loss"
     )
-    perceptual_weight: float = Field(default=1.0, ge=0, description="of the perceptual loss")
-    codebook_weight: float = Field(default=1.0, ge=0, description="of the codebook's loss")
+    perceptual_weight: float = Field(default=1.0, ge=0, description="weight of the perceptual loss")
+    codebook_weight: float = Field(default=1.0, ge=0, description="weight of the codebook's loss")
     commitment: float = Field(
         default=0.25, ge=0, description="weight of the encoder's part of the codebook's loss"
     )
@@ -83,8 +83,10 @@ class TrainingConfig(TrainerConfig):
     disc_start: int = Field(
         default=10000, ge=0, description="step at which the discriminator begins"
     )
-    disc_weight: float = Field(default=0.8, ge=0, description="of the discriminator's loss")
-    disc_width: int = Field(default=64, ge=1, description="channels of its first layer")
+    disc_weight: float = Field(default=0.8, ge=0, description="weight of the discriminator's loss")
+    disc_width: int = Field(
+        default=64, ge=1, description="channels of the discriminator's first layer"
+    )
     disc_layers: int = Field(default=3, ge=1, description="layers of the discriminator")
 
     @model_validator(mode="after")

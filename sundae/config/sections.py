@@ -133,7 +133,7 @@ class TrainerConfig:
         description="training batches between evaluations, batches of an evaluation; 0: all",
     )
     max_steps: int = Field(default=0, ge=0, description="optimiser steps; 0: until stopped")
-    learning_rate: float = Field(default=1e-4, gt=0, description="at its highest")
+    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate at its highest")
     lr_scheduler_name: ScheduleName = Field(
         default="constant", description="how the learning rate changes"
     )
@@ -146,14 +146,14 @@ class TrainerConfig:
         # Older run files have no such key, and of their optimisers AdamW alone had a decay.
         default_factory=lambda keys: 0.01 if keys.get("optimizer_name") == "adamw" else 0.0,
         ge=0,
-        description="0.01 for adamw, else 0 unless given",
+        description="weight decay; 0.01 for adamw and else 0 unless given",
     )
-    betas: Betas = Field(default=(0.9, 0.999), description="of Adam's moving averages")
+    betas: Betas = Field(default=(0.9, 0.999), description="decay rates of Adam's moving averages")
     grad_none: bool = Field(default=True, description="free gradients between steps")
     clip_grad: bool = Field(default=False, description="clip the norm of the gradient")
-    clip_grad_value: float = Field(default=5.0, gt=0, description="to that norm")
+    clip_grad_value: float = Field(default=5.0, gt=0, description="largest norm with clip_grad")
     ema_decay: float = Field(
-        default=0.999, ge=0, lt=1, description="of the moving average of the weights; 0: none"
+        default=0.999, ge=0, lt=1, description="decay of the moving average of the weights; 0: none"
     )
     nb_workers: int = Field(default=0, ge=0, description="processes that read data")
     use_cuda: bool = Field(default=True, description="train on the GPU where there is one")
@@ -313,19 +313,19 @@ class SamplingConfig:
     steps: int = Field(default=100, ge=1, description="refinement steps at most")
     nb_samples: int = Field(default=16, ge=1, description="how many images")
     temperature: float = Field(
-        default=1.0, ge=0, description="of the first step's draws; 0 is argmax"
+        default=1.0, ge=0, description="temperature of the draws in the first step; 0 is argmax"
     )
     end_temperature: float | None = Field(
-        default=None, ge=0, description="of the last step's draws; the first's unless given"
+        default=None, ge=0, description="temperature in the last step; the first's unless given"
     )
-    temperature_curve: CurveName = Field(default="linear", description="between the two")
+    temperature_curve: CurveName = Field(default="linear", description="way from one to the other")
     sample_proportion: float = Field(
         default=0.5, ge=0, le=1, description="share of tokens renewed in the first step"
     )
     end_sample_proportion: float | None = Field(
-        default=None, ge=0, le=1, description="the same in the last step; the first's unless given"
+        default=None, ge=0, le=1, description="share in the last step; the first's unless given"
     )
-    proportion_curve: CurveName = Field(default="linear", description="between the two")
+    proportion_curve: CurveName = Field(default="linear", description="way from one to the other")
     min_steps: int = Field(default=10, ge=0, description="steps before a sample may stop early")
     early_stop: bool = Field(
         default=True,
@@ -349,9 +349,9 @@ class SamplingConfig:
         "other values need net.class_dropout in training",
     )
     end_guidance: float | None = Field(
-        default=None, ge=0, description="the same in the last step; the first's unless given"
+        default=None, ge=0, description="weight in the last step; the first's unless given"
     )
-    guidance_curve: CurveName = Field(default="linear", description="between the two")
+    guidance_curve: CurveName = Field(default="linear", description="way from one to the other")
     top_k: int = Field(default=0, ge=0, description="draw among the most likely codes; 0 for all")
     top_p: float = Field(
         default=1.0,
