@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
             group.add_argument(f"--{kind}-{name}", type=number, metavar="N",
                                help=f"{field.description}{note}")  # fmt: skip
     utils.add_sampling_flags(parser)
-    flag("--raw-weights", action="store_true", help="not their moving average")
+    flag("--raw-weights", action="store_true", help="the weights, not their moving average")
     flag("--cuda-vqgan", action="store_true", help="encode and decode on the GPU")
     flag("--no-tqdm", action="store_true", help="no progress bar")
     return parser.parse_args()

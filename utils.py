@@ -110,7 +110,7 @@ _COMMON_FLAGS: dict[str, dict[str, Any]] = {
     },
     "--legacy-cfg": {
         "action": "store_true",
-        "help": "accepted for old command lines; no longer needed, old layouts are recognised",
+        "help": "accepted for old command lines; has no effect",
     },
     "--quiet": {"action": "store_true", "help": "print results and errors only"},
     "--set": {
@@ -140,7 +140,8 @@ def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: An
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every key of [sampling] that says how to sample; none has a default."""
     group = parser.add_argument_group(
-        "how to sample", "keys of [sampling] in the run file; in brackets what holds without one"
+        "how to sample",
+        "keys of [sampling], by default as in the run file; in brackets the default of such a key",
     )
     keys = [field.name for field in fields(SamplingConfig) if field.name != "nb_samples"]
     add_flags(group, SamplingConfig, *keys)
@@ -157,14 +158,19 @@ def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every training script has."""
     flag = parser.add_argument
-    flag("--resume", type=Path, metavar="PATH", help="run folder or checkpoint to go on from")
-    flag("--run-dir", type=Path, metavar="DIR", help="folder of this run (exp_dir/exp_name_TIME)")
-    flag("--no-save", action="store_true", help="write nothing: no checkpoints, curves or pictures")
+    flag("--resume", type=Path, metavar="PATH", help="run folder or checkpoint to continue from")
+    flag(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of this run (default: exp_dir/exp_name_TIME)",
+    )
+    flag("--no-save", action="store_true", help="write nothing: no checkpoints, curves or images")
     parser.set_defaults(precision=None)  # the run file's
     add_flags(parser, TrainerConfig, "nb_workers")
     flag("--wandb", action="store_true", help="log to Weights & Biases")
     add_flags(parser, WandbConfig, "project", "entity")
-    flag("--wandb-offline", action="store_true", help="as --wandb, but keep its log on disk")
+    flag("--wandb-offline", action="store_true", help="as --wandb, but with the log on disk only")
 
 
 def training_flags(args: argparse.Namespace, section: str) -> dict[str, Any]:

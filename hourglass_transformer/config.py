@@ -97,11 +97,14 @@ class NetConfig:
     type: Annotated[
         Literal["hourglass", "transformer", "vanilla"],
         AfterValidator(lambda name: "transformer" if name == "vanilla" else name),
-    ] = Field(default="hourglass", description="with or without shortening; vanilla: transformer")
+    ] = Field(
+        default="hourglass",
+        description="transformer with or without shortening; vanilla: transformer",
+    )
     dims: Widths | None = Field(
         default=None,
-        description="width on every grid, outermost first, the last one equal to dim, which all "
-        "have unless given; heads are as wide on all of them",
+        description="width on every grid, outermost first, the last one equal to dim; by default "
+        "dim on all; heads are as wide on all of them",
     )
     window: Annotated[int, Ge(0)] | Sides | None = Field(
         default=None,
@@ -109,7 +112,7 @@ class NetConfig:
         "side in every second layer: of the outermost grid, or a list for all; 0: full attention",
     )
     dim_head: int | None = Field(
-        default=None, ge=1, description="width of a head; dim / nb_heads unless given"
+        default=None, ge=1, description="width of a head; by default dim / nb_heads"
     )
     shorten_factor: Annotated[int | tuple[int, ...], PlainValidator(_parse_shorten_factor)] = Field(
         default=4,
@@ -124,18 +127,19 @@ class NetConfig:
         description="between grids: a projection of the block, or its mean down and copies up",
     )
     attn_resampling: bool = Field(
-        default=True, description="refine what resampling gives by attention across the two grids"
+        default=True,
+        description="refine the result of resampling by attention across the two grids",
     )
     use_rotary: bool = Field(
         default=True, description="2-D rotary positions in every attention; else learned ones"
     )
-    conditional: bool = Field(default=False, description="learn classes")
-    num_classes: int = Field(default=0, ge=0, description="classes of the data")
+    conditional: bool = Field(default=False, description="class-conditional training")
+    num_classes: int = Field(default=0, ge=0, description="number of classes")
     class_dropout: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="chance that a class is hidden in training; above 0 for guidance",
+        description="probability of the null class in training; above 0 for guidance",
     )
     ff_mult: float = Field(
         default=4.0, gt=0, description="hidden width of the feed-forward, times dim"

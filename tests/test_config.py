@@ -389,7 +389,7 @@ def test_a_declared_key_is_in_the_run_file_the_flags_and_the_docs(
 
     parser = argparse.ArgumentParser()
     add_flags(parser, Sparkling)
-    assert "share of glitter, at least 0 and at most 1 [0.5]" in " ".join(
+    assert "share of glitter (at least 0 and at most 1) [0.5]" in " ".join(
         parser.format_help().split()
     )
     flags = values_of(parser.parse_args(["--sparkle", "0.25"]), Sparkling)

@@ -44,7 +44,9 @@ class TrainingConfig(TrainerConfig):
 
     size: int = Field(ge=1, description="side of the images in pixels")
     random_crop: float = Field(
-        default=1.0, ge=1, description="images are scaled to this times size, then cut"
+        default=1.0,
+        ge=1,
+        description="factor of the size that images are scaled to before a random crop",
     )
     mirror: bool = Field(default=True, description="mirror half of the images")
     cache: bool = Field(default=False, description="hold scaled images in memory")
@@ -53,17 +55,19 @@ class TrainingConfig(TrainerConfig):
     )
     nb_pictures: int = Field(default=16, ge=1, description="images shown at each evaluation")
 
-    reconstruction: Literal["l1", "l2"] = Field(default="l1", description="loss of pixels")
+    reconstruction: Literal["l1", "l2"] = Field(default="l1", description="loss of the pixels")
     perceptual: Literal["lpips", "efficientnet-lite0", "none"] = Field(
         default="lpips", description="network of the perceptual loss"
     )
     perceptual_weight: float = Field(default=1.0, ge=0, description="weight of the perceptual loss")
-    codebook_weight: float = Field(default=1.0, ge=0, description="weight of the codebook's loss")
+    codebook_weight: float = Field(default=1.0, ge=0, description="weight of the codebook loss")
     commitment: float = Field(
-        default=0.25, ge=0, description="weight of the encoder's part of the codebook's loss"
+        default=0.25, ge=0, description="weight of the encoder's part of the codebook loss"
     )
     quantise_start: int = Field(
-        default=0, ge=0, description="step at which the codebook begins; an autoencoder until then"
+        default=0,
+        ge=0,
+        description="step at which quantisation begins; a plain autoencoder until then",
     )
     recolour: float = Field(
         default=0.0, ge=0, le=1, description="share of images with shuffled channels"
@@ -72,7 +76,7 @@ class TrainingConfig(TrainerConfig):
         default=0.5, ge=0, le=1, description="share of max_steps in which images are recoloured"
     )
     codebook_init: Literal["kmeans", "data", "uniform"] = Field(
-        default="kmeans", description="first codes"
+        default="kmeans", description="origin of the first codes"
     )
     restart_every: int = Field(
         default=100, ge=0, description="steps after which an unused code is moved; 0: never"

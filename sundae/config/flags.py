@@ -57,7 +57,6 @@ def _help(key: Key) -> str:
     """The description, with the choices or limits and the default of a run file without the key."""
     if key.kind is bool:
         return key.extra.get("flag", key.description).replace("%", "%%")
-    words = f": {', '.join(key.choices)}" if key.choices else ""
-    limits = f", {limit_words(key.limits)}" if key.limits else ""
+    limits = ", ".join(key.choices) or limit_words(key.limits)
     default = "" if key.default is None else f" [{key.default}]"
-    return f"{key.description}{words}{limits}{default}".replace("%", "%%")
+    return f"{key.description}{limits and f' ({limits})'}{default}".replace("%", "%%")

@@ -126,32 +126,32 @@ class TrainerConfig:
     mini_batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="samples of a forward pass, a divisor of batch_size; all at once unless given",
+        description="samples of a forward pass, a divisor of batch_size; by default all at once",
     )
     nb_batches: Annotated[tuple[Count, Count], Strict(False)] = Field(
         default=(0, 0),
         description="training batches between evaluations, batches of an evaluation; 0: all",
     )
     max_steps: int = Field(default=0, ge=0, description="optimiser steps; 0: until stopped")
-    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate at its highest")
+    learning_rate: float = Field(default=1e-4, gt=0, description="highest learning rate")
     lr_scheduler_name: ScheduleName = Field(
-        default="constant", description="how the learning rate changes"
+        default="constant", description="schedule of the learning rate"
     )
     lr_scheduler_kwargs: dict[str, Any] = Field(
         default_factory=dict,
-        description="of that schedule: " + ", ".join(_SCHEDULE_KEYS),
+        description="parameters of the schedule: " + ", ".join(_SCHEDULE_KEYS),
     )
     optimizer_name: Optimizer = Field(default="adamw", description="optimiser; rms: rmsprop")
     weight_decay: float = Field(
         # Older run files have no such key, and of their optimisers AdamW alone had a decay.
         default_factory=lambda keys: 0.01 if keys.get("optimizer_name") == "adamw" else 0.0,
         ge=0,
-        description="weight decay; 0.01 for adamw and else 0 unless given",
+        description="weight decay; by default 0.01 for adamw, else 0",
     )
     betas: Betas = Field(default=(0.9, 0.999), description="decay rates of Adam's moving averages")
     grad_none: bool = Field(default=True, description="free gradients between steps")
     clip_grad: bool = Field(default=False, description="clip the norm of the gradient")
-    clip_grad_value: float = Field(default=5.0, gt=0, description="largest norm with clip_grad")
+    clip_grad_value: float = Field(default=5.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(
         default=0.999, ge=0, lt=1, description="decay of the moving average of the weights; 0: none"
     )
@@ -166,15 +166,17 @@ class TrainerConfig:
     )
     compile: bool | None = Field(
         default=None,
-        description="torch.compile the networks, whose first step then takes long; on CUDA unless "
-        "given",
+        description="torch.compile the networks, whose first step then takes long; by default on "
+        "CUDA",
     )
     save_outputs: bool = Field(default=True, description="write checkpoints, curves and images")
     checkpoint_frequency: int = Field(
         default=5000, ge=0, description="optimiser steps between checkpoints; 0: only the best"
     )
     checkpoint_best: bool = Field(default=True, description="save the best checkpoint as well")
-    keep_checkpoints: int = Field(default=3, ge=0, description="periodic ones that stay; 0: all")
+    keep_checkpoints: int = Field(
+        default=3, ge=0, description="number of periodic checkpoints that stay; 0: all"
+    )
     metric_names: Annotated[tuple[str, ...], Strict(False)] = Field(
         default=(), description="metrics to record: loss, accuracy, or one unroll step's: loss_2"
     )
@@ -286,10 +288,10 @@ class VQGANConfig:
     section: ClassVar[str] = "vqgan"
 
     checkpoint: FilePath = Field(description="weights of the VQ-GAN")
-    config: FilePath | None = Field(default=None, description="its YAML or JSON, if it needs one")
+    config: FilePath | None = Field(default=None, description="YAML or JSON of the VQ-GAN")
     latent_shape: LatentShape | None = Field(
         default=None,
-        description="[height, width] in tokens; a square unless given",
+        description="[height, width] in tokens; by default a square",
         json_schema_extra=_SHAPE,
     )
     input_range: Text | None = Field(
@@ -297,7 +299,7 @@ class VQGANConfig:
     )
     distance: Text | None = Field(
         default=None,
-        description="how its codebook is searched: l2, cosine, dot or gumbel, where no file says",
+        description="distance of the codebook search, where no file says: l2, cosine, dot, gumbel",
     )
 
 
@@ -310,59 +312,93 @@ class SamplingConfig:
 
     section: ClassVar[str] = "sampling"
 
-    steps: int = Field(default=100, ge=1, description="refinement steps at most")
-    nb_samples: int = Field(default=16, ge=1, description="how many images")
+    # "slider": how far a control of the page reaches, and its step.
+    steps: int = Field(
+        default=100,
+        ge=1,
+        description="largest number of refinement steps",
+        json_schema_extra={"slider": [200, 1]},
+    )
+    nb_samples: int = Field(
+        default=16, ge=1, description="number of images", json_schema_extra={"slider": [64, 1]}
+    )
     temperature: float = Field(
-        default=1.0, ge=0, description="temperature of the draws in the first step; 0 is argmax"
+        default=1.0,
+        ge=0,
+        description="temperature of the draws in the first step; 0 is argmax",
+        json_schema_extra={"slider": [2, 0.05]},
     )
     end_temperature: float | None = Field(
-        default=None, ge=0, description="temperature in the last step; the first's unless given"
+        default=None, ge=0, description="temperature in the last step; by default that of the first"
     )
-    temperature_curve: CurveName = Field(default="linear", description="way from one to the other")
+    temperature_curve: CurveName = Field(
+        default="linear", description="course of the temperature from first to last step"
+    )
     sample_proportion: float = Field(
-        default=0.5, ge=0, le=1, description="share of tokens renewed in the first step"
+        default=0.5, ge=0, le=1, description="share of tokens resampled in the first step"
     )
     end_sample_proportion: float | None = Field(
-        default=None, ge=0, le=1, description="share in the last step; the first's unless given"
+        default=None,
+        ge=0,
+        le=1,
+        description="share of tokens resampled in the last step; by default that of the first",
     )
-    proportion_curve: CurveName = Field(default="linear", description="way from one to the other")
-    min_steps: int = Field(default=10, ge=0, description="steps before a sample may stop early")
+    proportion_curve: CurveName = Field(
+        default="linear", description="course of the share from first to last step"
+    )
+    min_steps: int = Field(
+        default=10,
+        ge=0,
+        description="number of steps before a sample may stop early",
+        json_schema_extra={"slider": [100, 1]},
+    )
     early_stop: bool = Field(
         default=True,
         description="a sample is done when none of its tokens changes any more",
-        json_schema_extra={"flag": "do all steps, whether tokens still change or not"},
+        json_schema_extra={"flag": "run all steps, even if no token changes any more"},
     )
     strategy: StrategyChoice = Field(
         default="auto",
-        description="which tokens take a new value in a step; auto is renoise for up to "
-        f"{FEW_STEPS} steps, else random",
+        description="choice of the tokens that take a new value in a step; auto is renoise for up "
+        f"to {FEW_STEPS} steps, else random",
     )
     choice_temperature: float = Field(
         default=1.0,
         ge=0,
-        description="randomness of the choice of strategy confidence in the first step; it fades",
+        description="randomness of the strategy confidence in the first step; falls to 0",
+        json_schema_extra={"slider": [20, 0.5]},
     )
     guidance: float = Field(
         default=1.0,
         ge=0,
-        description="weight of the class in the first step; 1 is the network's own prediction, "
-        "other values need net.class_dropout in training",
+        description="guidance weight of the class in the first step; 1 is the network's own "
+        "prediction, other values need net.class_dropout in training",
+        json_schema_extra={"slider": [10, 0.1]},
     )
     end_guidance: float | None = Field(
-        default=None, ge=0, description="weight in the last step; the first's unless given"
+        default=None,
+        ge=0,
+        description="guidance weight in the last step; by default that of the first",
     )
-    guidance_curve: CurveName = Field(default="linear", description="way from one to the other")
-    top_k: int = Field(default=0, ge=0, description="draw among the most likely codes; 0 for all")
+    guidance_curve: CurveName = Field(
+        default="linear", description="course of the guidance weight from first to last step"
+    )
+    top_k: int = Field(
+        default=0,
+        ge=0,
+        description="number of most likely codes to draw from; 0: all",
+        json_schema_extra={"slider": [256, 1]},
+    )
     top_p: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="draw among the most likely codes that make up this probability; 1 for all",
+        description="total probability of the most likely codes to draw from; 1: all",
     )
     compile: bool | None = Field(
         default=None,
         description="torch.compile the steps, with CUDA graphs on a GPU; the first takes a minute; "
-        "where that pays unless given",
+        "by default where that pays",
     )
 
     @property
