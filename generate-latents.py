@@ -74,9 +74,13 @@ def main() -> None:
     args = parse_args()
     utils.seed_everything(args.seed)
     device = utils.choose_device(args.no_cuda, args.quiet)
-    keywords = {name: getattr(args, name) for name in ("input_range", "distance", "precision")}
-    stated = {name: value for name, value in keywords.items() if value is not None}
-    codec = load_vqgan(args.ckpt_path, args.cfg_path, **stated).to(device)
+    codec = load_vqgan(
+        args.ckpt_path,
+        args.cfg_path,
+        input_range=args.input_range,
+        distance=args.distance,
+        precision=utils.explicit(args.precision, "auto"),
+    ).to(device)
     if utils.explicit(args.compile, device.type == "cuda"):
         codec.compile(quiet=args.quiet)
     start = time.perf_counter()

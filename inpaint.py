@@ -1,34 +1,28 @@
-"""Repaint pictures with a trained prior: holes, what lies beyond their borders, or variations.
+"""Repaint images with a trained prior: holes, margins around them, or variations.
 
-Each picture is scaled until it just covers what the prior was trained on, and its centre is cut
-out; a mask goes the same way. --canvas and --whole keep more of a picture, by more windows.
+Each image is scaled until it just covers what the prior was trained on, and its centre is cut out;
+a mask goes the same way. --canvas and --whole keep more of an image, by more windows.
 """
 
 import argparse
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from sundae.codec.interface import ChunkedCodec
-from sundae.common.compiling import should_compile
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
-from sundae.editing.files import (
-    name_pictures,
-    open_task,
-    prepare_answers,
-    read_wish,
-    readable,
-    repaint,
-    write_answers,
-)
-from sundae.editing.masks import MASK_SIZES
-from sundae.sampling.canvas import check_canvas, parse_canvas
-from sundae.sampling.opening import chosen_classes, open_to_sample
-from sundae.sampling.prior import Prior, sample_seeds
+from sundae.config.run_file import sampling_flags
+from sundae.editing.files import name_images, prepare_out_dir, read_edits, write_samples
+from sundae.editing.masks import MASK_KINDS, mask_kind, read_mask
+from sundae.editing.request import EditRequest, parse_margins
+from sundae.editing.sampler import Sampler
+from sundae.sampling.canvas import parse_canvas
 from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, say, seed_everything
+
+# The flags of which one says what to repaint.
+EDITS = ("--inpaint-strategy", "--mask", "--outpaint", "--image-to-image")
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,46 +31,43 @@ def parse_args() -> argparse.Namespace:
     )
     add_common_flags(parser)
     flag = parser.add_argument
-    flag("images", type=Path, metavar="IMG_OR_DIR", help="a picture, or a folder of pictures")
-    flag(
-        "--resume",
-        type=Path,
-        metavar="PATH",
-        help="run folder (its best checkpoint) or checkpoint; the shipped emoji model unless given",
-    )
-    flag("--nb-inpaint", type=int, default=8, metavar="N", help="pictures of a folder, the first "
+    flag("images", type=Path, metavar="IMG_OR_DIR", help="an image, or a folder of images")
+    flag("--resume", type=Path, metavar="PATH", help="run folder (its best checkpoint) or "
+         "checkpoint; the bundled emoji model by default")  # fmt: skip
+    flag("--nb-inpaint", type=int, default=8, metavar="N", help="images of a folder, the first "
          "in natural order (8)")  # fmt: skip
-    flag("--nb-samples", type=int, default=4, metavar="N", help="answers a picture (4)")
-    flag("--batch-size", type=int, default=16, metavar="N", help="answers at a time (16)")
-    flag("--out-dir", type=Path, metavar="DIR", help="a folder of PNGs and a grid for each picture "
+    flag("--nb-samples", type=int, default=4, metavar="N", help="samples per image (4)")
+    flag("--batch-size", type=int, default=16, metavar="N", help="samples at a time (16)")
+    flag("--out-dir", type=Path, metavar="DIR", help="a folder of PNGs and a grid for each image "
          "go there (inpainted/NAME_TIME)")  # fmt: skip
     flag("--overwrite", action="store_true", help="replace files of the same names")
     flag("--class", dest="classes", action="append", metavar="NAME", help="a class by name or "
-         "number, repeatable; any unless given, or all in turn where none means any")  # fmt: skip
-    flag("--canvas", metavar="HxW", help="scale and cut each picture to this instead, in tokens "
+         "number, repeatable; by default the null class, or all in turn where none is")  # fmt: skip
+    flag("--canvas", metavar="HxW", help="scale and cut each image to this instead, in tokens "
          "(32x64) or pixels (1024x2048px)")  # fmt: skip
-    flag("--whole", action="store_true", help="keep all of each picture, on a canvas of its "
+    flag("--whole", action="store_true", help="keep all of each image, on a canvas of its "
          "proportions")  # fmt: skip
 
-    what = parser.add_argument_group(
-        "what to repaint (one of these; the classic hole unless given)"
-    )
-    what.add_argument("--inpaint-strategy", metavar="KIND", help="a hole: " + ", ".join(MASK_SIZES))
-    what.add_argument("--mask", type=Path, metavar="FILE", help="your own hole: white (grey 128 of "
-                      "255 or lighter) is repainted; a mask is stretched to the picture's size, "
-                      "and each pixel that white touches is hidden")  # fmt: skip
-    what.add_argument("--outpaint", metavar="LEFT,RIGHT,TOP,BOTTOM", help="pixels to add at each "
-                      "side, after the picture was scaled: 0,128,0,0")  # fmt: skip
-    what.add_argument("--image-to-image", type=float, metavar="STRENGTH", help="start from the "
-                      "picture with this fraction of its tokens drawn anew, 0 to 1")  # fmt: skip
-    what.add_argument("--no-composite", action="store_true", help="show what was decoded, without "
-                      "putting the known pixels back")  # fmt: skip
-    what.add_argument("--feather", type=int, metavar="N", help="pixels within the hole that are "
+    edit = parser.add_argument_group("what to repaint (one of these; the classic hole by default)")
+    edit.add_argument("--inpaint-strategy", metavar="KIND", help="a hole: " + ", ".join(MASK_KINDS))
+    edit.add_argument("--mask", type=Path, metavar="FILE", help="your own hole: white (grey 128 of "
+                      "255 or lighter) is repainted; a mask is stretched to the image's size, and "
+                      "each pixel that white touches is masked")  # fmt: skip
+    edit.add_argument("--outpaint", metavar="LEFT,RIGHT,TOP,BOTTOM", help="pixels to add at each "
+                      "side, after the image is scaled: 0,128,0,0")  # fmt: skip
+    edit.add_argument("--image-to-image", type=float, metavar="STRENGTH", help="start from the "
+                      "image with this fraction of its tokens drawn anew, 0 to 1")  # fmt: skip
+    edit.add_argument("--no-composite", action="store_true", help="show the decoded samples, "
+                      "without putting the known pixels back")  # fmt: skip
+    edit.add_argument("--feather", type=int, metavar="N", help="pixels within the hole that are "
                       "toned to meet its edge (half a patch)")  # fmt: skip
-    for kind, sizes in MASK_SIZES.items():
+    for kind, sizes in MASK_KINDS.items():
         group = parser.add_argument_group(f"sizes of --inpaint-strategy {kind}")
-        for name, (number, meaning) in sizes.items():
-            group.add_argument(f"--{kind}-{name}", type=number, metavar="N", help=meaning)
+        for name, field in sizes.__pydantic_fields__.items():
+            number = int if field.annotation is int else float
+            note = "" if field.default is None else f" ({field.default:g})"
+            group.add_argument(f"--{kind}-{name}", type=number, metavar="N",
+                               help=f"{field.description}{note}")  # fmt: skip
     add_sampling_flags(parser)
     flag("--raw-weights", action="store_true", help="not their moving average")
     flag("--cuda-vqgan", action="store_true", help="encode and decode on the GPU")
@@ -84,57 +75,72 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def parse_edit(args: argparse.Namespace) -> EditRequest:
+    """What the flags request, but for the canvas."""
+    given = [name for name in EDITS if getattr(args, name[2:].replace("-", "_")) is not None]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} cannot be combined; choose one of them")
+    if args.image_to_image is not None and (args.no_composite or args.feather is not None):
+        flag = "--no-composite" if args.no_composite else "--feather"
+        raise UserError(f"{flag} is about the edge of a hole, --image-to-image has none; drop one")
+    kind = args.inpaint_strategy or (None if given else "classic")
+    mask = mask_kind(kind, vars(args))
+    return EditRequest(
+        mask=mask if args.mask is None else read_mask(args.mask),
+        outpaint=args.outpaint and parse_margins(args.outpaint),
+        strength=args.image_to_image,
+        composite=not args.no_composite,
+        feather=args.feather,
+        fit="whole" if args.whole else "crop",
+    )
+
+
 def main() -> None:
     args = parse_args()
-    if min(args.nb_inpaint, args.nb_samples, args.batch_size) < 1 or (args.feather or 0) < 0:
-        raise UserError("--nb-inpaint, --nb-samples and --batch-size must be at least 1, "
-                        "--feather at least 0")  # fmt: skip
-    wish = read_wish(args)
-    pictures = name_pictures(args.images, args.nb_inpaint)
-    checkpoint, cfg, codec = open_to_sample(args)
     count = args.nb_samples
-    guided = cfg.sampling.guidance_ramp != (1, 1)
-    classes = chosen_classes(args.classes, checkpoint, count, any_unless_named=True, guided=guided)
-    codec = ChunkedCodec(codec)
-    grid = parse_canvas(args.canvas, codec.factor) if args.canvas else cfg.grid_shape
-    check_canvas(grid, cfg.grid_shape)
-    net = checkpoint.load_network(ema=not args.raw_weights)
-    read = partial(open_task, wish=wish, grid=grid, factor=codec.factor, whole=args.whole)
-    pictures, unreadable = readable(pictures, read)
-    with output_folder(args.out_dir, Path("inpainted"), cfg.trainer.exp_name) as out_dir:
-        prepare_answers(out_dir, list(pictures), count, overwrite=args.overwrite)
-        seed, quiet = seed_everything(args.seed), args.quiet or args.no_tqdm
-        device, schedule = choose_device(args.no_cuda, args.quiet), cfg.sampling
-        plain = grid == cfg.grid_shape and not args.whole and args.outpaint is None
-        steps = schedule.steps * len(pictures) * -(-count // args.batch_size) if plain else 0
-        compiled = should_compile(cfg.sampling.compile, device, steps)
-        amp = args.precision != "fp32"
-        prior = Prior(net.to(device), cfg, device, use_amp=amp, owns_net=True, compiled=compiled,
-                      quiet=args.quiet)  # fmt: skip
-        codec = codec.to(device if args.cuda_vqgan else "cpu")
-        done = tqdm(pictures.items(), unit="picture", disable=True if quiet else None)
-        for number, (name, path) in enumerate(done):
-            seeds = sample_seeds(seed, count, number * count)
-            task = read(path, torch.Generator().manual_seed(int(seeds[0])))
-            answers = repaint(
-                task,
-                wish,
-                prior,
-                codec,
-                seeds=seeds,
-                classes=classes,
-                schedule=schedule,
-                batch_size=args.batch_size,
-                composite=not args.no_composite,
-                feather=args.feather,
-                watch=lambda state: done.set_postfix(step=state.step, running=state.num_running),
-            )
-            write_answers(out_dir / name, answers, task, codec)
+    if min(args.nb_inpaint, count, args.batch_size) < 1:
+        raise UserError("--nb-inpaint, --nb-samples and --batch-size must be at least 1")
+    request = parse_edit(args)
+    images = name_images(args.images, args.nb_inpaint)
+    device = choose_device(args.no_cuda, args.quiet)
+    sampler = Sampler.from_pretrained(
+        args.resume,
+        run_file=args.cfg_path,
+        overrides=args.overrides,
+        flags=sampling_flags(args),
+        ema=not args.raw_weights,
+        device=device,
+        codec_device=device if args.cuda_vqgan else "cpu",
+        precision=args.precision,
+        quiet=args.quiet,
+    )
+    if args.canvas:
+        request = replace(request, canvas=parse_canvas(args.canvas, sampler.codec.factor))
+    seed, sampling = seed_everything(args.seed), sampler.cfg.sampling
+    sampler.class_rows(args.classes, count, null_default=True, guided=sampling.is_guided)
+    edits, unreadable = read_edits(
+        images,
+        lambda image, number: sampler.prepare_edit(image, request, seed, first=number * count),
+    )
+    with output_folder(args.out_dir, Path("inpainted"), sampler.cfg.trainer.exp_name) as out_dir:
+        prepare_out_dir(out_dir, list(edits), count, overwrite=args.overwrite)
+        if request.canvas is None and request.outpaint is None and request.fit == "crop":
+            sampler.compile_for(len(edits) * count, min(count, args.batch_size))
+        bar = tqdm(edits.items(), unit="image", disable=args.quiet or args.no_tqdm or None)
+        for number, (name, edit) in enumerate(bar):
+            states = sampler.refine_edit(edit, count, classes=args.classes, seed=seed,
+                first=number * count, batch_size=args.batch_size)  # fmt: skip
+            samples = []
+            for state in states:
+                bar.set_postfix(step=state.step, running=state.num_running)
+                if state.is_final:
+                    samples.append(state.pixels())
+            write_samples(out_dir / name, torch.cat(samples), edit, sampler.codec)
     for error in unreadable:
         say(f"skipped {error}")
-    say(f"{count} answers to each of {len(pictures)} pictures in {out_dir} "
-        f"(step {checkpoint.info.step}, seed {seed}, "
-        f"strategy {schedule.resolved_strategy})")  # fmt: skip
+    say(f"{count} samples of each of {len(edits)} images in {out_dir} "
+        f"(step {sampler.step}, seed {seed}, "
+        f"strategy {sampling.resolved_strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shows what a VQ-GAN keeps of images: originals left, reconstructions right, and the scores."""
+"""Encodes and decodes images with a VQ-GAN: originals left, reconstructions right, and scores."""
 
 import argparse
 from pathlib import Path

@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         "--resume",
         type=Path,
         metavar="PATH",
-        help="run folder (its best checkpoint) or checkpoint; the shipped emoji model unless given",
+        help="run folder (its best checkpoint) or checkpoint; the bundled model by default",
     )
     flag("--nb-samples", type=int, metavar="N", help="how many PNGs to write")
     flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (64)")

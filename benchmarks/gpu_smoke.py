@@ -27,26 +27,27 @@ from torch import Tensor
 
 from hourglass_transformer import HourglassTransformer
 from hourglass_transformer.layers import attend
+from sundae.codec.interface import PixelCodec
 from sundae.codec.vqgan import VQGANCodec, load_vqgan
 from sundae.common.compiling import Compiled
 from sundae.common.files import make_folder
 from sundae.common.folders import remove_tree
 from sundae.common.images import load_image, save_image, to_tensor
-from sundae.common.precision import has_bf16
+from sundae.common.precision import Precision, has_bf16
 from sundae.config.run_file import RunConfig, load_config
 from sundae.data.dataset import open_latents
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
 from sundae.prior.checkpoint import load_weights
 from sundae.prior.network import build_network
-from sundae.prior.pretrained import SHIPPED, checkpoint_or_shipped
+from sundae.prior.pretrained import BUNDLED
 from sundae.prior.run import list_checkpoints
-from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.sampler import BaseSampler, sample_seeds
 from sundae.sampling.strategies import STRATEGIES
 from sundae.training.prior import PriorTask
 from utils import run_cli
 
 DIGITS = ROOT / "config" / "digits" / "demo.toml"
-CODEC = SHIPPED / "vqgan.safetensors"
+CODEC = BUNDLED / "vqgan.safetensors"
 CPU = torch.device("cpu")
 
 # Share of equal tokens after a sampling in float32 that rounds differently. One near tie changes a
@@ -137,7 +138,7 @@ def gradients(bench: Bench, cfg: RunConfig, *, checkpointing: bool) -> tuple[lis
     rows = cfg.trainer.batch_size
     batch = {
         "tokens": torch.arange(rows * cfg.data.sequence_length).view(rows, -1) % 17,
-        "classes": even_classes(cfg.net.num_classes, rows),
+        "classes": torch.arange(rows) % cfg.net.num_classes,
     }
     batch = {name: value.to(bench.device) for name, value in batch.items()}
     cuda = bench.device.type == "cuda"
@@ -223,17 +224,21 @@ def check_sample(bench: Bench) -> None:
 
 def sample_tokens(bench: Bench, device: torch.device, compiled: Compiled | None) -> Tensor:
     """(8, length) int64: tokens of the bundled model in float32 after 8 steps."""
-    checkpoint = checkpoint_or_shipped(None)
-    cfg, net = checkpoint.config, checkpoint.load_network()
-    if bench.tiny:  # its compilation takes half a minute on a CPU
-        cfg = digits_config(bench)
-        net = random_network(cfg)
-    prior = Prior(net.to(device), cfg, device, use_amp=False)
-    prior.compiled = compiled
-    schedule = replace(cfg.sampling, steps=8, early_stop=False)
-    classes = even_classes(cfg.net.num_classes, 8)
-    *_, last = prior.refine(sample_seeds(0, 8), classes, schedule)
-    return last.tokens.cpu()
+    if bench.tiny:  # the bundled model compiles for half a minute on a CPU
+        sampler = random_sampler(digits_config(bench), device, "fp32")
+    else:
+        sampler = BaseSampler.from_pretrained(device=device, precision="fp32")
+    sampler.compiled = compiled
+    *_, last = sampler.refine(8, seed=0, steps=8, early_stop=False)
+    return last.tokens.flatten(1).cpu()
+
+
+def random_sampler(
+    cfg: RunConfig, device: torch.device, precision: Precision = "auto"
+) -> BaseSampler:
+    """Of tokens only."""
+    net = random_network(cfg).to(device)
+    return BaseSampler(net, PixelCodec(2), cfg, device=device, precision=precision)
 
 
 def random_network(cfg: RunConfig) -> HourglassTransformer:
@@ -329,11 +334,11 @@ def attention_error(
 def check_waiting(bench: Bench) -> None:
     """Neither a sampling step nor a training step makes the host wait for the GPU."""
     cfg, device = digits_config(bench), bench.device
-    net = random_network(cfg).to(device)
-    classes = even_classes(cfg.net.num_classes, 8).to(device)
+    sampler = random_sampler(cfg, device)
+    net, classes = sampler.network, torch.arange(8, device=device) % cfg.net.num_classes
     for strategy in STRATEGIES:
-        schedule = replace(cfg.sampling, strategy=strategy, steps=6, early_stop=False)
-        running = Prior(net, cfg, device).refine(sample_seeds(0, 8).to(device), classes, schedule)
+        sampling = replace(cfg.sampling, strategy=strategy, steps=6, early_stop=False)
+        running = sampler.refine_tokens(sample_seeds(0, 8).to(device), classes, sampling)
         next(running), next(running)  # the first step may wait
         does_not_wait(bench, strategy, lambda running=running: list(running))
     tokens = torch.zeros(8, cfg.data.sequence_length, dtype=torch.int64, device=device)

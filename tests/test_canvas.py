@@ -8,10 +8,11 @@ import torch
 from conftest import make_schedule
 from torch import Tensor, nn
 
+from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.sampling.canvas import check_canvas, parse_canvas, window_starts, windowed
-from sundae.sampling.prior import Prior
+from sundae.sampling.sampler import BaseSampler
 
 VOCAB = 5
 
@@ -102,7 +103,7 @@ def test_a_canvas_below_the_trained_grid_is_one_line(
     with pytest.raises(UserError, match="smaller than the 4x4 that the network was trained on"):
         check_canvas(canvas, (4, 4))
     with pytest.raises(UserError, match="choose one at least as large"):
-        Prior(PointwiseNet(), config(), torch.device("cpu"), canvas=canvas)
+        BaseSampler(PointwiseNet(), PixelCodec(5), config()).refine(1, canvas=canvas)
 
 
 @pytest.mark.parametrize(
@@ -143,21 +144,21 @@ class LastTokenNet(nn.Module):
 
 
 @pytest.mark.parametrize("strategy", ["random", "confidence", "halton", "renoise"])
-def test_a_prior_samples_a_canvas_with_classes_and_frozen_tokens(
+def test_a_canvas_is_sampled_with_classes_and_frozen_tokens(
     config: Callable[..., RunConfig], strategy: str
 ) -> None:
-    prior = Prior(LastTokenNet(), config(), torch.device("cpu"), canvas=(5, 9))
-    tokens = torch.full((2, 45), 4)
-    frozen = torch.zeros(2, 45, dtype=torch.bool)
-    frozen[:, 7] = True
-    *_, last = prior.refine(
+    sampler = BaseSampler(LastTokenNet(), PixelCodec(5), config())
+    tokens = torch.full((2, 5, 9), 4)
+    frozen = torch.zeros(2, 5, 9, dtype=torch.bool)
+    frozen[:, 0, 7] = True
+    *_, last = sampler.refine_tokens(
         torch.tensor([1, 2]),
         torch.tensor([0, 2]),
         make_schedule(steps=12, strategy=strategy, temperature=0.1, end_temperature=0.1),
         tokens=tokens,
         frozen=frozen,
     )
-    grids = prior.grids(last.tokens)
+    grids = last.tokens
     assert grids.shape == (2, 5, 9)
     assert grids[:, 0, 7].tolist() == [4, 4]
     grids[:, 0, 7] = torch.tensor([0, 2])
@@ -171,8 +172,8 @@ def test_a_canvas_that_no_computer_holds_is_one_line_that_thinks_of_pixels() -> 
 
 
 def test_batches_shrink_on_large_canvases(config: Callable[..., RunConfig]) -> None:
-    prior = Prior(nn.Identity(), config(), torch.device("cpu"))
-    vocabulary = prior.cfg.data.vocab_size
-    assert prior.rows_at_once(64) == 64
-    assert prior.rows_at_once(64, tokens=2**28 // vocabulary) == 4
-    assert prior.rows_at_once(64, tokens=2**40) == 1
+    sampler = BaseSampler(nn.Identity(), PixelCodec(5), config())
+    vocabulary = sampler.cfg.data.vocab_size
+    assert sampler.batch_size_for((4, 4), 64) == 64
+    assert sampler.batch_size_for((1, 2**28 // vocabulary), 64) == 4
+    assert sampler.batch_size_for((2**20, 2**20), 64) == 1

@@ -26,13 +26,15 @@ from fake_cuda import (
 from torch import Tensor, nn
 
 from hourglass_transformer import HourglassConfig, HourglassTransformer
+from sundae.codec.interface import Codec, PixelCodec
 from sundae.common.compiling import Compiled
+from sundae.common.precision import Precision
 from sundae.config.run_file import RunConfig
 from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
 from sundae.prior.network import build_network
 from sundae.sampling.loop import Refinement, sample
-from sundae.sampling.prior import Prior, even_classes, sample_seeds
+from sundae.sampling.sampler import BaseSampler, sample_seeds
 from sundae.sampling.strategies import STRATEGIES
 
 Config = Callable[..., RunConfig]
@@ -244,21 +246,22 @@ class Direct(Compiled):
         self.works = False
 
 
-def prior_on(
+def sampler_on(
     device: torch.device,
     config: Config,
     *,
-    use_amp: bool = False,
-    vocab_size: int = LEVELS,
+    precision: Precision = "fp32",
+    codec: Codec | None = None,
     **options: Any,
-) -> Prior:
+) -> BaseSampler:
     """Always the same network."""
     changes = {"net.class_dropout": 0.1, "net.type": "transformer", "net.depth": 1}
-    cfg = config(changes | {"data.vocab_size": vocab_size})
+    codec = codec or PixelCodec(LEVELS)
+    cfg = config(changes | {"data.vocab_size": codec.codebook_size})
     torch.manual_seed(0)
     net = build_network(cfg)
     nn.init.normal_(net.to_logits.weight)
-    return Prior(net.to(device), cfg, device, use_amp=use_amp, **options)
+    return BaseSampler(net.to(device), codec, cfg, device=device, precision=precision, **options)
 
 
 def schedule_for(strategy: Any, **changes: Any) -> SamplingConfig:
@@ -267,9 +270,12 @@ def schedule_for(strategy: Any, **changes: Any) -> SamplingConfig:
     return make_schedule(**basic | {"strategy": strategy} | changes)
 
 
-def refined(cuda: FakeCuda, prior: Prior, schedule: SamplingConfig, **options: Any) -> list[Tensor]:
+def refined(
+    cuda: FakeCuda, sampler: BaseSampler, schedule: SamplingConfig, **options: Any
+) -> list[Tensor]:
     """The tokens after each step, none of which has waited for the device."""
-    running = prior.refine(sample_seeds(0, ROWS), even_classes(3, ROWS), schedule, **options)
+    rows = (sample_seeds(0, ROWS), sampler.class_rows(None, ROWS), schedule)
+    running = sampler.refine_tokens(*rows, **options)
     states = [next(running)]
     cuda.waits.clear()
     states += running
@@ -283,7 +289,7 @@ def test_steps_give_the_same_samples_and_ask_the_device_nothing(
     strategy: str, sampling: str, config: Config, cuda: FakeCuda
 ) -> None:
     schedule = schedule_for(strategy, **SAMPLINGS[sampling])
-    assert_same(lambda device: refined(cuda, prior_on(device, config), schedule))
+    assert_same(lambda device: refined(cuda, sampler_on(device, config), schedule))
 
 
 @EVERY_STRATEGY
@@ -293,17 +299,18 @@ def test_frozen_tokens_and_canvases_and_rounded_counts_likewise(
     schedule = schedule_for(strategy, guidance=2.0)
 
     def frozen(device: torch.device) -> list[Tensor]:
-        tokens = torch.arange(16).remainder(LEVELS).repeat(ROWS, 1)
-        prior, some = prior_on(device, config), torch.arange(ROWS * 16).view(ROWS, 16) % 3 == 0
-        return refined(cuda, prior, schedule, tokens=tokens, frozen=some)
+        tokens = torch.arange(16).remainder(LEVELS).view(4, 4).repeat(ROWS, 1, 1)
+        some = torch.arange(ROWS * 16).view(ROWS, 4, 4) % 3 == 0
+        sampler = sampler_on(device, config)
+        return refined(cuda, sampler, schedule, tokens=tokens, frozen=some)
 
     def canvas(device: torch.device) -> list[Tensor]:
-        return refined(cuda, prior_on(device, config, canvas=(6, 5)), schedule)
+        return refined(cuda, sampler_on(device, config), schedule, canvas=(6, 5))
 
     def rounded(device: torch.device) -> list[Tensor]:
-        prior = prior_on(device, config)
-        prior.compiled = Direct(device)
-        return refined(cuda, prior, schedule)
+        sampler = sampler_on(device, config)
+        sampler.compiled = Direct(device)
+        return refined(cuda, sampler, schedule)
 
     for compute in (frozen, canvas, rounded):
         assert_same(compute)
@@ -314,13 +321,11 @@ def test_samples_in_bfloat16(canvas: tuple[int, int], config: Config) -> None:
     """By weights that are bfloat16 already, or by those that autocast rounds: the same tokens."""
     schedule = schedule_for("confidence", guidance=2.0, top_k=3)
     with fake_cuda(AUTOCAST) as cuda:
-        priors = [
-            prior_on(CUDA, config, use_amp=True, canvas=canvas, owns_net=owns)
-            for owns in (True, False)
+        samplers = [
+            sampler_on(CUDA, config, precision="bf16", owns_network=owns) for owns in (True, False)
         ]
-        assert all(prior.bf16 for prior in priors)
-        assert priors[0].net.to_logits.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
-        one, other = (values(refined(cuda, prior, schedule)) for prior in priors)
+        assert samplers[0].network.to_logits.weight.dtype == torch.bfloat16  # type: ignore
+        one, other = (values(refined(cuda, s, schedule, canvas=canvas)) for s in samplers)
     torch.testing.assert_close(one, other)
 
 
@@ -376,4 +381,4 @@ def test_a_layout_that_stays_behind_is_noticed(
     layout = halton.layout((4, 4), CPU)
     monkeypatch.setattr(halton, "layout", lambda grid, device: layout)
     with pytest.raises(MixedDevicesError):
-        refined(cuda, prior_on(CUDA, config), schedule_for("halton"))
+        refined(cuda, sampler_on(CUDA, config), schedule_for("halton"))

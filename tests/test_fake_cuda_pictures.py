@@ -22,12 +22,13 @@ from vqgan_cases import CASES, random_images
 from sundae.codec.interface import ChunkedCodec, Codec, PixelCodec
 from sundae.codec.vqgan import VQGANCodec, load_vqgan
 from sundae.codec_training.perceptual import _LOADERS
-from sundae.common.images import load_image, save_image, to_tensor
+from sundae.common.images import load_image, save_image, to_pil, to_tensor
 from sundae.config.run_file import RunConfig
 from sundae.data.dataset import open_latents
-from sundae.editing.compositing import composited, fill_hidden
-from sundae.editing.files import Task, second_panel
-from sundae.editing.inpaint import image_to_image, inpaint, outpaint_canvas
+from sundae.editing.compositing import composite, fill_masked
+from sundae.editing.files import known_part
+from sundae.editing.request import EditRequest, Margins
+from sundae.editing.sampler import Sampler
 from sundae.interactive.session import Session
 from sundae.sampling.output import write_samples
 from sundae.sampling.prior import even_classes, sample_seeds
@@ -93,22 +94,28 @@ def test_repainting(
     else:
         made = PixelCodec(LEVELS)
     side = 4 * made.factor
-    image, hole = random_images(1, side, side)[0], torch.zeros(side, side, dtype=torch.bool)
+    image, hole = to_pil(random_images(1, side, side)[0]), torch.zeros(side, side, dtype=torch.bool)
     hole[side // 3 : side // 2, side // 2 :] = True
-    wide = outpaint_canvas(image, right=side // 2)
+    requests = [
+        EditRequest(mask=hole),
+        EditRequest(outpaint=Margins(right=side // 2)),
+        EditRequest(strength=0.5),
+    ]
+    settings: dict[str, Any] = {"steps": 4, "strategy": "random", "guidance": 2.0}
+    settings |= {"sample_proportion": 0.7, "end_sample_proportion": 0.4, "early_stop": False}
 
-    def answers(device: torch.device) -> list[Tensor]:
+    def edited(device: torch.device) -> list[Tensor]:
         prior = prior_on(device, config, vocab_size=made.codebook_size)
         codec = copy.deepcopy(made).to(device if beside else CPU)
-        settings: dict[str, Any] = {"classes": even_classes(3, 3), "seeds": sample_seeds(0, 3)}
-        settings["seeds"] = settings["seeds"].to(device)
-        settings["schedule"] = schedule_for("random", guidance=2.0)
-        runs = [inpaint(prior, codec, *some, **settings) for some in ((image, hole), wide)]
-        runs.append(image_to_image(prior, codec, image, strength=0.5, **settings))
-        panel = second_panel(Task(image, image, None), codec)
-        return [panel, *(state.images() for run in runs for state in run)]
+        sampler = Sampler(prior.net, codec, prior.cfg, device=device, precision="fp32")
+        edits = [sampler.prepare_edit(image, request, 0) for request in requests]
+        runs = [
+            sampler.refine_edit(edit, 3, classes=[0, 1, 2], seed=0, **settings) for edit in edits
+        ]
+        panel = known_part(edits[-1], sampler.codec)
+        return [panel, *(state.pixels() for run in runs for state in run)]
 
-    assert_fetched(cuda, answers)
+    assert_fetched(cuda, edited)
 
 
 def test_holes_on_the_device(cuda: FakeCuda) -> None:
@@ -117,7 +124,7 @@ def test_holes_on_the_device(cuda: FakeCuda) -> None:
 
     def filled(device: torch.device) -> list[Tensor]:
         image, hole = images[0].to(device), hidden.to(device)
-        return [fill_hidden(image, hole), composited(images.to(device), image, hole, 3)]
+        return [fill_masked(image, hole), composite(images.to(device), image, hole, 3)]
 
     assert_same(filled)
 

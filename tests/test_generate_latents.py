@@ -317,7 +317,7 @@ def test_places_and_sizes_that_cannot_work(images: Path, tmp_path: Path) -> None
 def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Runs the script with the fake codec in place of a checkpoint and returns its exit code."""
     vqgan = ModuleType("sundae.codec.vqgan")
-    vqgan.load_vqgan = lambda checkpoint, config: FakeCodec()  # type: ignore[attr-defined]
+    vqgan.load_vqgan = lambda *_, **rules: FakeCodec()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sundae.codec.vqgan", vqgan)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--ckpt-path", "x", *map(str, arguments)])
     try:

@@ -1,4 +1,4 @@
-"""Pictures of every kind read as what a viewer shows; what is written is what was given."""
+"""Images of every kind read as what a viewer shows; what is written is what was given."""
 
 import os
 import pickle
@@ -33,7 +33,7 @@ def pixel(path: Path, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
     return value
 
 
-def test_pictures_are_listed_in_natural_order_without_what_is_hidden_or_no_picture(
+def test_images_are_listed_in_natural_order_without_what_is_hidden_or_no_image(
     tmp_path: Path,
 ) -> None:
     names = ["2/9.png", "2/10.JPG", "10/1.webp", "10/deep/1.png"]
@@ -44,11 +44,11 @@ def test_pictures_are_listed_in_natural_order_without_what_is_hidden_or_no_pictu
     assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == names
 
 
-def test_folders_without_pictures(tmp_path: Path) -> None:
+def test_folders_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         list_images(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         list_images(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     assert np.allclose(pixel(tmp_path / "x.jpg"), RED, atol=6)
 
 
-def test_rotated_camera_picture_stands_upright(tmp_path: Path) -> None:
+def test_rotated_camera_image_stands_upright(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 8), "black")
     image.paste(RED, (0, 0, 8, 8))
     exif = Image.Exif()
@@ -159,7 +159,7 @@ def coordinates(height: int, width: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("shape", [(8, 13), (12, 8), (8, 8)])
-def test_a_picture_of_the_right_scale_is_only_cut(shape: tuple[int, int]) -> None:
+def test_an_image_of_the_right_scale_is_only_cut(shape: tuple[int, int]) -> None:
     image = coordinates(*shape)
     top, left = (shape[0] - 8) // 2, (shape[1] - 8) // 2
     expected = np.asarray(image)[top : top + 8, left : left + 8]
@@ -181,7 +181,7 @@ def test_downscaling_averages_instead_of_picking_pixels() -> None:
     np.testing.assert_allclose(small[2:-2, 2:-2], 127.5, atol=6)
 
 
-def test_tensor_and_picture_are_each_others_inverse() -> None:
+def test_tensor_and_image_are_each_others_inverse() -> None:
     image = coordinates(5, 7)
     tensor = to_tensor(image)
     assert tensor.dtype == torch.float32
@@ -190,7 +190,7 @@ def test_tensor_and_picture_are_each_others_inverse() -> None:
     assert to_pil(torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1)).getpixel((0, 0)) == (0, 128, 255)
 
 
-def test_saved_pictures_are_whole_and_leave_no_partial_file(tmp_path: Path) -> None:
+def test_saved_images_are_whole_and_leave_no_partial_file(tmp_path: Path) -> None:
     tensor = to_tensor(coordinates(5, 7))
     save_image(tensor, tmp_path / "x.png")
     assert torch.equal(to_tensor(load_image(tmp_path / "x.png")), tensor)
@@ -199,7 +199,7 @@ def test_saved_pictures_are_whole_and_leave_no_partial_file(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["x.png"]
 
 
-def test_grid_places_pictures_row_by_row_on_white(tmp_path: Path) -> None:
+def test_grid_places_images_row_by_row_on_white(tmp_path: Path) -> None:
     images = torch.arange(5.0).div(8).view(5, 1, 1, 1).expand(5, 3, 2, 3)
     grid = make_grid(images, columns=3, scale=2, gap=1)
     assert grid.shape == (3, 2 * 5 + 1, 3 * 7 + 1)

@@ -31,11 +31,11 @@ from sundae.common.locking import (
 )
 from sundae.datasets.digits import write_pixel_dataset
 from sundae.datasets.emoji import write_emoji
-from sundae.prior.pretrained import SHIPPED
+from sundae.prior.pretrained import BUNDLED
 from sundae.prior.release import release
 
 ROOT = Path(__file__).parents[1]
-CODEC_FILE = SHIPPED / "vqgan.safetensors"
+CODEC_FILE = BUNDLED / "vqgan.safetensors"
 HOLD = """
 import sys
 from pathlib import Path
@@ -272,7 +272,7 @@ def test_no_script_writes_where_another_process_does(
 def test_nor_does_anything_that_is_called_without_a_device(tmp_path: Path) -> None:
     out = tmp_path / "out"
     writers: list[Callable[[], Any]] = [
-        lambda: release(SHIPPED, out),
+        lambda: release(BUNDLED, out),
         lambda: write_emoji(out, tarballs=tmp_path),
         lambda: save_codec(load_vqgan(CODEC_FILE), out.with_suffix(".safetensors")),
     ]
@@ -311,7 +311,7 @@ def test_what_another_process_has_just_written_is_seen_under_the_lock(
     monkeypatch.setattr(Lock, "__enter__", late(digits))
     assert write_pixel_dataset("digits", out, skip_existing=True) is False
     assert (out / "train" / "mark").exists()
-    for write in (lambda: release(SHIPPED, out), lambda: write_emoji(out, tarballs=tmp_path)):
+    for write in (lambda: release(BUNDLED, out), lambda: write_emoji(out, tarballs=tmp_path)):
         shutil.rmtree(out)
         monkeypatch.setattr(Lock, "__enter__", late(other))
         with pytest.raises(UserError, match=f"{out} (exists|holds files); choose another OUT"):

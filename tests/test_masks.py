@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from sundae.common.errors import UserError
 from sundae.editing.masks import (
-    block,
-    classic,
-    grid,
-    make_mask,
-    random_blocks,
+    MASK_KINDS,
+    BlockMask,
+    ClassicMask,
+    GridMask,
+    RandomMask,
+    mask_kind,
     read_mask,
     resize_mask,
     token_mask,
@@ -47,12 +49,12 @@ def test_every_alignment_of_a_hole_and_the_patches() -> None:
             assert torch.equal(mask, expected.flip(0)[:, None] & expected), (start, width)
 
 
-def test_one_hidden_pixel_hides_its_token_alone() -> None:
+def test_one_masked_pixel_masks_its_token_alone() -> None:
     for row in range(16):
         for column in range(24):
-            hidden = torch.zeros(16, 24, dtype=torch.bool)
-            hidden[row, column] = True
-            assert token_mask(hidden, 8).nonzero().tolist() == [[row // 8, column // 8]]
+            mask = torch.zeros(16, 24, dtype=torch.bool)
+            mask[row, column] = True
+            assert token_mask(mask, 8).nonzero().tolist() == [[row // 8, column // 8]]
 
 
 def test_a_mask_that_is_no_whole_number_of_patches_is_an_error() -> None:
@@ -63,65 +65,81 @@ def test_a_mask_that_is_no_whole_number_of_patches_is_an_error() -> None:
 def test_the_classic_hole_is_the_centre() -> None:
     expected = torch.zeros(8, 12, dtype=torch.bool)
     expected[2:6, 3:9] = True
-    assert torch.equal(classic((8, 12)), expected)
-    assert classic((8, 8), share=1.0).all()
+    assert torch.equal(ClassicMask().make((8, 12), seeded()), expected)
+    assert ClassicMask(share=1.0).make((8, 8), seeded()).all()
 
 
-def test_a_grid_hides_a_square_in_every_cell() -> None:
-    hidden = grid((8, 16), count=2, share=0.5)
-    assert torch.equal(hidden.any(1), torch.tensor([0, 1, 1, 0, 0, 1, 1, 0]).bool())
-    assert hidden.sum() == 4 * (2 * 4)
-    assert hidden[1, 2:6].all() and hidden[6, 10:14].all()
+def test_a_grid_masks_a_square_in_every_cell() -> None:
+    mask = GridMask(count=2, share=0.5).make((8, 16), seeded())
+    assert torch.equal(mask.any(1), torch.tensor([0, 1, 1, 0, 0, 1, 1, 0]).bool())
+    assert mask.sum() == 4 * (2 * 4)
+    assert mask[1, 2:6].all() and mask[6, 10:14].all()
 
 
-def test_a_block_is_where_it_was_asked_for_or_drawn() -> None:
-    hidden = block((8, 8), seeded(), height=0.25, width=0.5, top=0.5, left=0.75)
-    assert hidden.nonzero().tolist() == [[4, 6], [4, 7], [5, 6], [5, 7]]  # cut off at the edge
+def test_a_block_is_where_requested_or_drawn() -> None:
+    mask = BlockMask(height=0.25, width=0.5, top=0.5, left=0.75).make((8, 8), seeded())
+    assert mask.nonzero().tolist() == [[4, 6], [4, 7], [5, 6], [5, 7]]  # cut off at the edge
     generator = seeded()
-    drawn = [block((8, 8), generator, height=0.25, width=0.5) for _ in range(400)]
-    assert {int(hidden.sum()) for hidden in drawn} == {2 * 4}
+    drawn = [BlockMask(height=0.25, width=0.5).make((8, 8), generator) for _ in range(400)]
+    assert {int(mask.sum()) for mask in drawn} == {2 * 4}
     covered = torch.stack(drawn).any(dim=0)
     assert covered.all()  # every place can be drawn, up to the edges
-    assert torch.equal(block((8, 8), seeded(3)), block((8, 8), seeded(3)))
+    assert torch.equal(BlockMask().make((8, 8), seeded(3)), BlockMask().make((8, 8), seeded(3)))
 
 
-def test_random_blocks_are_as_many_and_as_large_as_asked_for() -> None:
-    one = random_blocks((100, 100), seeded(), count=1, smallest=0.2, largest=0.4)
+def test_random_blocks_are_as_many_and_as_large_as_requested() -> None:
+    one = RandomMask(count=1, smallest=0.2, largest=0.4).make((100, 100), seeded())
     rows, columns = int(one.any(1).sum()), int(one.any(0).sum())
     assert 20 <= rows <= 40 and 20 <= columns <= 40 and int(one.sum()) == rows * columns
-    many = random_blocks((100, 100), seeded(), count=20, smallest=0.2, largest=0.4)
+    many = RandomMask(count=20, smallest=0.2, largest=0.4).make((100, 100), seeded())
     assert many.sum() > 3 * one.sum()
 
 
-@pytest.mark.parametrize("strategy", ["block", "random", "grid", "classic"])
+@pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (10, 10_000)])
-def test_every_kind_of_mask_hides_something_of_any_picture(
-    strategy: str, size: tuple[int, int]
-) -> None:
-    hidden = make_mask(strategy, size, seeded(), {})
-    assert hidden.shape == size and hidden.dtype == torch.bool and hidden.any()
+def test_every_kind_of_mask_covers_something_of_any_image(kind: str, size: tuple[int, int]) -> None:
+    mask = MASK_KINDS[kind]().make(size, seeded())
+    assert mask.shape == size and mask.dtype == torch.bool and mask.any()
 
 
 @pytest.mark.parametrize(
-    ("strategy", "sizes", "complaint"),
+    ("kind", "sizes"),
     [
-        ("circle", {}, "--inpaint-strategy circle: expected one of block, random, grid, classic"),
-        ("block", {"height": 1.5}, "--block-height is 1.5, expected a share above 0"),
-        ("block", {"top": 1.0}, "--block-top is 1, expected a share from 0"),
-        ("random", {"count": 0}, "--random-count is 0, expected an integer at least 1"),
-        ("random", {"smallest": 0.5}, "--random-smallest is above --random-largest"),
-        ("grid", {"share": 0.0}, "--grid-share is 0, expected"),
-        ("classic", {"share": float("nan")}, "--classic-share is nan, expected"),
+        ("block", {"height": 1.5}),
+        ("block", {"top": 1.0}),
+        ("random", {"count": 0}),
+        ("random", {"smallest": 0.5}),
+        ("grid", {"share": 0.0}),
+        ("classic", {"share": float("nan")}),
     ],
 )
-def test_sizes_out_of_range_are_one_line(
-    strategy: str, sizes: dict[str, float], complaint: str
+def test_sizes_out_of_range_are_refused(kind: str, sizes: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        MASK_KINDS[kind](**sizes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "complaint"),
+    [
+        ("circle", {}, "--inpaint-strategy circle: expected one of block, random, grid, classic"),
+        (
+            "block",
+            {"block_height": 1.5},
+            "--block-height 1.5: expected a number less",
+        ),
+        ("random", {"random_smallest": 0.5}, "--random: smallest is above largest; exchange them"),
+        ("block", {"grid_count": 2}, "--grid-count needs --inpaint-strategy grid"),
+        (None, {"grid_count": 2}, "--grid-count needs --inpaint-strategy grid"),
+    ],
+)
+def test_flags_that_make_no_mask_are_one_line(
+    kind: str | None, flags: dict[str, float], complaint: str
 ) -> None:
-    with pytest.raises(UserError, match=complaint.replace(".", r"\.")):
-        make_mask(strategy, (8, 8), seeded(), sizes)
+    with pytest.raises(UserError, match=complaint):
+        mask_kind(kind, flags)
 
 
-# -- mask pictures ------------------------------------------------------------------------------
+# -- mask images ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("length", "result"), [(8, 3), (3, 8), (7, 7), (12, 4), (4, 12), (1, 5)])
@@ -139,8 +157,8 @@ def test_every_pixel_that_white_touches_is_repainted(length: int, result: int) -
 
 
 def test_a_mask_of_another_size_is_stretched() -> None:
-    hidden = resize_mask(torch.tensor([[True, False], [False, False]]), (4, 6))
-    assert hidden.nonzero().tolist() == [[row, column] for row in (0, 1) for column in (0, 1, 2)]
+    mask = resize_mask(torch.tensor([[True, False], [False, False]]), (4, 6))
+    assert mask.nonzero().tolist() == [[row, column] for row in (0, 1) for column in (0, 1, 2)]
 
 
 def saved(path: Path, image: Image.Image) -> Path:
@@ -148,7 +166,7 @@ def saved(path: Path, image: Image.Image) -> Path:
     return path
 
 
-def mask_pictures() -> dict[str, Image.Image]:
+def mask_images() -> dict[str, Image.Image]:
     """A white left half, in every way that a program may save it."""
     white = np.zeros((4, 4), np.uint8)
     white[:, :2] = 255
@@ -167,33 +185,33 @@ def mask_pictures() -> dict[str, Image.Image]:
     }
 
 
-@pytest.mark.parametrize("kind", list(mask_pictures()))
+@pytest.mark.parametrize("kind", list(mask_images()))
 def test_white_is_repainted_however_it_is_saved(tmp_path: Path, kind: str) -> None:
-    path = saved(tmp_path / "mask.png", mask_pictures()[kind])
+    path = saved(tmp_path / "mask.png", mask_images()[kind])
     expected = torch.zeros(4, 4, dtype=torch.bool)
     expected[:, :2] = True
-    assert torch.equal(read_mask(path, (4, 4)), expected)
+    assert torch.equal(read_mask(path), expected)
 
 
-def test_a_mask_picture_is_upright_like_its_picture(tmp_path: Path) -> None:
+def test_a_mask_image_is_upright_like_its_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     path = tmp_path / "mask.png"
-    mask_pictures()["grey"].save(path, exif=exif)
-    assert torch.equal(read_mask(path, (1, 2)), torch.tensor([[False, True]]))
+    mask_images()["grey"].save(path, exif=exif)
+    assert torch.equal(resize_mask(read_mask(path), (1, 2)), torch.tensor([[False, True]]))
 
 
 def test_a_single_white_pixel_survives_any_shrinking(tmp_path: Path) -> None:
     image = Image.new("L", (1000, 700))
     image.putpixel((421, 399), 255)
-    hidden = read_mask(saved(tmp_path / "dot.png", image), (7, 10))
-    assert hidden.nonzero().tolist() == [[3, 4]]
+    mask = resize_mask(read_mask(saved(tmp_path / "dot.png", image)), (7, 10))
+    assert mask.nonzero().tolist() == [[3, 4]]
 
 
-def test_a_mask_that_hides_nothing_or_is_no_picture_is_one_line(tmp_path: Path) -> None:
+def test_a_mask_that_masks_nothing_or_is_no_image_is_one_line(tmp_path: Path) -> None:
     path = saved(tmp_path / "black.png", Image.new("L", (4, 4), 127))
-    with pytest.raises(UserError, match=r"black\.png hides nothing: expected white"):
-        read_mask(path, (4, 4))
-    path.write_text("no picture")
-    with pytest.raises(UserError, match=r"black\.png: .*give a picture"):
-        read_mask(path, (4, 4))
+    with pytest.raises(UserError, match=r"black\.png masks nothing: expected white"):
+        read_mask(path)
+    path.write_text("no image")
+    with pytest.raises(UserError, match=r"black\.png: .*give an image"):
+        read_mask(path)

@@ -9,24 +9,24 @@ from conftest import Ended
 from PIL import Image
 
 from sundae.codec.interface import open_codec
-from sundae.prior import pretrained as shipped
+from sundae.prior import pretrained
 from sundae.prior.checkpoint import open_checkpoint
-from sundae.prior.pretrained import SHIPPED, checkpoint_or_shipped
+from sundae.prior.pretrained import BUNDLED, checkpoint_or_bundled
 
 Script = Callable[..., Ended]
 
 
-def test_the_shipped_pair_is_small_and_belongs_together() -> None:
-    files = [path for path in SHIPPED.iterdir() if path.is_file()]
+def test_the_bundled_model_is_small_and_belongs_together() -> None:
+    files = [path for path in BUNDLED.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24e6
     assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
-    checkpoint = checkpoint_or_shipped(None)
+    checkpoint = checkpoint_or_bundled(None)
     codec = open_codec(checkpoint.config)
     assert codec.identity == checkpoint.info.codec
     height, width = checkpoint.config.grid_shape
     picture = codec.decode(torch.zeros(1, height, width, dtype=torch.int64))
     assert picture.shape == (1, 3, height * codec.factor, width * codec.factor)
-    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    card = (BUNDLED / "README.md").read_text(encoding="utf-8")
     for fact in ("MIT", "seed", "PSNR", "Known weaknesses", f"{checkpoint.info.step:,} steps"):
         assert fact in card, fact
 
@@ -45,7 +45,7 @@ def test_what_resume_names_comes_first_and_missing_weights_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script, run_file: Callable[..., Path]
 ) -> None:
     assert script("train", "--cfg-path", run_file(), "--run-dir", tmp_path / "run").code == 0
-    named = checkpoint_or_shipped(tmp_path / "run")
+    named = checkpoint_or_bundled(tmp_path / "run")
     assert named.folder == open_checkpoint(tmp_path / "run").folder
-    monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "nowhere")
+    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "nowhere")
     assert "--resume RUN" in script("sample").refusal()

@@ -15,7 +15,6 @@ from sundae.common.locking import Lock
 from sundae.config.run_file import RunConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo
 from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
-from sundae.sampling.opening import chosen_classes, class_number
 from sundae.training.data import open_datasets
 from sundae.training.run_folder import choose_run_folder, run_folder
 
@@ -256,35 +255,3 @@ def test_another_codec_or_other_classes_are_refused(config: Config, tmp_path: Pa
         check_same_codec("other", checkpoint)
     with pytest.raises(UserError, match="classes zero, one, two, the data has one, two, zero"):
         check_same_classes(["one", "two", "zero"], checkpoint)
-
-
-def test_a_class_is_given_by_name_or_else_by_number() -> None:
-    names = ["2", "10", "cat"]
-    assert [class_number(name, names) for name in ("2", "10", "cat", "1", "0")] == [0, 1, 2, 1, 0]
-    for wrong in ("3", "-1", "Cat", "", "²"):
-        with pytest.raises(UserError, match="expected one of 2, 10, cat, or 0 to 2"):
-            class_number(wrong, names)
-
-
-def test_classes_are_taken_in_turn_or_any_where_the_network_knows_any(
-    config: Config, tmp_path: Path
-) -> None:
-    plain = checkpoint_of(config(), tmp_path / "plain")
-    with_any = checkpoint_of(config({"net.class_dropout": 0.1}), tmp_path / "any")
-    for checkpoint in (plain, with_any):
-        classes = chosen_classes(["two", "0"], checkpoint, 3, 1, any_unless_named=True)
-        assert classes is not None and classes.tolist() == [0, 2, 0]
-        classes = chosen_classes(None, checkpoint, 4)
-        assert classes is not None and classes.tolist() == [0, 1, 2, 0]
-    classes = chosen_classes(None, plain, 2, any_unless_named=True)
-    assert classes is not None and classes.tolist() == [0, 1]
-    classes = chosen_classes(None, with_any, 2, any_unless_named=True)
-    assert classes is not None and classes.tolist() == [3, 3]
-    with pytest.raises(UserError, match="--guidance leads towards a class: name one with --class"):
-        chosen_classes(None, with_any, 2, any_unless_named=True, guided=True)
-    for names, checkpoint in ((["two"], with_any), (None, plain)):  # these have a direction
-        classes = chosen_classes(names, checkpoint, 2, any_unless_named=True, guided=True)
-        assert classes is not None and 3 not in classes.tolist()
-    cfg = config({"net.conditional": False, "net.num_classes": 0})
-    without = checkpoint_of(cfg, tmp_path / "without")
-    assert chosen_classes(None, without, 2) is None

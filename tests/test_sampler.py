@@ -17,7 +17,7 @@ from sundae.common.errors import UserError
 from sundae.common.images import to_tensor
 from sundae.config.run_file import RunConfig
 from sundae.prior.network import build_network
-from sundae.sampling.sampler import BaseSampler, sample_seeds
+from sundae.sampling.sampler import BaseSampler, class_number, sample_seeds
 
 Config = Callable[..., RunConfig]
 
@@ -197,6 +197,14 @@ def test_what_belongs_not_together_is_refused(run_file: Callable[..., Path]) -> 
         BaseSampler.from_pretrained("nowhere")
 
 
+def test_a_long_run_can_be_divided() -> None:
+    whole = sample_seeds(3, 10)
+    assert torch.equal(whole[:4], sample_seeds(3, 4))
+    assert torch.equal(whole[4:], sample_seeds(3, 6, first=4))
+    assert len(whole.unique()) == 10
+    assert not torch.equal(whole, sample_seeds(4, 10))
+
+
 @pytest.mark.parametrize(("steps", "name"), [(4, "renoise"), (20, "random")])
 def test_samples_are_those_of_the_strategy_that_was_resolved(
     config: Config, steps: int, name: str
@@ -318,3 +326,19 @@ def test_a_network_of_its_own_is_cast_to_bfloat16_once_and_draws_the_same(config
               if p.dtype == torch.bfloat16}  # fmt: skip
     assert halved == {nn.Linear}
     assert net.stage.before[0].ff.down.bias.dtype == torch.bfloat16
+
+
+def test_a_class_is_given_by_name_or_else_by_number() -> None:
+    names = ["2", "10", "cat"]
+    assert [class_number(name, names) for name in ("2", "10", "cat", "1", "0")] == [0, 1, 2, 1, 0]
+    for wrong in ("3", "-1", "Cat", "", "²"):
+        with pytest.raises(UserError, match="expected one of 2, 10, cat, or 0 to 2"):
+            class_number(wrong, names)
+
+
+def test_the_package_exports_the_sampler_of_every_room() -> None:
+    import sundae
+
+    assert issubclass(sundae.Sampler, BaseSampler) and hasattr(sundae.Sampler, "inpaint")
+    with pytest.raises(AttributeError, match="Smapler"):
+        sundae.Smapler  # noqa: B018

@@ -13,14 +13,16 @@ from conftest import make_schedule
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sundae.codec.interface import PixelCodec
 from sundae.common.compiling import Compiled
+from sundae.common.precision import Precision
 from sundae.config.run_file import RunConfig
 from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
 from sundae.prior.network import build_network
 from sundae.sampling.loop import Refinement, sample
 from sundae.sampling.polling import DonePoller, PollPolicy
-from sundae.sampling.prior import Prior, sample_seeds
+from sundae.sampling.sampler import BaseSampler, sample_seeds
 from sundae.sampling.strategies import STRATEGIES
 
 VOCAB, LENGTH, ROWS = 6, 16, 12
@@ -228,35 +230,33 @@ def test_where_nothing_compiles_that_is_said_in_a_line_and_the_samples_are_the_s
 
 
 @pytest.mark.parametrize(
-    ("use_amp", "side", "options"),
-    [(False, 4, {}), (True, 4, {"backend": Graphs()}), (False, 6, {"backend": Graphs()})],
+    ("precision", "side", "options"),
+    [("fp32", 4, {}), ("bf16", 4, {"backend": Graphs()}), ("fp32", 6, {"backend": Graphs()})],
     ids=["all of it", "bf16", "windows"],
 )
 def test_a_compiled_network_draws_the_same_samples(
-    use_amp: bool,
+    precision: Precision,
     side: int,
     options: dict[str, Any],
     config: Callable[..., RunConfig],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The only test that goes through the whole compiler, which takes a while."""
     torch._dynamo.reset()
-    monkeypatch.setattr("sundae.sampling.prior.has_bf16", lambda device: True)
     cfg = config({"net.type": "transformer", "net.depth": 1})
     net = build_network(cfg)
     torch.nn.init.normal_(net.to_logits.weight)
-    prior = Prior(net, cfg, CPU, use_amp=use_amp, canvas=(side, side))
+    sampler = BaseSampler(net, PixelCodec(5), cfg, precision=precision)
     schedule = make_schedule(6, 0.9, 0.8, 0.5, 0.5, min_steps=6)
 
     def drawn() -> list[Tensor]:
-        running = prior.refine(sample_seeds(0, 6), torch.arange(6) % 3, schedule)
-        return [state.tokens for state in running]
+        rows = (sample_seeds(0, 6), torch.arange(6) % 3, schedule)
+        return [state.tokens for state in sampler.refine_tokens(*rows, canvas=(side, side))]
 
     expected = drawn()
-    prior.compiled = Compiled(CPU, quiet=True, **options)
+    sampler.compiled = Compiled(CPU, quiet=True, **options)
     found = drawn()
-    if not prior.compiled.works and not options:
+    if not sampler.compiled.works and not options:
         pytest.skip("no C++ compiler on this machine")
-    assert prior.compiled.works
+    assert sampler.compiled.works
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert options == {} or len(options["backend"].sizes) == 1

@@ -85,7 +85,7 @@ def test_a_fraction_depends_on_no_other_file() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((50, 20), "asks for 50 \\+ 20 images, there are 60"),
+        ((50, 20), "is 50 \\+ 20 images, there are 60"),
         ((0.8, 0.3), "has sum 1.1"),
         ((0.5, 0.0), "two positive numbers"),
         ((0.999, 1e-12), "0 to evaluate"),

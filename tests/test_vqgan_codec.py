@@ -157,8 +157,8 @@ def test_the_quantiser_in_chunks_equals_the_plain_rule(distance: str) -> None:
             "gumbel": lambda: quantiser.proj(latents).argmax(1),
         }[distance]()
     assert torch.equal(quantiser(latents), plain)
-    for scores_at_once in (1, 50 * 3, 10**9):
-        assert torch.equal(quantiser(latents, scores_at_once), plain)
+    for max_scores in (1, 50 * 3, 10**9):
+        assert torch.equal(quantiser(latents, max_scores), plain)
 
 
 def test_cosine_decodes_with_a_normalised_codebook() -> None:

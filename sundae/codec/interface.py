@@ -1,4 +1,4 @@
-"""The seam between tokens and pixels: callers ask a codec and never which kind it is."""
+"""The codec between tokens and pixels: one interface, whatever kind it is."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PixelCodec:
 
 
 class ChunkedCodec:
-    """A codec that decodes no more at once than a small machine's memory holds."""
+    """A codec that decodes a batch in parts, so that its memory is bounded."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec

@@ -1,4 +1,4 @@
-"""Pictures one after the other in one file that browsers play."""
+"""Several images in one file that browsers play, and images at a size to look at."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from PIL import Image
 from sundae.common.errors import UserError
 from sundae.common.files import atomic_path
 
-# What each format needs beyond what Pillow does unasked. A GIF has 256 colours at most; a WebP has
-# all of them and takes less room.
+# Options for Pillow's writers. A GIF has at most 256 colours, a WebP all of them.
 _FORMATS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "quality": 90, "method": 2},
     ".gif": {"format": "GIF", "disposal": 1},
@@ -22,13 +21,13 @@ _FORMATS: dict[str, dict[str, Any]] = {
 def save_animation(
     frames: Sequence[Image.Image], path: Path, *, frame_ms: int = 100, last_ms: int = 2000
 ) -> None:
-    """Write an animation that plays again and again, atomically.
+    """Writes an animation that plays again and again, atomically.
 
     Args:
-        frames: RGB pictures of one size, at least one.
-        path: its suffix says the format: .webp or .gif.
-        frame_ms: how long each frame shows, in milliseconds.
-        last_ms: the same for the last frame, which is the result.
+        frames: RGB images of one size, at least one.
+        path: the suffix selects the format: .webp or .gif.
+        frame_ms: duration of each frame in milliseconds.
+        last_ms: duration of the last frame, which is the result.
 
     Raises:
         UserError: another suffix, or the file cannot be written.
@@ -45,7 +44,7 @@ def save_animation(
 
 
 def within(image: Image.Image, side: int) -> Image.Image:
-    """The picture, scaled down where its longer side has more than `side` pixels."""
+    """The image, scaled down where its longer side has more than `side` pixels."""
     scale = side / max(image.size)
     if scale >= 1:
         return image
@@ -54,10 +53,10 @@ def within(image: Image.Image, side: int) -> Image.Image:
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:
-    """The picture, hard pixels staying hard, a whole factor larger where it is smaller than `side`.
+    """The image with hard pixels, a whole factor larger where it is smaller than `side`.
 
-    The shorter side then has about that many pixels, and no fewer than two thirds of that; unless
-    that would make the longer side more than four times as long.
+    The shorter side then has about that many pixels and no fewer than two thirds of it, unless the
+    longer side would have more than four times as many.
     """
     factor = min(round(side / min(image.size)), 4 * side // max(image.size))
     return image.resize((image.width * factor, image.height * factor), 0) if factor > 1 else image

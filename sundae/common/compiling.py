@@ -18,20 +18,20 @@ _VARIANTS = 64
 _STEPS_TO_PAY = 500
 
 
-def should_compile(wanted: bool | None, device: torch.device, steps: int) -> bool:
-    """Whether to compile what samples: what was asked for, else on a GPU from 500 steps on.
+def should_compile(setting: bool | None, device: torch.device, steps: int) -> bool:
+    """Whether to compile the sampling steps: as set, else on a GPU from 500 steps on.
 
     Args:
-        wanted: the run file's or the user's word, if there is one.
+        setting: of the run file or a flag; None where neither says.
         steps: of all batches together; 0 where each would have another shape.
     """
-    return device.type == "cuda" and steps >= _STEPS_TO_PAY if wanted is None else wanted
+    return device.type == "cuda" and steps >= _STEPS_TO_PAY if setting is None else setting
 
 
 class Compiled:
     """Runs functions of tensors compiled, where that fails as they are.
 
-    On CUDA they become CUDA graphs, if it is the main thread that asks.
+    On CUDA they become CUDA graphs where the main thread calls.
     """
 
     def __init__(self, device: torch.device, *, quiet: bool = False, **options: Any) -> None:
@@ -67,7 +67,7 @@ class Compiled:
     def _run(
         self, function: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]
     ) -> tuple[Tensor, ...]:
-        # torch keeps graphs by thread, and a page runs each sampling in whichever it has.
+        # torch stores graphs by thread, and a page runs each sampling in whichever it has.
         graphs = self.graphs and threading.current_thread() is threading.main_thread()
         if (function, graphs) not in self._made:
             options = {"mode": "reduce-overhead"} if graphs else self._options
@@ -85,7 +85,7 @@ def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:
 
     Go back through a compiled module once a forward pass: doing so overwrites what it needs.
 
-    Returns whether they were. When nothing can be compiled here, that is said once on stderr unless
+    Returns whether they were. When nothing can be compiled here, one line on stderr says so unless
     quiet, and the modules stay as they are.
     """
     device = next((p.device for module in modules for p in module.parameters()), None)

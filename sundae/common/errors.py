@@ -1,9 +1,9 @@
-"""The one exception that means: the user can fix this."""
+"""The exception for mistakes that the user can correct."""
 
 
 class UserError(Exception):
-    """Bad input, in one line: what is wrong, what was expected, what to do about it.
+    """Bad input, in one line: the fault, the expectation and the remedy.
 
-    Scripts print it without a traceback and exit with status 2. Every other exception is a bug of
-    ours and keeps its traceback.
+    Scripts print it without a traceback and exit with status 2. Every other exception is a bug, and
+    its traceback is shown.
     """

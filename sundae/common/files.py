@@ -29,7 +29,7 @@ def make_folder(path: Path) -> Path:
 
 
 def make_first_free(folders: Iterable[Path]) -> Path:
-    """Creates the first of some folders that nobody has created, and returns it.
+    """Creates the first of some folders that does not exist yet, and returns it.
 
     No two callers get the same one. Raises UserError when it cannot be written.
     """

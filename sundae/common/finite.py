@@ -1,4 +1,4 @@
-"""NaN and infinite values: found with one pass over a tensor, and refused by the tensor's name."""
+"""NaN and infinite values: found with one pass over a tensor, refused by the tensor's name."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from sundae.common.files import named_path, writing_to
 # .NAME.PID-RANDOM.replaced for the old one where it has to be moved aside.
 _OF_A_WRITER = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.(partial|replaced)", re.DOTALL)
 
-# Seconds after which nobody writes to a partial folder any more. Whether a process number is alive
+# Seconds after which a partial folder counts as abandoned. Whether a process number is alive
 # says nothing where several machines or containers share a disk.
 _ABANDONED = 24 * 60 * 60
 

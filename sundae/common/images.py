@@ -1,4 +1,4 @@
-"""Pictures in and out: read any file as RGB, resize and crop, save one or a grid of them."""
+"""Images in and out: read any file as RGB, resize and crop, save one or a grid of them."""
 
 import os
 from collections.abc import Iterator
@@ -16,31 +16,15 @@ from sundae.common.errors import UserError
 from sundae.common.files import atomic_path
 from sundae.common.naming import natural_key
 
-__all__ = [
-    "BadImage",
-    "crop_box",
-    "list_images",
-    "load_image",
-    "make_grid",
-    "natural_key",
-    "resize_and_crop",
-    "save_grid",
-    "save_image",
-    "to_pil",
-    "to_tensor",
-]
-
 _SUFFIXES = frozenset(
-    [
-        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".gif"),
-        *(".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
-    ]
+    ".png .jpg .jpeg .jpe .jfif .webp .avif .jp2 .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm "
+    ".tga".split()
 )
-_GRID_PICTURE_SIDE = 64  # pixels a picture in a grid should have at least to be recognisable
+_CELL_SIDE = 64  # pixels that an image in a grid has at least, to be recognisable
 
 
 class BadImage(Exception):  # noqa: N818 - says what it is
-    """A file that cannot be decoded as a picture."""
+    """A file that cannot be decoded as an image."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)  # both, so that it survives the way out of a worker process
@@ -52,18 +36,18 @@ class BadImage(Exception):  # noqa: N818 - says what it is
 
 
 def list_images(root: Path) -> list[Path]:
-    """All pictures below a folder in natural order, hidden files and folders left out.
+    """All images below a folder in natural order, without hidden files and folders.
 
     Raises:
-        UserError: the folder does not exist or holds no picture.
+        UserError: the folder does not exist or holds no image.
     """
     if not root.is_dir():
-        problem = "is a file, expected a folder of pictures" if root.exists() else "does not exist"
+        problem = "is a file, expected a folder of images" if root.exists() else "does not exist"
         raise UserError(f"{root} {problem}; correct the path")
     paths = [path for path in _walk(root) if path.suffix.lower() in _SUFFIXES]
     if not paths:
         raise UserError(
-            f"{root} holds no pictures: expected .png, .jpg, .webp or alike, also in sub-folders"
+            f"{root} holds no images: expected .png, .jpg, .webp or alike, also in sub-folders"
         )
     return sorted(paths, key=lambda path: natural_key(path.relative_to(root)))
 
@@ -82,7 +66,24 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def load_image(path: Path, background: str = "white") -> Image.Image:
-    """Reads the first frame of any picture file as 8-bit RGB, upright.
+    """Reads the first frame of any image file as 8-bit RGB, upright; see `to_rgb`.
+
+    Raises:
+        BadImage: not an image, truncated, or with values of no known range.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(image, background)
+    # Decoders fail with OSError, SyntaxError, struct.error, zlib.error and more, depending on the
+    # byte that is wrong; whatever it is, this one file is the reason.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImage(path, reason.replace(str(path), "the file")) from error
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any image as 8-bit RGB.
 
     EXIF orientation is applied, transparency shows the background, CMYK and palettes are converted,
     and deeper greys are scaled: 16-bit and 32-bit integers by their range, floats by the smallest
@@ -92,20 +93,9 @@ def load_image(path: Path, background: str = "white") -> Image.Image:
         background: name of a colour.
 
     Raises:
-        BadImage: not a picture, truncated, or with values of no known range.
+        ValueError: grey values of no known range.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), background)
-    # Decoders fail with OSError, SyntaxError, struct.error, zlib.error and more, depending on the
-    # byte that is wrong; whatever it is, this one file is the reason.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(path, reason.replace(str(path), "the file")) from error
-
-
-def _to_rgb(image: Image.Image, background: str) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         image = _to_8bit(image)
     if image.has_transparency_data:
@@ -128,7 +118,7 @@ def _to_8bit(image: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """Scales a picture until it just covers `size` and cuts out its centre, with a Lanczos filter.
+    """Scales an image until it just covers `size` and cuts out its centre, with a Lanczos filter.
 
     Args:
         image: any size.
@@ -140,27 +130,27 @@ def resize_and_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Im
 
 
 def crop_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """What `resize_and_crop` keeps of a picture: (left, top, right, bottom) in its pixels.
+    """The part of an image in `resize_and_crop`: (left, top, right, bottom) in its pixels.
 
     Args:
-        size: (height, width) of the picture.
-        target: (height, width) that it is brought to.
+        size: (height, width) of the image.
+        target: (height, width) after scaling.
     """
     (height, width), (to_height, to_width) = size, target
     scale = max(to_height / height, to_width / width)
     cut_width, cut_height = min(to_width / scale, width), min(to_height / scale, height)
-    # From whole pixels on, so that a picture of the right scale is cut and not resampled.
+    # From whole pixels on, so that an image of the right scale is cut and not resampled.
     left, top = (width - cut_width) // 2, (height - cut_height) // 2
     return left, top, left + cut_width, top + cut_height
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture -> (3, H, W) float32 in [0, 1]."""
+    """RGB image -> (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """(3, H, W) float, clamped to [0, 1] -> 8-bit RGB picture."""
+    """(3, H, W) float, clamped to [0, 1] -> 8-bit RGB image."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -174,21 +164,21 @@ def save_image(image: Tensor, path: Path) -> None:
 def make_grid(
     images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 2
 ) -> Tensor:
-    """Puts pictures side by side on white, row by row.
+    """Puts images side by side on white, row by row.
 
     Args:
         images: (N, 3, H, W) float in [0, 1], N > 0.
-        columns: pictures in a row; None makes the grid as square as possible.
-        scale: whole factor to enlarge each picture by, hard pixels staying hard; None makes tiny
-            pictures large enough to see.
-        gap: white pixels around each picture.
+        columns: images in a row; None makes the grid as square as possible.
+        scale: whole factor to enlarge each image by, with hard pixels; None makes tiny images large
+            enough to see.
+        gap: white pixels around each image.
 
     Returns:
         (3, rows * (H * scale + gap) + gap, columns * (W * scale + gap) + gap).
     """
     count, _, height, width = images.shape
     columns = columns or ceil(sqrt(count))
-    scale = scale or ceil(_GRID_PICTURE_SIDE / min(_GRID_PICTURE_SIDE, height, width))
+    scale = scale or ceil(_CELL_SIDE / min(_CELL_SIDE, height, width))
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     images = F.pad(images, (0, gap, 0, gap, 0, 0, 0, -count % columns), value=1.0)
     grid = rearrange(images, "(r c) ch h w -> ch (r h) (c w)", c=columns)

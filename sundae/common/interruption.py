@@ -1,4 +1,4 @@
-"""Ending long work politely: the current step is finished, and the caller told."""
+"""Graceful shutdown: the current step is finished, and the caller informed."""
 
 from __future__ import annotations
 

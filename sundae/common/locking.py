@@ -38,8 +38,9 @@ _held: set[Path] = set()
 class Lock:
     """A context manager: while it is entered, no other process enters one of the same file.
 
-    The operating system drops the lock when its process ends, in whatever way, so that the lock of
-    a killed process is free. The file is deleted at the end; a killed process leaves it.
+    The operating system drops the lock when its process ends, in whatever way. The file is deleted
+    at the end; a killed process leaves it. (Not filelock: it has no locks of a range of numbers,
+    does not say who holds a lock, and opens whatever lies in the place of its file.)
     """
 
     def __init__(self, path: Path, guarded: Path, numbers: range | None = None) -> None:
@@ -114,7 +115,8 @@ class Lock:
             if error.errno not in _NO_LOCKS:
                 raise
             if not everything:
-                _warn_of_no_locks(self.guarded)
+                line = f"warning: {self.guarded} is on a file system without locks; make sure that "
+                print(printable(line + "nothing else writes to it"), file=sys.stderr)
         return True
 
     def _sign(self, file: int) -> None:
@@ -208,8 +210,3 @@ def _is_at(file: int, path: Path) -> bool:
 
 def _text_of(file: int) -> str:
     return os.pread(file, 100, 0).decode(errors="replace")
-
-
-def _warn_of_no_locks(guarded: Path) -> None:
-    line = f"{guarded} is on a file system without locks; make sure that nothing else writes to it"
-    print(printable(f"warning: {line}"), file=sys.stderr)

@@ -16,6 +16,9 @@ WINDOWS = 64
 # Pixels that a codec decodes in one forward pass: an image of a megapixel takes gigabytes.
 PIXELS = 2**20
 
+# Scores of (latent vectors x codes) while a codebook is searched; 2**24 are 64 MB in float32.
+CODEBOOK_SCORES = 2**24
+
 # Logits that are turned into draws in one go. On the CPU their probabilities stay in the cache, on
 # a GPU they take some hundred megabytes. Compiled, only sums of probabilities reach the memory, and
 # each part is compiled on its own.

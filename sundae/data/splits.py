@@ -17,7 +17,7 @@ def split_rows(
 
     An image and its mirror images always stay together; so do its variants, "NAME@VARIANT.png",
     when the sizes are fractions. The result follows from the names of the images only: it is the
-    same on every machine, and files added at the end move nobody.
+    same on every machine, and files added at the end move no other.
 
     Args:
         latents: the data.
@@ -87,7 +87,7 @@ def _split_by_count(names: list[str], train: int, held_out: int) -> np.ndarray:
     used = train + held_out
     if used > len(names):
         raise UserError(
-            f"data.split_sizes asks for {train} + {held_out} images, there are {len(names)}"
+            f"data.split_sizes is {train} + {held_out} images, there are {len(names)}"
         )
     sides = np.full(len(names), UNUSED)
     sides[:used] = TRAIN

@@ -19,18 +19,10 @@ from sundae.data.format import Manifest, read_manifest
 from sundae.data.writer import is_finished, write_latents
 
 _DIGIT_NAMES = tuple("0123456789")
-_KMNIST_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+_KMNIST_NAMES = tuple("o ki su tsu na ha ma ya re wo".split())
 _FASHION_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 # name -> (class of torchvision.datasets, which is also the folder under data/; class names)
 _IDX_DATASETS = {
@@ -54,7 +46,7 @@ class GreyImages:
     Attributes:
         pixels: (N, h, w) unsigned integers from 0, black, to `white`.
         labels: (N,) class indices.
-        sources: N names, each saying where in the original set the image stands.
+        sources: N names, each the place of the image in the original set.
         white: the largest grey value.
     """
 
@@ -80,7 +72,7 @@ def write_pixel_dataset(
         name: one of NAMES.
         out: folder to create.
         levels: grey levels, 2 to 256; None takes 17 for digits (all that it has) and 256 otherwise.
-        data_dir: where torchvision keeps downloaded files, e.g. data_dir/MNIST/raw.
+        data_dir: the folder of torchvision's downloads, e.g. data_dir/MNIST/raw.
         overwrite: replace what is there.
         skip_existing: do nothing when out already holds the same data, complete.
         quiet: no progress of downloads.
@@ -96,34 +88,29 @@ def write_pixel_dataset(
     levels = (17 if name == "digits" else 256) if levels is None else levels
     if not 2 <= levels <= 256:
         raise UserError(f"--levels is {levels}, expected 2 to 256")
-    if not overwrite and _already_written(out, name, levels, skip_existing):
+    origins = {side: f"{name} {side}, {levels} grey levels" for side in ("train", "eval")}
+    if not overwrite and _already_written(out, origins, skip_existing):
         return False
     classes = _DIGIT_NAMES if name == "digits" else _IDX_DATASETS[name][1]
     load = _load_digits if name == "digits" else _IdxLoader(name, data_dir, quiet)
-    sides = {side: load(side) for side in ("train", "eval")}  # all is read before any is written
+    sides = {side: load(side) for side in origins}  # all is read before any is written
     with folder_lock(out):
-        if not overwrite and _already_written(out, name, levels, skip_existing):
+        if not overwrite and _already_written(out, origins, skip_existing):
             return False  # by another process, meanwhile
         for side, images in sides.items():
-            _write_side(out / side, images, classes, levels, _origin(name, side, levels))
+            tokens = quantise(images.pixels, images.white, levels)
+            manifest = Manifest(
+                codec=PixelCodec(levels).identity,
+                codebook_size=levels,
+                latent_shape=(tokens.shape[1], tokens.shape[2]),
+                mirrored=False,
+                classes=classes,
+                sources=images.sources,
+                labels=tuple(images.labels.tolist()),
+                origin=origins[side],
+            )
+            write_latents(out / side, tokens, manifest, overwrite=True)
     return True
-
-
-def _write_side(
-    root: Path, images: GreyImages, classes: tuple[str, ...], levels: int, origin: str
-) -> None:
-    tokens = quantise(images.pixels, images.white, levels)
-    manifest = Manifest(
-        codec=PixelCodec(levels).identity,
-        codebook_size=levels,
-        latent_shape=(tokens.shape[1], tokens.shape[2]),
-        mirrored=False,
-        classes=classes,
-        sources=images.sources,
-        labels=tuple(images.labels.tolist()),
-        origin=origin,
-    )
-    write_latents(root, tokens, manifest, overwrite=True)
 
 
 def quantise(pixels: np.ndarray, white: int, levels: int) -> np.ndarray:
@@ -131,18 +118,12 @@ def quantise(pixels: np.ndarray, white: int, levels: int) -> np.ndarray:
     return np.rint(pixels * ((levels - 1) / white)).astype(np.uint8)
 
 
-def _origin(name: str, side: str, levels: int) -> str:
-    return f"{name} {side}, {levels} grey levels"
-
-
-def _already_written(out: Path, name: str, levels: int, skip_existing: bool) -> bool:
-    """True to skip; UserError when out is taken; False when it is free or unfinished."""
-    sides = [side for side in ("train", "eval") if is_finished(out / side)]
-    found = {read_manifest(out / side).origin for side in sides}
-    wanted = {_origin(name, side, levels) for side in ("train", "eval")}
-    if found == wanted and skip_existing:
+def _already_written(out: Path, origins: dict[str, str], skip_existing: bool) -> bool:
+    """True to skip; UserError when `out` is taken; False when it is free or unfinished."""
+    found = {read_manifest(out / side).origin for side in origins if is_finished(out / side)}
+    if skip_existing and found == set(origins.values()):
         return True
-    if found <= wanted and len(found) < 2:
+    if found < set(origins.values()):
         return False
     raise UserError(
         f"{out} already holds {' and '.join(sorted(found))}; choose another OUT or pass --overwrite"
@@ -154,11 +135,9 @@ def _load_digits(side: str) -> GreyImages:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    place_in_class = np.zeros(len(digits.target), dtype=np.int64)
-    for label in range(10):
-        members = np.flatnonzero(digits.target == label)
-        place_in_class[members] = np.arange(len(members))
-    chosen = np.flatnonzero((place_in_class % 5 == 4) == (side == "eval"))
+    members = [np.flatnonzero(digits.target == label) for label in range(10)]
+    held_out = np.concatenate([places[4::5] for places in members])
+    chosen = np.flatnonzero(np.isin(np.arange(len(digits.target)), held_out) == (side == "eval"))
     sources = tuple(f"{index:04d}" for index in chosen)
     return GreyImages(digits.images[chosen].astype(np.uint8), digits.target[chosen], sources, 16)
 
@@ -227,9 +206,10 @@ def _download(folder: str, data_dir: Path, quiet: bool) -> None:
             with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
                 getattr(datasets, folder)(temporary, download=True)
         except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
             files = ", ".join(_IDX_FILES)
             raise UserError(
-                f"cannot download {folder} ({_one_line(error)}); put {files} (or .gz) into {raw}"
+                f"cannot download {folder} ({reason}); put {files} (or .gz) into {raw}"
             ) from error
         make_folder(raw)
         with writing_to(raw):
@@ -248,7 +228,3 @@ def _temporary_folder(data_dir: Path) -> Iterator[str]:
     finally:
         if created and not any(data_dir.iterdir()):
             data_dir.rmdir()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from sundae.common.errors import UserError
 from sundae.common.folders import atomic_folder, restore_folder
+from sundae.common.images import BadImage, load_image, resize_and_crop
 from sundae.common.locking import target_lock
 
 IMAGES = "@lobehub/fluent-emoji-3d@1.1.0"
 GROUPS = "unicode-emoji-json@0.9.0"
-BACKGROUNDS = {"grey": (236, 236, 236), "white": (255, 255, 255)}
+BACKGROUNDS = {"grey": "#ececec", "white": "#ffffff"}
 MANIFEST = "emoji.json"
 _NAMES = 2  # how files are named; 1 was without BASE@
 
@@ -69,42 +70,42 @@ def write_emoji(
         Images of each group, or None when skip_existing found all there.
 
     Raises:
-        UserError: `out` is taken or being written by another process, or npm or a package cannot
-            be had.
+        UserError: `out` is taken or being written by another process, or a package could not be
+            downloaded.
     """
     if not 1 <= size <= _LARGEST:
         raise UserError(f"--size is {size}, expected 1 to {_LARGEST}")
-    wanted = {"pictures": IMAGES, "groups": GROUPS, "size": size}
-    wanted |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
+    settings = {"pictures": IMAGES, "groups": GROUPS, "size": size}
+    settings |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
     restore_folder(out)
-    if not overwrite and _taken(out, wanted, skip_existing):
+    if not overwrite and _taken(out, settings, skip_existing):
         return None
     with target_lock(out), tempfile.TemporaryDirectory(prefix="emoji-") as temporary:
-        if not overwrite and _taken(out, wanted, skip_existing):
+        if not overwrite and _taken(out, settings, skip_existing):
             return None  # by another process, meanwhile
         images, groups = (
             _unpack(_tarball(package, tarballs, Path(temporary)), Path(temporary) / name)
             for package, name in ((IMAGES, "images"), (GROUPS, "groups"))
         )
-        return _write(out, images, groups, wanted, quiet)
+        return _write(out, images, groups, settings, quiet)
 
 
 def _write(
-    out: Path, images: Path, groups: Path, wanted: dict[str, Any], quiet: bool
+    out: Path, images: Path, groups: Path, settings: dict[str, Any], quiet: bool
 ) -> dict[str, int]:
-    """Images of each group, written as `wanted` says from the two unpacked packages."""
+    """Images of each group, written by `settings`, from the two unpacked packages."""
     group_of = read_groups(groups / "data-by-emoji.json")
     paths = sorted((images / "assets").glob("*.webp"))
-    chosen = [p for p in paths if wanted["skin_tones"] or not has_skin_tone(codepoints(p.stem))]
+    chosen = [p for p in paths if settings["skin_tones"] or not has_skin_tone(codepoints(p.stem))]
     counts: Counter[str] = Counter()
     with atomic_folder(out) as folder:
         for path in tqdm(chosen, unit="img", disable=True if quiet else None):
             group = group_of.get(bare(codepoints(path.stem)), "flags")  # tagged regional flags
             (folder / group).mkdir(exist_ok=True)
-            image = on_background(path, wanted["size"], BACKGROUNDS[wanted["background"]])
+            image = on_background(path, settings["size"], BACKGROUNDS[settings["background"]])
             image.save(folder / group / f"{file_name(path.stem)}.png")
             counts[group] += 1
-        manifest = json.dumps({**wanted, "counts": counts}, indent=2, sort_keys=True)
+        manifest = json.dumps({**settings, "counts": counts}, indent=2, sort_keys=True)
         (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     return dict(sorted(counts.items()))
 
@@ -128,7 +129,7 @@ def file_name(name: str) -> str:
     """'1f468-1f3fb-200d-1f680', a man's rocket -> '1f9d1-200d-1f680@1f468-1f3fb-200d-1f680'.
 
     What stands before the @ is the same emoji of a person of no certain sex and skin tone; an emoji
-    that is that already keeps its name.
+    that is that already has its own name only.
     """
     points = codepoints(name)
     neutral = [_NEUTRAL.get(p, p) for p in bare(points) if p not in _SEX_SIGNS]
@@ -151,37 +152,30 @@ def read_groups(path: Path) -> dict[tuple[int, ...], str]:
         raise UserError(f"{GROUPS} is not laid out as expected: {error}") from error
 
 
-def on_background(path: Path, size: int, colour: tuple[int, int, int]) -> Image.Image:
+def on_background(path: Path, size: int, background: str) -> Image.Image:
     """An image with transparency -> opaque RGB, size x size."""
     try:
-        with Image.open(path) as image:
-            drawn = image.convert("RGBA")
-    except (OSError, SyntaxError) as error:
+        flat = load_image(path, background)
+    except BadImage as error:
         raise UserError(f"{IMAGES}: {path.name} cannot be read; fetch it again") from error
-    canvas = Image.new("RGBA", drawn.size, (*colour, 255))
-    flat = Image.alpha_composite(canvas, drawn).convert("RGB")
-    if flat.size == (size, size):
-        return flat
-    return flat.resize((size, size), Image.Resampling.LANCZOS)
+    return resize_and_crop(flat, size)
 
 
-def _taken(out: Path, wanted: dict[str, Any], skip_existing: bool) -> bool:
+def _taken(out: Path, settings: dict[str, Any], skip_existing: bool) -> bool:
     """True to skip; UserError when `out` holds something else; False when it is free."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    found = {name: value for name, value in _manifest(out).items() if name != "counts"}
-    if skip_existing and found == wanted:
-        return True
-    what = "other emoji" if found and found != wanted else "the emoji already" if found else "files"
-    raise UserError(f"{out} holds {what}; choose another OUT or pass --overwrite")
-
-
-def _manifest(out: Path) -> dict[str, Any]:
     try:
         values = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        values = {}
+    found = {k: v for k, v in values.items() if k != "counts"} if isinstance(values, dict) else {}
+    if skip_existing and found == settings:
+        return True
+    what = (
+        "other emoji" if found and found != settings else "the emoji already" if found else "files"
+    )
+    raise UserError(f"{out} holds {what}; choose another OUT or pass --overwrite")
 
 
 def _tarball(package: str, tarballs: Path | None, temporary: Path) -> Path:

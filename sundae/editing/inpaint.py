@@ -15,7 +15,8 @@ from sundae.codec.interface import Codec
 from sundae.common.errors import UserError
 from sundae.common.images import crop_box, resize_and_crop, to_pil, to_tensor
 from sundae.config.sections import SamplingConfig
-from sundae.editing.compositing import composited, fill_hidden
+from sundae.editing.compositing import composite as composited
+from sundae.editing.compositing import fill_masked as fill_hidden
 from sundae.editing.masks import resize_mask, token_mask
 from sundae.prior.categorical import seeded_uniforms
 from sundae.sampling.canvas import Shape

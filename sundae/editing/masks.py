@@ -1,27 +1,31 @@
-"""Masks: which pixels to repaint, and which tokens that makes.
+"""Masks: which pixels to repaint, and which tokens these make.
 
-A mask is (H, W) bool, true where a pixel is hidden and gets repainted. The masks that are made here
-say their sizes as shares of the picture's sides, so that they mean the same for every picture.
+A mask is (H, W) bool, true where a pixel is repainted. The kinds of masks that are made here have
+sizes that are shares of the image's sides, so that they mean the same for every image.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
+from pydantic import Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from sundae.common.errors import UserError
-from sundae.common.images import BadImage, load_image
+from sundae.common.images import BadImage, load_image, to_rgb
 
 Size = tuple[int, int]  # (height, width)
 
-# From which grey on, of 255, a pixel of a mask picture is white. Half way, because what is lossily
+# From which grey on, of 255, a pixel of a mask image is white. Half way, because what is lossily
 # compressed has no clean black.
 WHITE = 128
 
@@ -29,217 +33,150 @@ WHITE = 128
 _TOUCH = 1e-6
 
 
-def token_mask(hidden: Tensor, factor: int) -> Tensor:
-    """Which tokens have to be drawn anew: those with any hidden pixel in their patch.
+class MaskKind(Protocol):
+    """A kind of mask with its sizes."""
 
-    Args:
-        hidden: (H, W) bool.
-        factor: pixels a token along each side; H and W are multiples of it.
+    def make(self, size: Size, generator: torch.Generator) -> Tensor:
+        """A mask of an image.
 
-    Returns:
-        (H / factor, W / factor) bool.
+        Args:
+            size: (height, width) of the image in pixels.
+            generator: on the CPU; for what is drawn.
 
-    Raises:
-        ValueError: the sides are no multiples of the factor.
-    """
-    height, width = hidden.shape
-    if height % factor or width % factor:
-        raise ValueError(f"a mask of {height}x{width} does not divide into patches of {factor}")
-    patches = rearrange(hidden, "(h a) (w b) -> h w (a b)", a=factor, b=factor)
-    return patches.any(dim=-1)
+        Returns:
+            (height, width) bool with at least one pixel set.
+        """
+        ...
 
 
-def block(
-    size: Size,
-    generator: torch.Generator,
-    *,
-    height: float = 0.5,
-    width: float = 0.5,
-    top: float | None = None,
-    left: float | None = None,
-) -> Tensor:
-    """One rectangle.
+@dataclass(frozen=True, kw_only=True)
+class BlockMask:
+    """One rectangle; what reaches over the edge is cut off."""
 
-    Args:
-        size: of the picture in pixels.
-        generator: on the CPU; draws the place where none is given.
-        height, width: of the rectangle, shares of the picture's in (0, 1].
-        top, left: its place as shares in [0, 1); what reaches over the edge is cut off.
-    """
-    sides = _pixels(height, size[0]), _pixels(width, size[1])
-    places = [
-        _below(whole - side + 1, generator) if share is None else min(int(share * whole), whole - 1)
-        for share, whole, side in zip((top, left), size, sides)
-    ]
-    return _rectangle(size, places, sides)
+    height: float = Field(0.5, gt=0, le=1, description="share of the image's height")
+    width: float = Field(0.5, gt=0, le=1, description="share of the image's width")
+    top: float | None = Field(
+        None, ge=0, lt=1, description="share of the image's height above it (drawn for each image)"
+    )
+    left: float | None = Field(
+        None, ge=0, lt=1, description="share of the image's width left of it (drawn for each image)"
+    )
+
+    def make(self, size: Size, generator: torch.Generator) -> Tensor:
+        """See `MaskKind.make`."""
+        return _rectangle(size, (self.height, self.width), (self.top, self.left), generator)
 
 
-def random_blocks(
-    size: Size,
-    generator: torch.Generator,
-    *,
-    count: int = 6,
-    smallest: float = 0.1,
-    largest: float = 0.3,
-) -> Tensor:
-    """Several rectangles of random sizes at random places, which may overlap.
+@dataclass(frozen=True, kw_only=True)
+class RandomMask:
+    """Several rectangles of random sizes at random places, which may overlap."""
 
-    Args:
-        size: of the picture in pixels.
-        generator: on the CPU.
-        count: how many.
-        smallest, largest: of each side, shares of the picture's in (0, 1].
-    """
-    hidden = torch.zeros(size, dtype=torch.bool)
-    for _ in range(count):
-        shares = torch.rand(2, generator=generator) * (largest - smallest) + smallest
-        height, width = shares.tolist()
-        hidden |= block(size, generator, height=height, width=width)
-    return hidden
+    count: int = Field(6, ge=1, description="number of blocks")
+    smallest: float = Field(
+        0.1, gt=0, le=1, description="smallest share of the image's sides that a block has"
+    )
+    largest: float = Field(0.3, gt=0, le=1, description="largest share")
 
+    @model_validator(mode="after")
+    def _check_order(self) -> RandomMask:
+        if self.smallest > self.largest:
+            raise ValueError("smallest is above largest; exchange them")
+        return self
 
-def grid(size: Size, *, count: int = 4, share: float = 0.5) -> Tensor:
-    """Squares in rows and columns, each in the middle of its cell.
-
-    Args:
-        size: of the picture in pixels.
-        count: cells along each side, no more than the picture has pixels.
-        share: of a cell's side that is hidden, in (0, 1].
-    """
-    rows, columns = (_stripes(whole, min(count, whole), share) for whole in size)
-    return rows[:, None] & columns
+    def make(self, size: Size, generator: torch.Generator) -> Tensor:
+        """See `MaskKind.make`."""
+        mask = torch.zeros(size, dtype=torch.bool)
+        for _ in range(self.count):
+            shares = torch.rand(2, generator=generator) * (self.largest - self.smallest)
+            mask |= _rectangle(size, (shares + self.smallest).tolist(), (None, None), generator)
+        return mask
 
 
-def classic(size: Size, *, share: float = 0.5) -> Tensor:
-    """The centre, half of each side unless told otherwise: the hole of arXiv 1604.07379.
+@dataclass(frozen=True, kw_only=True)
+class GridMask:
+    """Squares in rows and columns, each in the middle of its cell."""
 
-    Args:
-        size: of the picture in pixels.
-        share: of each side, in (0, 1].
-    """
-    return grid(size, count=1, share=share)
+    count: int = Field(4, ge=1, description="squares along each side")
+    share: float = Field(0.5, gt=0, le=1, description="masked share of each square's cell, by side")
+
+    def make(self, size: Size, generator: torch.Generator) -> Tensor:
+        """See `MaskKind.make`."""
+        rows, columns = (_stripes(whole, min(self.count, whole), self.share) for whole in size)
+        return rows[:, None] & columns
 
 
-# Of each kind: its sizes, their type and what they are. `make_mask` takes the names.
-_SHARE = "share of the picture's"
-MASK_SIZES: dict[str, dict[str, tuple[type, str]]] = {
-    "block": {
-        "height": (float, f"{_SHARE} height (0.5)"),
-        "width": (float, f"{_SHARE} width (0.5)"),
-        "top": (float, f"{_SHARE} height above it (drawn for each picture)"),
-        "left": (float, f"{_SHARE} width left of it (drawn for each picture)"),
-    },
-    "random": {
-        "count": (int, "how many blocks (6)"),
-        "smallest": (float, f"{_SHARE} sides that a block has at least (0.1)"),
-        "largest": (float, "and at most (0.3)"),
-    },
-    "grid": {
-        "count": (int, "squares along each side (4)"),
-        "share": (float, "hidden share of each square's cell, by side (0.5)"),
-    },
-    "classic": {"share": (float, f"{_SHARE} sides (0.5)")},
+@dataclass(frozen=True, kw_only=True)
+class ClassicMask:
+    """The centre, half of each side by default: the hole of arXiv 1604.07379."""
+
+    share: float = Field(0.5, gt=0, le=1, description="share of the image's sides")
+
+    def make(self, size: Size, generator: torch.Generator) -> Tensor:
+        """See `MaskKind.make`."""
+        return GridMask(count=1, share=self.share).make(size, generator)
+
+
+MASK_KINDS: dict[str, type[Any]] = {
+    "block": BlockMask,
+    "random": RandomMask,
+    "grid": GridMask,
+    "classic": ClassicMask,
 }
 
 
-def make_mask(
-    strategy: str, size: Size, generator: torch.Generator, sizes: Mapping[str, float]
-) -> Tensor:
-    """A mask of one of the kinds in MASK_SIZES.
+def mask_kind(kind: str | None, sizes: Mapping[str, Any]) -> MaskKind | None:
+    """A kind of mask with the sizes that the flags of inpaint.py give.
 
     Args:
-        strategy: block, random, grid or classic.
-        size: (height, width) of the picture in pixels.
-        generator: on the CPU; for what is drawn.
-        sizes: those that are not to be the usual ones.
-
-    Returns:
-        (height, width) bool.
+        kind: a key of MASK_KINDS, or None, which takes no sizes.
+        sizes: 'block_height' for --block-height and so on, of all kinds; None where not given.
 
     Raises:
-        UserError: no such kind, or a size out of its range; "--block-height" stands for the height
-            of a block.
+        UserError: no such kind, a size of another kind, or one out of range.
     """
-    if strategy not in MASK_SIZES:
-        raise UserError(f"--inpaint-strategy {strategy}: expected one of {', '.join(MASK_SIZES)}")
-    for name, value in sizes.items():
-        _check_size(f"--{strategy}-{name}", name, value)
-    if strategy == "random":
-        if sizes.get("smallest", 0.1) > sizes.get("largest", 0.3):
-            raise UserError("--random-smallest is above --random-largest; exchange them")
-        return random_blocks(size, generator, **sizes)  # type: ignore[arg-type]
-    if strategy == "block":
-        return block(size, generator, **sizes)
-    return {"grid": grid, "classic": classic}[strategy](size, **sizes)
-
-
-def _check_size(flag: str, name: str, value: float) -> None:
-    if name == "count":
-        if value < 1:
-            raise UserError(f"{flag} is {value}, expected an integer at least 1")
-    elif name in ("top", "left"):
-        if not 0 <= value < 1:
-            raise UserError(f"{flag} is {value:g}, expected a share from 0 up to, not including, 1")
-    elif not 0 < value <= 1:
-        raise UserError(f"{flag} is {value:g}, expected a share above 0 and at most 1")
-
-
-def read_mask(path: Path, size: Size) -> Tensor:
-    """A user's mask picture, stretched to a picture's size: white is repainted.
-
-    A pixel of the file is white from grey 128 of 255 on. That is decided before the mask is
-    resized, and then every pixel that a white one touches is repainted, so that scaling never
-    uncovers what was painted over. Transparency counts as black: white strokes on a transparent
-    layer are the mask. Palettes, 16-bit greys and whatever else `load_image` reads are welcome.
-
-    Args:
-        path: any picture, of any size; one of other proportions is stretched.
-        size: (height, width) of the result.
-
-    Raises:
-        UserError: it cannot be read, or nothing in it is white.
-    """
+    if kind is not None and kind not in MASK_KINDS:
+        raise UserError(f"--inpaint-strategy {kind}: expected one of {', '.join(MASK_KINDS)}")
+    values = {}
+    for other, declared in MASK_KINDS.items():
+        for name in declared.__pydantic_fields__:
+            value = sizes.get(f"{other}_{name}")
+            if value is not None and other != kind:
+                raise UserError(f"--{other}-{name} needs --inpaint-strategy {other}")
+            if value is not None:
+                values[name] = value
     try:
-        grey = load_image(path, background="black").convert("L")
-    except BadImage as error:
-        raise UserError(f"{error}; give a picture that is white where to repaint") from error
-    white = torch.from_numpy(np.array(grey)) >= WHITE
-    if not white.any():
-        raise UserError(
-            f"{path} hides nothing: expected white (a grey of {WHITE} of 255 or lighter) "
-            "where to repaint; paint some of it white"
-        )
-    return resize_mask(white, size)
+        return None if kind is None else MASK_KINDS[kind](**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise UserError(f"--{kind}: {first['ctx']['error']}") from None
+        expected = first["msg"].replace("Input should be", "expected a number")
+        raise UserError(f"--{kind}-{first['loc'][0]} {first['input']}: {expected}") from None
 
 
-def resize_mask(
-    hidden: Tensor, size: Size, box: tuple[float, float, float, float] | None = None
+def _rectangle(
+    size: Size,
+    shares: Sequence[float],
+    starts: Sequence[float | None],
+    generator: torch.Generator,
 ) -> Tensor:
-    """Scales a mask so that every pixel which a hidden one touches is hidden.
-
-    Args:
-        hidden: (H, W) bool.
-        size: (height, width) of the result.
-        box: (left, top, right, bottom), the part to scale in pixels of the mask; all unless given.
-    """
-    left, top, right, bottom = box or (0, 0, hidden.shape[1], hidden.shape[0])
-    rows = _any_between(hidden, _bounds(top, bottom, size[0]))
-    return _any_between(rows.T, _bounds(left, right, size[1])).T.contiguous()
+    """A rectangle of shares of the sides; its place is drawn where it has no start."""
+    spans = []
+    for whole, share, start in zip(size, shares, starts):
+        side = _pixels(share, whole)
+        if start is None:
+            first = int(torch.randint(whole - side + 1, (), generator=generator))
+        else:
+            first = min(int(start * whole), whole - 1)
+        spans.append(slice(first, first + side))
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[tuple(spans)] = True
+    return mask
 
 
 def _pixels(share: float, whole: int) -> int:
     """A share of a side in whole pixels, at least one."""
     return min(whole, max(1, round(share * whole)))
-
-
-def _below(limit: int, generator: torch.Generator) -> int:
-    return int(torch.randint(limit, (), generator=generator))
-
-
-def _rectangle(size: Size, place: Sequence[int], sides: Sequence[int]) -> Tensor:
-    hidden = torch.zeros(size, dtype=torch.bool)
-    hidden[place[0] : place[0] + sides[0], place[1] : place[1] + sides[1]] = True
-    return hidden
 
 
 def _stripes(whole: int, count: int, share: float) -> Tensor:
@@ -253,16 +190,73 @@ def _stripes(whole: int, count: int, share: float) -> Tensor:
     return stripes
 
 
-def _bounds(start: float, stop: float, count: int) -> list[tuple[int, int]]:
-    """For each of `count` equal parts of start .. stop: the whole pixels that it touches."""
-    step = (stop - start) / count
-    edges = [start + step * part for part in range(count + 1)]
-    return [(math.floor(low + _TOUCH), math.ceil(high - _TOUCH)) for low, high in pairwise(edges)]
+def read_mask(path: Path) -> Tensor:
+    """Reads a mask image of any format that `load_image` reads; see `mask_from_image`.
+
+    Returns:
+        (height, width) bool, of the size of the file.
+
+    Raises:
+        UserError: it cannot be read, or nothing in it is white.
+    """
+    try:
+        mask = mask_from_image(load_image(path, background="black"))
+    except BadImage as error:
+        raise UserError(f"{error}; give an image that is white where to repaint") from error
+    if not mask.any():
+        raise UserError(
+            f"{path} masks nothing: expected white (a grey of {WHITE} of 255 or lighter) "
+            "where to repaint; paint some of it white"
+        )
+    return mask
 
 
-def _any_between(hidden: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
-    """(H, W) bool -> (len(bounds), W) bool: whether any row from start to stop is hidden."""
-    counts = hidden.cumsum(dim=0, dtype=torch.int32)
-    counts = torch.cat([torch.zeros_like(counts[:1]), counts])
-    starts, stops = torch.tensor(bounds).T
-    return counts[stops] > counts[starts]
+def mask_from_image(image: Image.Image) -> Tensor:
+    """(height, width) bool: where an image is white, a grey of WHITE or lighter.
+
+    Transparency counts as black, so white strokes on a transparent layer are a mask.
+    """
+    grey = to_rgb(image, background="black").convert("L")
+    return torch.from_numpy(np.array(grey)) >= WHITE
+
+
+def resize_mask(
+    mask: Tensor, size: Size, box: tuple[float, float, float, float] | None = None
+) -> Tensor:
+    """Scales a mask so that every pixel which a set one touches is set.
+
+    Args:
+        mask: (H, W) bool.
+        size: (height, width) of the result.
+        box: (left, top, right, bottom), the part to scale in pixels of the mask; all by default.
+    """
+    left, top, right, bottom = box or (0, 0, mask.shape[1], mask.shape[0])
+    rows = _any_touched(mask, top, bottom, size[0])
+    return _any_touched(rows.T, left, right, size[1]).T.contiguous()
+
+
+def _any_touched(mask: Tensor, start: float, stop: float, count: int) -> Tensor:
+    """(H, W) bool -> (count, W) bool: whether a row is set that a part of start .. stop touches."""
+    edges = start + (stop - start) / count * torch.arange(count + 1, dtype=torch.float64)
+    first, last = (edges[:-1] + _TOUCH).floor().long(), (edges[1:] - _TOUCH).ceil().long()
+    counts = F.pad(mask.cumsum(dim=0), (0, 0, 1, 0))
+    return counts[last] > counts[first]
+
+
+def token_mask(mask: Tensor, factor: int) -> Tensor:
+    """Which tokens to draw anew: those with any masked pixel in their patch.
+
+    Args:
+        mask: (H, W) bool.
+        factor: pixels per token along each side; H and W are multiples of it.
+
+    Returns:
+        (H / factor, W / factor) bool.
+
+    Raises:
+        ValueError: the sides are no multiples of the factor.
+    """
+    height, width = mask.shape
+    if height % factor or width % factor:
+        raise ValueError(f"a mask of {height}x{width} does not divide into patches of {factor}")
+    return rearrange(mask, "(h a) (w b) -> h w (a b)", a=factor, b=factor).any(dim=-1)

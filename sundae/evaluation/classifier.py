@@ -1,4 +1,4 @@
-"""How well samples of handwritten digits match the classes they were asked for."""
+"""Figures of samples of handwritten digits: classifier accuracy and variety within classes."""
 
 from __future__ import annotations
 
@@ -30,32 +30,33 @@ def read_tokens(folder: Path, codec: PixelCodec, count: int) -> np.ndarray:
     return codec.encode(torch.stack(images)).flatten(1).numpy()
 
 
-def class_accuracy(judge: SVC, tokens: np.ndarray, wanted: np.ndarray) -> float:
-    """Share of samples, in [0, 1], that the judge takes for the class they were asked for.
+def class_accuracy(classifier: SVC, tokens: np.ndarray, targets: np.ndarray) -> float:
+    """Share of samples, in [0, 1], that a classifier assigns to their target class.
 
     Args:
+        classifier: see `fit_classifier`.
         tokens: (samples, pixels).
-        wanted: (samples,) class indices.
+        targets: (samples,) class indices.
     """
-    return float((judge.predict(tokens) == wanted).mean())
+    return float((classifier.predict(tokens) == targets).mean())
 
 
-def spread_ratio(tokens: np.ndarray, wanted: np.ndarray, real: Latents) -> float:
-    """How varied samples are within their classes: 1 is as varied as real digits, 0 all the same.
+def spread_ratio(tokens: np.ndarray, targets: np.ndarray, real: Latents) -> float:
+    """How varied samples are within their classes: 1 is as varied as real digits, 0 all equal.
 
     The mean distance between samples of a class over the mean distance between real digits of it,
     averaged over classes.
 
     Args:
         tokens: (samples, pixels).
-        wanted: (samples,) class indices.
+        targets: (samples,) class indices.
     """
     assert real.labels is not None
     pixels = np.asarray(real.tokens).reshape(len(real), -1)
     labels = real.labels[real.images]
     ratios = [
-        _mean_distance(tokens[wanted == digit]) / _mean_distance(pixels[labels == digit])
-        for digit in np.unique(wanted)
+        _mean_distance(tokens[targets == digit]) / _mean_distance(pixels[labels == digit])
+        for digit in np.unique(targets)
     ]
     return float(np.mean(ratios))
 

@@ -33,7 +33,7 @@ def draw_tokens(
         logits: (..., vocab) float; -inf marks an impossible token.
         uniforms: (...) float in [0, 1).
         temperature: at least 0; 0 takes the most likely token. A () float32 tensor must be above
-            0, which nobody asks it.
+            0, which is not checked.
         top_k, top_p: see `keep_likely`; probabilities are those at the temperature.
 
     Returns:

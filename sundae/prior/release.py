@@ -76,7 +76,7 @@ def _write(out: Path, codec: VQGANCodec, weights: dict[str, Tensor], info: Check
             folder / "checkpoint.json",
             json.dumps({"format": FORMAT, **asdict(info)}, indent=2) + "\n",
         )
-        for path in folder.glob("*.safetensors"):  # safetensors lets nobody but the owner read
+        for path in folder.glob("*.safetensors"):  # which only their owner can read
             shutil.copymode(folder / "checkpoint.json", path)
         if card is not None:
             (folder / _CARD).write_bytes(card)

@@ -143,7 +143,7 @@ def _refine_all(
             changes = compiled(_advance, network, table.strategy, signature, context)
         else:
             changes = _advance(network, table.strategy, signature, context)
-        state = state.updated(*changes)
+        state = state.updated(changes)
         tokens = tokens.index_copy(0, state.batch_index, state.tokens)
         if table.check_done[step]:
             num_running = poller.poll(state.done)
@@ -160,7 +160,7 @@ def _refine_all(
 def _advance(
     network: _Network, strategy: Strategy, signature: _StepSignature, context: StepContext
 ) -> tuple[Tensor, ...]:
-    """One step: arguments of `SampleState.updated`. A function of tensors, made to be compiled."""
+    """One step: what `SampleState.updated` takes. A function of tensors, made to be compiled."""
     state, length = context.state, context.state.tokens.shape[1]
     guidance = context.guidance if signature.guided else None
     all_logits = network.logits(state, guidance) if signature.needs_logits else None
@@ -190,7 +190,7 @@ def _advance(
 
 
 def _settle(context: StepContext, updated: Tensor, resampled: Tensor) -> tuple[Tensor, ...]:
-    """Arguments of `SampleState.updated`: done samples stay as they are, others may be done now.
+    """What `SampleState.updated` takes: done samples stay as they are, others may be done now.
 
     Args:
         updated: (batch, length) int64, the new tokens.

@@ -21,7 +21,7 @@ from sundae.config.run_file import (
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_codec, check_same_network
 from sundae.prior.network import null_class
-from sundae.prior.pretrained import checkpoint_or_shipped
+from sundae.prior.pretrained import checkpoint_or_bundled
 
 
 def open_to_sample(args: Namespace) -> tuple[Checkpoint, RunConfig, Codec]:
@@ -31,7 +31,7 @@ def open_to_sample(args: Namespace) -> tuple[Checkpoint, RunConfig, Codec]:
     Raises:
         UserError: something is missing, wrong, or does not belong together.
     """
-    checkpoint = checkpoint_or_shipped(args.resume)
+    checkpoint = checkpoint_or_bundled(args.resume)
     cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
     cfg = update_config(cfg, sampling_flags(args), str(checkpoint.folder))
     codec = open_codec(cfg)

@@ -32,7 +32,7 @@ from sundae.prior.categorical import draw_seeds
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_codec, check_same_network
 from sundae.prior.network import null_class
-from sundae.prior.pretrained import checkpoint_or_shipped
+from sundae.prior.pretrained import checkpoint_or_bundled
 from sundae.sampling.canvas import Shape, check_canvas, windowed
 from sundae.sampling.image_codec import ImageCodec
 from sundae.sampling.loop import Refinement, sample
@@ -160,7 +160,7 @@ class BaseSampler:
         Raises:
             UserError: something is missing, damaged, or does not belong together.
         """
-        checkpoint = checkpoint_or_shipped(None if path is None else Path(path))
+        checkpoint = checkpoint_or_bundled(None if path is None else Path(path))
         source = str(checkpoint.folder)
         if run_file is not None:
             cfg = load_config(run_file, overrides)
@@ -293,7 +293,8 @@ class BaseSampler:
             # Compiled steps have batches of one size: samples that are done fill up the last one.
             begin = max(0, min(first, count - size)) if self.compiled else first
             part = slice(begin, begin + size)
-            for state in self._refine_batch([_part(row, part) for row in rows], sampling, canvas):
+            some = [None if row is None else row[part].to(self.device) for row in rows]
+            for state in self._refine_batch(some, sampling, canvas):
                 yield SampleBatch(
                     first,
                     state.step,
@@ -307,9 +308,7 @@ class BaseSampler:
     def _refine_batch(
         self, rows: list[Tensor | None], sampling: SamplingConfig, canvas: Shape
     ) -> Iterator[Refinement]:
-        seeds, classes, tokens, frozen = (
-            None if row is None else row.to(self.device) for row in rows
-        )
+        seeds, classes, tokens, frozen = rows
         assert seeds is not None
         # Windows overlap, so on a larger canvas a token's logits come from several of them.
         at_positions = isinstance(self.network, HourglassTransformer) and canvas == self.grid
@@ -403,16 +402,9 @@ class BaseSampler:
             if guided:
                 raise UserError("--guidance leads towards a class: name one with --class")
             return torch.full((count,), null)
-        numbers = [self.class_number(name) for name in names or range(len(self.class_names))]
+        every = range(len(self.class_names))
+        numbers = [class_number(str(name), self.class_names) for name in names or every]
         return torch.tensor(numbers)[torch.arange(first, first + count) % len(numbers)]
-
-    def class_number(self, name: str | int) -> int:
-        """The number of a class given by name, or by number where no class has that name.
-
-        Raises:
-            UserError: there is no such class.
-        """
-        return class_number(str(name), self.class_names)
 
 
 def class_number(name: str, names: Sequence[str], *, named: str = "--class") -> int:
@@ -437,7 +429,3 @@ def sample_seeds(seed: int, count: int, first: int = 0) -> Tensor:
     Sample i has the same seed however many there are and whichever is the first.
     """
     return draw_seeds(first + count, torch.Generator().manual_seed(seed))[first:]
-
-
-def _part(rows: Tensor | None, part: slice) -> Tensor | None:
-    return None if rows is None else rows[part]

@@ -21,8 +21,8 @@ class SampleState(NamedTuple):
         seeds: (batch,) int64.
         classes: (batch,) int64 or None.
         start: (batch, length) int64, tokens before the first step.
-        tokens: (batch, length) int64, tokens after the last step.
         free: (batch, length) bool, tokens that may change.
+        tokens: (batch, length) int64, tokens after the last step.
         resampled: (batch, length) bool, tokens that were offered a fresh value in the last step.
         converged: (batch, length) bool, tokens that were since the sample last changed.
         num_resampled: (batch,) int64, offers in all steps so far.
@@ -33,8 +33,8 @@ class SampleState(NamedTuple):
     seeds: Tensor
     classes: Tensor | None
     start: Tensor
-    tokens: Tensor
     free: Tensor
+    tokens: Tensor
     resampled: Tensor
     converged: Tensor
     num_resampled: Tensor
@@ -51,8 +51,8 @@ class SampleState(NamedTuple):
             seeds=seeds,
             classes=classes,
             start=start,
-            tokens=start,
             free=~nothing if frozen is None else ~frozen,
+            tokens=start,
             resampled=nothing,
             converged=nothing,
             num_resampled=torch.zeros_like(seeds),
@@ -64,22 +64,9 @@ class SampleState(NamedTuple):
         parts = (None if part is None else part.index_select(0, rows) for part in self)
         return SampleState(*parts)  # type: ignore[arg-type]
 
-    def updated(
-        self,
-        tokens: Tensor,
-        resampled: Tensor,
-        converged: Tensor,
-        num_resampled: Tensor,
-        done: Tensor,
-    ) -> SampleState:
-        """The same samples after a step."""
-        return self._replace(
-            tokens=tokens,
-            resampled=resampled,
-            converged=converged,
-            num_resampled=num_resampled,
-            done=done,
-        )
+    def updated(self, changes: tuple[Tensor, ...]) -> SampleState:
+        """The same samples after a step, which makes new `tokens` and what follows them."""
+        return SampleState(*self[: -len(changes)], *changes)  # type: ignore[arg-type]
 
 
 class StepContext(NamedTuple):

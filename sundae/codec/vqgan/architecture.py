@@ -1,7 +1,7 @@
-"""What a VQ-GAN looks like, and how the shapes of its tensors give that away."""
+"""The structure of a VQ-GAN, read off the shapes of its tensors."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -41,7 +41,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything needed to build the network; `stem` is the encoder's width before level 0."""
+    """All that the network is built from; `stem` is the encoder's width before level 0."""
 
     encoder: Stack
     decoder: Stack
@@ -77,20 +77,15 @@ class Architecture:
             **_stack_facts(self.decoder, self.stem, extra_blocks=1, prefix="decoder_"),
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` is the inverse."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
-        """Raises TypeError or KeyError when `values` is not what `to_dict` wrote."""
-        halves = {half: _stack_from_dict(values[half]) for half in ("encoder", "decoder")}
+        """The inverse of `asdict`; TypeError or KeyError for other values."""
+        lists = ("widths", "blocks", "attention")
+        halves = {
+            half: Stack(**{**values[half], **{name: tuple(values[half][name]) for name in lists}})
+            for half in ("encoder", "decoder")
+        }
         return cls(**{**values, **halves})
-
-
-def _stack_from_dict(values: Mapping[str, Any]) -> Stack:
-    lists = {name: tuple(values[name]) for name in ("widths", "blocks", "attention")}
-    return Stack(**{**values, **lists})
 
 
 def _stack_facts(stack: Stack, stem: int, *, extra_blocks: int, prefix: str) -> dict[str, Any]:

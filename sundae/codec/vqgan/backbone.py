@@ -67,7 +67,7 @@ def _as_sequence(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, 1, H*W, C), contiguous.
 
     SDPA refuses its memory-efficient kernels when the last stride is not 1. For channels_last
-    input this is a view; for anything else the copy is what keeps memory linear in H*W.
+    input this is a view; for anything else the copy makes memory linear in H*W.
     """
     return x.flatten(2).transpose(1, 2).contiguous()[:, None]
 
@@ -134,7 +134,7 @@ class Middle(nn.Module):
 
 
 class _Half(nn.Module):
-    """What encoder and decoder share: the switch that trades compute for activation memory."""
+    """Base of encoder and decoder: the switch that trades compute for activation memory."""
 
     gradient_checkpointing = False
 
@@ -153,9 +153,7 @@ class Encoder(_Half):
         self.conv_in = nn.Conv2d(arch.in_channels, arch.stem, 3, padding=1)
         self.down = nn.ModuleList()
         before = arch.stem
-        for width, blocks, attention in zip(
-            stack.widths, stack.blocks, stack.attention, strict=True
-        ):
+        for width, blocks, attention in zip(stack.widths, stack.blocks, stack.attention):
             self.down.append(Level((before, width), blocks, attention, arch.groups))
             before = width
         for level, width in zip(list(self.down)[:-1], stack.widths, strict=False):
@@ -184,7 +182,7 @@ class Decoder(_Half):
         self.up = nn.ModuleList(
             Level(widths, blocks, attention, arch.groups)
             for widths, blocks, attention in zip(
-                zip(inputs, stack.widths, strict=True), stack.blocks, stack.attention, strict=True
+                zip(inputs, stack.widths), stack.blocks, stack.attention
             )
         )
         for level, width in zip(list(self.up)[1:], stack.widths[1:], strict=True):
@@ -216,7 +214,7 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(arch.embed_dim, arch.z_channels, 1)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute each level in the backward pass instead of keeping its activations."""
+        """Recomputes each level in the backward pass, which frees the memory of its activations."""
         self.encoder.gradient_checkpointing = enabled
         self.decoder.gradient_checkpointing = enabled
 

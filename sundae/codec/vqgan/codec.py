@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ _PIXEL_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Rules:
-    """What the tensors cannot say.
+    """What the tensors cannot show.
 
     Attributes:
         distance: how the codebook is searched: l2, cosine, dot or gumbel.
@@ -43,17 +42,6 @@ class Rules:
                     f"{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}"
                 )
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Rules":
-        """Raises TypeError when the names are not exactly the attributes."""
-        if set(values) != {field.name for field in fields(cls)}:
-            raise TypeError(f"rules are {[field.name for field in fields(cls)]}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 class VQGANCodec:
     """Implements `sundae.codec.interface.Codec` with a pretrained VQ-GAN.
@@ -62,7 +50,7 @@ class VQGANCodec:
         model: the network, an ordinary nn.Module in its own pixel range.
         rules: distance, input range, tanh.
         family: where the checkpoint came from, for messages.
-        resolution: side in pixels of the images it was trained on, None when nobody says.
+        resolution: side in pixels of the images it was trained on, None when no file says.
         codebook_size, factor: see Codec.
     """
 
@@ -118,7 +106,7 @@ class VQGANCodec:
         Computed once, on first use: train the model only after, or make a new codec of it.
         """
         digest = hashlib.sha256()
-        description = {"architecture": self.model.arch.to_dict(), "rules": self.rules.to_dict()}
+        description = {"architecture": asdict(self.model.arch), "rules": asdict(self.rules)}
         digest.update(json.dumps(description, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())

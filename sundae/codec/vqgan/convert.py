@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def _describe(codec: VQGANCodec) -> str:
         "factor": codec.factor,
         "codebook_size": codec.codebook_size,
         "resolution": codec.resolution,
-        "rules": codec.rules.to_dict(),
-        "architecture": codec.model.arch.to_dict(),
+        "rules": asdict(codec.rules),
+        "architecture": asdict(codec.model.arch),
     }
     return json.dumps(content, indent=2) + "\n"

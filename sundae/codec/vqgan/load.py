@@ -247,7 +247,7 @@ def _load_native(
         )
     try:
         arch = Architecture.from_dict(content["architecture"])
-        rules = Rules.from_dict(content["rules"])
+        rules = Rules(**content["rules"])
         family, identity = str(content["family"]), str(content["identity"])
         resolution = content["resolution"]
     except (KeyError, TypeError) as error:

@@ -7,12 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sundae.common import memory
 from sundae.common.finite import NonFiniteError
 
 DISTANCES = ("l2", "cosine", "dot", "gumbel")
-
-# Scores held at once: 2**24 floats are 64 MB, whatever the codebook size.
-_SCORES_AT_ONCE = 2**24
 
 
 class Quantiser(nn.Module):
@@ -39,11 +37,15 @@ class Quantiser(nn.Module):
         return F.normalize(weight, dim=1) if self.distance == "cosine" else weight
 
     @torch.no_grad()
-    def forward(self, latents: Tensor, scores_at_once: int = _SCORES_AT_ONCE) -> Tensor:
-        """latents: (B, embed_dim, h, w) float -> tokens (B, h, w) int64.
+    def forward(self, latents: Tensor, max_scores: int = memory.CODEBOOK_SCORES) -> Tensor:
+        """(B, embed_dim, h, w) float -> tokens (B, h, w) int64.
 
-        scores_at_once: bound on the (positions x codes) scores in memory; changes no token.
-        Raises NonFiniteError for a latent that is NaN or infinite: every token would be wrong.
+        Args:
+            latents: features of the encoder.
+            max_scores: bound on the (positions x codes) scores in memory; changes no token.
+
+        Raises:
+            NonFiniteError: a latent is NaN or infinite, which makes every token wrong.
         """
         batch, _, height, width = latents.shape
         with torch.autocast(latents.device.type, enabled=False), _full_matmul_precision():
@@ -51,7 +53,7 @@ class Quantiser(nn.Module):
             if not torch.isfinite(rows).all():
                 raise NonFiniteError("the encoder produced NaN or infinite latents")
             bias, matrix = self._linear_scores()
-            chunk = max(1, scores_at_once // len(matrix))
+            chunk = max(1, max_scores // len(matrix))
             tokens = [torch.addmm(bias, part, matrix.T).argmax(1) for part in rows.split(chunk)]
         return torch.cat(tokens).view(batch, height, width)
 

@@ -48,7 +48,7 @@ _LEGACY_PICKLES = 5
 
 
 class _Inert:
-    """Stands for an object nobody needs: takes anything, keeps nothing, does nothing."""
+    """Stands for an object that nothing needs: takes anything and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -67,25 +67,31 @@ class _InertDict:
 def read_tensors(path: Path) -> Tensors:
     """All tensors of a checkpoint by name, on the CPU and memory-mapped where the format allows.
 
-    path: safetensors, or a file of torch.save, zip or legacy, holding a state_dict, possibly under
-        one of the keys ema, state_dict, model, module.
+    Args:
+        path: safetensors, or a file of torch.save, zip or legacy, holding a state_dict, possibly
+            under one of the keys ema, state_dict, model, module.
 
-    Raises UserError when the file is missing, truncated, something else, or when its pickle wants
-    to import anything but torch's tensors and what trainers are known to leave behind.
+    Raises:
+        UserError: the file is missing, truncated, something else, or its pickle imports anything
+            but torch's tensors and what trainers are known to leave behind.
     """
     head = _read_head(path)
-    _refuse_non_checkpoints(path, head)
-    if _is_safetensors(head):
-        return _read_safetensors(path)
+    if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**32:
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
     if head.startswith(b"PK"):
-        return _state_dict(_read_zip(path), path)
+        return _state_dict(_torch_load(path, _globals_of_zip(path), mmap=True), path)
     if head.startswith(b"\x80"):
-        with path.open("rb") as file:
-            leftovers = _vet(_legacy_globals(file), path)
-        return _state_dict(_torch_load(path, leftovers, mmap=False), path)
+        return _state_dict(_torch_load(path, _globals_of_legacy(path), mmap=False), path)
     raise UserError(
         f"{path} is neither safetensors nor a torch checkpoint (starts with {head[:8]!r})"
     )
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is truncated or damaged ({error}); download it again")
 
 
 def _read_head(path: Path) -> bytes:
@@ -100,53 +106,18 @@ def _read_head(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not head:
         raise UserError(f"checkpoint {path} is empty; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a git-LFS pointer, not the weights; fetch them: git lfs pull")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise UserError(f"{path} is a web page, not a checkpoint; download the file itself")
     return head
 
 
-def _refuse_non_checkpoints(path: Path, head: bytes) -> None:
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a git-LFS pointer, not the weights; fetch them: git lfs pull")
-    start = head.lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise UserError(f"{path} is a web page, not a checkpoint; download the file itself")
-
-
-def _is_safetensors(head: bytes) -> bool:
-    return len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**32
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); download it again") from error
-
-
-def _read_zip(path: Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            pickles = [
-                name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")
-            ]
-            if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-                raise UserError(
-                    f"{path} is a TorchScript program, not a checkpoint; export its state_dict() "
-                    "with torch.save or safetensors"
-                )
-            if len(pickles) != 1:
-                raise UserError(f"{path} is a zip file without a torch checkpoint; unpack it first")
-            with archive.open(pickles[0]) as file:
-                leftovers = _vet(_globals_of_pickle(file, path), path)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); download it again") from error
-    return _torch_load(path, leftovers, mmap=True)
-
-
-def _torch_load(path: Path, leftovers: list[str], *, mmap: bool) -> Any:
+def _torch_load(path: Path, imported: set[str], *, mmap: bool) -> Any:
     """torch.load, weights only: the vetting before it makes messages, this is what guards."""
     stand_ins: list[Any] = [
-        (_InertDict if _is_dict_like(name) else _Inert, name) for name in leftovers
+        (_InertDict if name in _DICT_LIKE or name.endswith(_DICT_LIKE_ENDING) else _Inert, name)
+        for name in _vet(imported, path)
     ]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
@@ -158,49 +129,59 @@ def _torch_load(path: Path, leftovers: list[str], *, mmap: bool) -> Any:
         raise UserError(f"{path} is damaged or not a plain checkpoint ({reason})") from error
 
 
-def _is_dict_like(name: str) -> bool:
-    return name in _DICT_LIKE or name.endswith(_DICT_LIKE_ENDING)
-
-
-def _vet(wanted: set[str], path: Path) -> list[str]:
+def _vet(imported: set[str], path: Path) -> list[str]:
     """The names to replace by inert objects; UserError for a name that is not known as harmless."""
-    foreign = [name for name in sorted(wanted) if not _is_left_to_torch(name)]
+    module = "torch.nn.modules."
+    foreign = [
+        name
+        for name in sorted(imported)  # torch accepts or refuses its own names by its own list
+        if name not in _TORCH_KNOWS and (name.startswith(module) or not name.startswith("torch."))
+    ]
     refused = [
         n for n in foreign if not n.startswith(_LEFTOVER_PACKAGES) and n not in _LEFTOVER_NAMES
     ]
     if not refused:
         return foreign
-    message = f"refused to load {path}: it wanted to import {', '.join(refused[:3])}"
-    if any(name.startswith("torch.nn.modules.") for name in refused):
+    message = f"refused to load {path}: its pickle imports {', '.join(refused[:3])}"
+    if any(name.startswith(module) for name in refused):
         message += "; it holds a whole pickled module: save its state_dict() instead"
     raise UserError(message)
 
 
-def _is_left_to_torch(name: str) -> bool:
-    """Names that torch.load(weights_only=True) knows, and accepts or refuses by its own list."""
-    if name.startswith("torch.nn.modules."):
-        return False
-    return name.startswith("torch.") or name in _TORCH_KNOWS
+def _globals_of_zip(path: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+                raise UserError(
+                    f"{path} is a TorchScript program, not a checkpoint; export its state_dict() "
+                    "with torch.save or safetensors"
+                )
+            pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise UserError(f"{path} is a zip file without a torch checkpoint; unpack it first")
+            with archive.open(pickles[0]) as file:
+                return set(_imports(file))
+    except UserError:
+        raise
+    except Exception as error:  # of pickletools and zipfile, by the byte that is wrong
+        raise _damaged(path, error) from error
 
 
-def _legacy_globals(file: IO[bytes]) -> set[str]:
+def _globals_of_legacy(path: Path) -> set[str]:
     names: set[str] = set()
-    for _ in range(_LEGACY_PICKLES):
-        names |= _globals_of_pickle(file, Path(file.name), partial=bool(names))
+    with path.open("rb") as file:
+        try:
+            for _ in range(_LEGACY_PICKLES):
+                names |= set(_imports(file))
+        except Exception as error:
+            if not names:
+                raise _damaged(path, error) from error
     return names
 
 
-def _globals_of_pickle(file: IO[bytes], path: Path, *, partial: bool = False) -> set[str]:
-    """Every "module.name" the next pickle in `file` would import; nothing is executed."""
-    try:
-        return set(_imports(file))
-    except Exception as error:
-        if partial:
-            return set()
-        raise UserError(f"{path} is truncated or damaged ({error}); download it again") from error
-
-
 def _imports(file: IO[bytes]) -> Iterator[str]:
+    """Every "module.name" that the next pickle in `file` imports; nothing is executed."""
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(file):
         if isinstance(argument, str):
@@ -220,7 +201,7 @@ def _modern_name(module: str, name: str) -> str:
 
 
 def _state_dict(content: Any, path: Path) -> Tensors:
-    """Unwrap what trainers wrap, and keep only tensors."""
+    """Opens what trainers wrap around a state_dict, and takes only its tensors."""
     for _ in range(_WRAPPERS_DEEP):
         inner = [v for v in map(_values(content).get, _WRAPPERS) if _leads_to_tensors(v)]
         content = inner[0] if inner else content
