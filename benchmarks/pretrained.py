@@ -75,7 +75,7 @@ def score_codec(
         "psnr_db": report.psnr,
         "ssim": report.ssim,
         "feature_distance": sum(distances) / len(originals),
-        "codes_used": report.codes_used / report.codebook_size,
+        "codes_used": report.codes_used / codec.codebook_size,
         "perplexity": report.perplexity,
     }
     return scores, made
