@@ -1,4 +1,4 @@
-"""Writes a VQ-GAN checkpoint as safetensors and a readable JSON that need no other file."""
+"""Write a VQ-GAN checkpoint as safetensors and a readable JSON that need no other file."""
 
 import argparse
 from pathlib import Path
@@ -17,18 +17,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "destination", type=Path, metavar="DST", help="NAME.safetensors, or a folder"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="its YAML or JSON config")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
     parser.add_argument(
         "--input-range",
         choices=INPUT_RANGES,
         help="pixels of the network, [-1, 1] or [0, 1], where no file says",
     )
     parser.add_argument(
-        "--distance", choices=DISTANCES, help="how its codebook is searched, where no file says"
+        "--distance", choices=DISTANCES, help="distance of the codebook search, where no file says"
     )
-    parser.add_argument("--prefix", help="which VQ-GAN of a combined checkpoint")
     parser.add_argument(
-        "--half", action="store_true", help="in float16: half the size, a codec of its own"
+        "--prefix", help="names before those of the VQ-GAN in a combined checkpoint"
+    )
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="float16: half the size, but another codec; encode data with the result",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
     return parser.parse_args()

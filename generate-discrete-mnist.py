@@ -1,4 +1,4 @@
-"""Turns small grey images into token data: OUT/train and OUT/eval, one token a pixel."""
+"""Turn small grey images into token data, one token a pixel: OUT/train and OUT/eval."""
 
 import argparse
 from pathlib import Path
@@ -13,13 +13,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
     parser.add_argument(
-        "--levels", type=int, help="grey levels, 2 to 256 (default: 17 for digits, otherwise 256)"
+        "--levels",
+        type=int,
+        metavar="N",
+        help="grey levels, 2 to 256 (default: 17 for digits, otherwise 256)",
     )
     parser.add_argument(
         "--data-dir",
         type=Path,
         default=Path("data"),
-        help="where IDX files are, or are downloaded to, e.g. data/MNIST/raw (default: data)",
+        help="folder of downloaded IDX files, in MNIST/raw and so on (default: data)",
     )
     exists = parser.add_mutually_exclusive_group()
     exists.add_argument("--overwrite", action="store_true", help="replace what OUT holds")

@@ -1,4 +1,4 @@
-"""Encodes a folder of images with a VQ-GAN; run it again after an interruption to go on."""
+"""Encode a folder of images with a VQ-GAN; a second call continues where the first was stopped."""
 
 import argparse
 import re
@@ -25,22 +25,36 @@ def size_in_pixels(text: str) -> tuple[int, int]:
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cfg-path", type=Path, help="YAML of the VQ-GAN, if it has one")
-    parser.add_argument("--ckpt-path", type=Path, required=True, help="checkpoint of the VQ-GAN")
-    parser.add_argument("--dataset-in", type=Path, required=True, help="folder of images")
-    parser.add_argument("--latents-out", type=Path, required=True, help="folder to create")
+    parser.add_argument("--cfg-path", type=Path, metavar="FILE", help="YAML of the VQ-GAN")
+    parser.add_argument(
+        "--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN"
+    )
+    parser.add_argument(
+        "--dataset-in", type=Path, required=True, metavar="DIR", help="folder of images"
+    )
+    parser.add_argument(
+        "--latents-out", type=Path, required=True, metavar="DIR", help="folder to create"
+    )
     parser.add_argument(
         "--size",
         type=size_in_pixels,
         help="256 or 256x512 (height x width); default: what the VQ-GAN was trained for",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
-    parser.add_argument("--nb-workers", type=int, default=0, help="reading processes (default: 0)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images at once (default: 32)"
+    )
+    parser.add_argument(
+        "--nb-workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that read images (default: 0)",
+    )
     parser.add_argument("--no-aug", action="store_true", help="leave out the mirror images")
-    parser.add_argument("--use-class", action="store_true", help="sub-folders are classes")
+    parser.add_argument("--use-class", action="store_true", help="one class a sub-folder")
     parser.add_argument("--strict", action="store_true", help="stop at an unreadable image")
     parser.add_argument(
-        "--overwrite", action="store_true", help="start afresh, dropping what LATENTS_OUT holds"
+        "--overwrite", action="store_true", help="start afresh and drop what --latents-out holds"
     )
     parser.add_argument(
         "--input-range",
@@ -50,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--distance",
         metavar="RULE",
-        help="how its codebook is searched: l2, cosine, dot or gumbel, where no file says",
+        help="distance of the codebook search, where no file says: l2, cosine, dot or gumbel",
     )
     parser.add_argument(
         "--compile",
@@ -79,7 +93,7 @@ def main() -> None:
         args.cfg_path,
         input_range=args.input_range,
         distance=args.distance,
-        precision=utils.explicit(args.precision, "auto"),
+        precision=args.precision,
     ).to(device)
     if utils.explicit(args.compile, device.type == "cuda"):
         codec.compile(quiet=args.quiet)

@@ -1,4 +1,4 @@
-"""Fetches 3,391 3D emoji and lays them out as OUT/GROUP/CODEPOINTS.png, to train on."""
+"""Fetch 3,391 3D emoji with npm and write them as OUT/GROUP/CODEPOINTS.png, to train on."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,9 @@ def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
-    parser.add_argument("--size", type=int, default=256, metavar="N", help="side in pixels (256)")
+    parser.add_argument(
+        "--size", type=int, default=256, metavar="N", help="side in pixels (default: 256)"
+    )
     parser.add_argument(
         "--background", choices=BACKGROUNDS, default="grey", help="light grey (default) or white"
     )
@@ -22,7 +24,10 @@ def parse_args() -> argparse.Namespace:
         help="leave out the variants in five skin tones, 1,520 of the images",
     )
     parser.add_argument(
-        "--tarballs", type=Path, metavar="DIR", help="folder with both npm packages as .tgz"
+        "--tarballs",
+        type=Path,
+        metavar="DIR",
+        help="folder with both npm packages as .tgz, in place of npm",
     )
     exists = parser.add_mutually_exclusive_group()
     exists.add_argument("--overwrite", action="store_true", help="replace what OUT holds")

@@ -11,15 +11,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import utils
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
-from sundae.config.run_file import sampling_flags
 from sundae.editing.files import name_images, prepare_out_dir, read_edits, write_samples
 from sundae.editing.masks import MASK_KINDS, mask_kind, read_mask
 from sundae.editing.request import EditRequest, parse_margins
 from sundae.editing.sampler import Sampler
 from sundae.sampling.canvas import parse_canvas
-from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, say, seed_everything
 
 # The flags of which one says what to repaint.
 EDITS = ("--inpaint-strategy", "--mask", "--outpaint", "--image-to-image")
@@ -29,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_common_flags(parser)
+    utils.add_common_flags(parser)
     flag = parser.add_argument
     flag("images", type=Path, metavar="IMG_OR_DIR", help="an image, or a folder of images")
     flag("--resume", type=Path, metavar="PATH", help="run folder (its best checkpoint) or "
@@ -68,8 +67,8 @@ def parse_args() -> argparse.Namespace:
             note = "" if field.default is None else f" ({field.default:g})"
             group.add_argument(f"--{kind}-{name}", type=number, metavar="N",
                                help=f"{field.description}{note}")  # fmt: skip
-    add_sampling_flags(parser)
-    flag("--raw-weights", action="store_true", help="not their moving average")
+    utils.add_sampling_flags(parser)
+    flag("--raw-weights", action="store_true", help="the weights, not their moving average")
     flag("--cuda-vqgan", action="store_true", help="encode and decode on the GPU")
     flag("--no-tqdm", action="store_true", help="no progress bar")
     return parser.parse_args()
@@ -102,12 +101,12 @@ def main() -> None:
         raise UserError("--nb-inpaint, --nb-samples and --batch-size must be at least 1")
     request = parse_edit(args)
     images = name_images(args.images, args.nb_inpaint)
-    device = choose_device(args.no_cuda, args.quiet)
+    device = utils.choose_device(args.no_cuda, args.quiet)
     sampler = Sampler.from_pretrained(
         args.resume,
         run_file=args.cfg_path,
         overrides=args.overrides,
-        flags=sampling_flags(args),
+        flags=utils.sampling_flags(args),
         ema=not args.raw_weights,
         device=device,
         codec_device=device if args.cuda_vqgan else "cpu",
@@ -116,7 +115,7 @@ def main() -> None:
     )
     if args.canvas:
         request = replace(request, canvas=parse_canvas(args.canvas, sampler.codec.factor))
-    seed, sampling = seed_everything(args.seed), sampler.cfg.sampling
+    seed, sampling = utils.seed_everything(args.seed), sampler.cfg.sampling
     sampler.class_rows(args.classes, count, null_default=True, guided=sampling.is_guided)
     edits, unreadable = read_edits(
         images,
@@ -137,11 +136,11 @@ def main() -> None:
                     samples.append(state.pixels())
             write_samples(out_dir / name, torch.cat(samples), edit, sampler.codec)
     for error in unreadable:
-        say(f"skipped {error}")
-    say(f"{count} samples of each of {len(edits)} images in {out_dir} "
+        utils.say(f"skipped {error}")
+    utils.say(f"{count} samples of each of {len(edits)} images in {out_dir} "
         f"(step {sampler.step}, seed {seed}, "
         f"strategy {sampling.resolved_strategy})")  # fmt: skip
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    utils.run_cli(main)

@@ -1,4 +1,4 @@
-"""Encodes and decodes images with a VQ-GAN: originals left, reconstructions right, and scores."""
+"""Reconstruct images with a VQ-GAN: originals left, reconstructions right, and scores."""
 
 import argparse
 from pathlib import Path
@@ -29,9 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN"
     )
-    parser.add_argument(
-        "--cfg-path", type=Path, metavar="FILE", help="its YAML or JSON, where it needs one"
-    )
+    parser.add_argument("--cfg-path", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
     parser.add_argument(
         "--out", type=Path, default=Path("recon.png"), help="image to write (default: recon.png)"
     )
@@ -43,17 +41,19 @@ def parse_args() -> argparse.Namespace:
         "--fit",
         choices=FITS,
         default="resize",
-        help="for sides that cannot be cut into patches (default: resize to the nearest that can)",
+        help="treatment of sides that are no multiple of the patch size (default: resize)",
     )
     parser.add_argument("--rows", type=positive, default=8, help="pairs to show (default: 8)")
-    parser.add_argument("--batch-size", type=positive, default=8, help="images at once")
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, help="images at once (default: 8)"
+    )
     parser.add_argument(
         "--input-range",
         choices=INPUT_RANGES,
         help="pixels of the network, [-1, 1] or [0, 1], where no file says",
     )
     parser.add_argument(
-        "--distance", choices=DISTANCES, help="how its codebook is searched, where no file says"
+        "--distance", choices=DISTANCES, help="distance of the codebook search, where no file says"
     )
     utils.add_common_flags(parser, "--seed", "--no-cuda", "--precision", "--legacy-cfg", "--quiet")
     return parser.parse_args()

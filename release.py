@@ -1,4 +1,4 @@
-"""Writes a prior and its codec as one folder to give away.
+"""Write a prior and its codec as one folder to give away.
 
 OUT/checkpoint.json describes it: step, config, classes, codec, metrics. OUT/model.safetensors holds
 the averaged weights in float16, OUT/vqgan.safetensors the codec in float16, OUT/vqgan.json what the
@@ -17,7 +17,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to create")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT, but for its README")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT, except its README.md"
+    )
     return parser.parse_args()
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
-from sundae.config.run_file import sampling_flags
 from sundae.sampling.canvas import parse_canvas
 from sundae.sampling.output import prepare_out_dir, write_samples
 from sundae.sampling.sampler import BaseSampler
@@ -14,6 +13,7 @@ from utils import (
     add_sampling_flags,
     choose_device,
     run_cli,
+    sampling_flags,
     say,
     seed_everything,
 )
@@ -29,18 +29,18 @@ def parse_args() -> argparse.Namespace:
         metavar="PATH",
         help="run folder (its best checkpoint) or checkpoint; the bundled model by default",
     )
-    flag("--nb-samples", type=int, metavar="N", help="how many PNGs to write")
-    flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (64)")
+    flag("--nb-samples", type=int, metavar="N", help="number of images")
+    flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
     add_sampling_flags(parser)
     flag("--class", dest="classes", action="append", metavar="NAME", help="a class by name or "
-         "number, repeatable; all classes evenly unless given")  # fmt: skip
+         "number, repeatable; by default all classes in turn")  # fmt: skip
     flag("--canvas", metavar="HxW", help="sample a larger grid than the network was trained on, by "
          "overlapping windows: in tokens (32x64) or pixels (1024x2048px)")  # fmt: skip
-    flag("--out-dir", type=Path, metavar="DIR", help="folder of the PNGs (samples/NAME_TIME)")
+    flag("--out-dir", type=Path, metavar="DIR", help="folder (default: samples/NAME_TIME)")
     flag("--count-offset", type=int, default=0, metavar="N", help="number of the first sample: "
-         "with the same seed, several calls share out one long run")  # fmt: skip
+         "with the same seed, several calls divide one long run")  # fmt: skip
     flag("--overwrite", action="store_true", help="replace files of the same names")
-    flag("--raw-weights", action="store_true", help="not their moving average")
+    flag("--raw-weights", action="store_true", help="the weights, not their moving average")
     flag("--cuda-vqgan", action="store_true", help="decode on the GPU")
     flag("--no-tqdm", action="store_true", help="no progress bar")
     return parser.parse_args()

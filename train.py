@@ -5,7 +5,7 @@ import sys
 
 from sundae.codec.interface import open_codec
 from sundae.common.errors import UserError
-from sundae.config.run_file import RunConfig, load_config, parse_config, update_config
+from sundae.config.run_file import RunConfig, load_config, parse_config
 from sundae.prior.checkpoint import Checkpoint, open_checkpoint
 from sundae.sampling.grids import SampleGrids
 from sundae.training.experiment import check_run, run_training
@@ -26,14 +26,13 @@ def parse_args() -> argparse.Namespace:
 
 def read_config(args: argparse.Namespace, checkpoint: Checkpoint | None) -> RunConfig:
     """The run file, or the one in the checkpoint; flags win."""
-    if args.cfg_path is not None:
-        cfg = load_config(args.cfg_path, args.overrides)
-    elif checkpoint is not None:
-        cfg = parse_config(checkpoint.info.config, str(checkpoint.folder), args.overrides)
-    else:
-        raise UserError("nothing to train: give --cfg-path FILE, or --resume RUN to go on")
     flags = training_flags(args, "trainer")
-    return update_config(cfg, flags, str(args.cfg_path or args.resume))
+    if args.cfg_path is not None:
+        return load_config(args.cfg_path, args.overrides, flags)
+    if checkpoint is None:
+        raise UserError("nothing to train: give --cfg-path FILE, or --resume RUN to go on")
+    values = checkpoint.info.config
+    return parse_config(values, str(checkpoint.folder), args.overrides, flags)
 
 
 def main() -> None:

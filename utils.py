@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ import torch
 from sundae.common.errors import UserError
 from sundae.common.naming import printable
 from sundae.common.precision import PRECISIONS
+from sundae.config.flags import add_flags, values_of
+from sundae.config.sections import SamplingConfig, TrainerConfig, WandbConfig
 
 Value = TypeVar("Value")
 
@@ -107,7 +110,7 @@ _COMMON_FLAGS: dict[str, dict[str, Any]] = {
     },
     "--legacy-cfg": {
         "action": "store_true",
-        "help": "accepted for old command lines; no longer needed, old layouts are recognised",
+        "help": "accepted for old command lines; has no effect",
     },
     "--quiet": {"action": "store_true", "help": "print results and errors only"},
     "--set": {
@@ -134,55 +137,40 @@ def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: An
                                 help="the same as --precision fp32")  # fmt: skip
 
 
-# The names that [sampling] takes; tests/test_utils.py compares them with its types.
-STRATEGIES = ("auto", "random", "confidence", "halton", "argmax", "renoise")
-CURVES = ("linear", "cosine", "constant")
-
-
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every key of [sampling] that says how to sample; none has a default.
+    """Add a flag for every key of [sampling] that says how to sample; none has a default."""
+    group = parser.add_argument_group(
+        "how to sample",
+        "keys of [sampling], by default as in the run file; in brackets the default of such a key",
+    )
+    keys = [field.name for field in fields(SamplingConfig) if field.name != "nb_samples"]
+    add_flags(group, SamplingConfig, *keys)
 
-    `sundae.config.run_file.sampling_flags` makes changes of them.
+
+def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Dotted keys of the run file that the flags of `add_sampling_flags` set, None where not given.
+
+    A script's own --nb-samples is among them.
     """
-    curves = f"{', '.join(CURVES[:-1])} or {CURVES[-1]}"
-    flag = parser.add_argument
-    flag("--steps", type=int, metavar="N", help="refinement steps at most")
-    flag("--strategy", metavar="NAME", help="which tokens take a new value in a step: "
-         f"{', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}; auto is renoise for up to 16 steps, "
-         "else random")  # fmt: skip
-    flag("--temperature", type=float, metavar="T", help="of the first step's draws; 0 is argmax")
-    flag("--end-temperature", type=float, metavar="T", help="of the last step's draws")
-    flag("--temperature-curve", metavar="NAME", help=f"between the two: {curves}")
-    flag("--sample-proportion", type=float, metavar="P", help="share of tokens renewed, first step")
-    flag("--end-sample-proportion", type=float, metavar="P", help="the same in the last step")
-    flag("--proportion-curve", metavar="NAME", help=f"between the two: {curves}")
-    flag("--guidance", type=float, metavar="G", help="weight of the class in the first step; 1 is "
-         "the network's own, other values need net.class_dropout in training")  # fmt: skip
-    flag("--end-guidance", type=float, metavar="G", help="the same in the last step")
-    flag("--guidance-curve", metavar="NAME", help=f"between the two: {curves}")
-    flag("--top-k", type=int, metavar="N", help="draw among the N most likely codes; 0 for all")
-    flag("--top-p", type=float, metavar="P", help="draw among the most likely codes that make up "
-         "this probability; 1 for all")  # fmt: skip
-    flag("--choice-temperature", type=float, metavar="T", help="randomness of the choice of "
-         "--strategy confidence in the first step; it fades")  # fmt: skip
-    flag("--min-steps", type=int, metavar="N", help="steps before a sample may stop early")
-    flag("--no-early-stop", action="store_true", help="do all steps, changed or not")
-    flag("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the steps, with "
-         "CUDA graphs on a GPU; the first takes a minute; by default where that pays")  # fmt: skip
+    return values_of(args, SamplingConfig)
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every training script has."""
     flag = parser.add_argument
-    flag("--resume", type=Path, metavar="PATH", help="run folder or checkpoint to go on from")
-    flag("--run-dir", type=Path, metavar="DIR", help="folder of this run (exp_dir/exp_name_TIME)")
-    flag("--no-save", action="store_true", help="write nothing: no checkpoints, curves or pictures")
+    flag("--resume", type=Path, metavar="PATH", help="run folder or checkpoint to continue from")
+    flag(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of this run (default: exp_dir/exp_name_TIME)",
+    )
+    flag("--no-save", action="store_true", help="write nothing: no checkpoints, curves or images")
     parser.set_defaults(precision=None)  # the run file's
-    flag("--nb-workers", type=int, metavar="N", help="processes that read data")
+    add_flags(parser, TrainerConfig, "nb_workers")
     flag("--wandb", action="store_true", help="log to Weights & Biases")
-    flag("--wandb-project", metavar="NAME", help="overrides wandb.project")
-    flag("--wandb-entity", metavar="NAME", help="overrides wandb.entity")
-    flag("--wandb-offline", action="store_true", help="as --wandb, but keep its log on disk")
+    add_flags(parser, WandbConfig, "project", "entity")
+    flag("--wandb-offline", action="store_true", help="as --wandb, but with the log on disk only")
 
 
 def training_flags(args: argparse.Namespace, section: str) -> dict[str, Any]:
@@ -200,7 +188,6 @@ def training_flags(args: argparse.Namespace, section: str) -> dict[str, Any]:
         "save_outputs": False if args.no_save else None,
     }
     return {f"{section}.{name}": value for name, value in loop.items()} | {
-        "wandb.project": args.wandb_project,
-        "wandb.entity": args.wandb_entity,
+        **values_of(args, WandbConfig, "project", "entity"),
         "wandb.mode": "offline" if args.wandb_offline else None,
     }

@@ -33,7 +33,7 @@ from sundae.common.compiling import Compiled
 from sundae.common.files import make_folder
 from sundae.common.folders import remove_tree
 from sundae.common.images import load_image, save_image, to_tensor
-from sundae.common.precision import Precision, has_bf16
+from sundae.common.precision import has_bf16
 from sundae.config.run_file import RunConfig, load_config
 from sundae.data.dataset import open_latents
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
@@ -224,8 +224,8 @@ def check_sample(bench: Bench) -> None:
 
 def sample_tokens(bench: Bench, device: torch.device, compiled: Compiled | None) -> Tensor:
     """(8, length) int64: tokens of the bundled model in float32 after 8 steps."""
-    if bench.tiny:  # the bundled model compiles for half a minute on a CPU
-        sampler = random_sampler(digits_config(bench), device, "fp32")
+    if bench.tiny:  # the bundled model takes half a minute to compile on a CPU
+        sampler = random_sampler(digits_config(bench), device, precision="fp32")
     else:
         sampler = BaseSampler.from_pretrained(device=device, precision="fp32")
     sampler.compiled = compiled
@@ -233,12 +233,10 @@ def sample_tokens(bench: Bench, device: torch.device, compiled: Compiled | None)
     return last.tokens.flatten(1).cpu()
 
 
-def random_sampler(
-    cfg: RunConfig, device: torch.device, precision: Precision = "auto"
-) -> BaseSampler:
-    """Of tokens only."""
-    net = random_network(cfg).to(device)
-    return BaseSampler(net, PixelCodec(2), cfg, device=device, precision=precision)
+def random_sampler(cfg: RunConfig, device: torch.device, **options: Any) -> BaseSampler:
+    """A sampler of `random_network`."""
+    codec = PixelCodec(cfg.data.vocab_size)
+    return BaseSampler(random_network(cfg).to(device), codec, cfg, device=device, **options)
 
 
 def random_network(cfg: RunConfig) -> HourglassTransformer:
@@ -335,10 +333,10 @@ def check_waiting(bench: Bench) -> None:
     """Neither a sampling step nor a training step makes the host wait for the GPU."""
     cfg, device = digits_config(bench), bench.device
     sampler = random_sampler(cfg, device)
-    net, classes = sampler.network, torch.arange(8, device=device) % cfg.net.num_classes
+    net, classes = sampler.network, (torch.arange(8) % cfg.net.num_classes).to(device)
     for strategy in STRATEGIES:
-        sampling = replace(cfg.sampling, strategy=strategy, steps=6, early_stop=False)
-        running = sampler.refine_tokens(sample_seeds(0, 8).to(device), classes, sampling)
+        schedule = replace(cfg.sampling, strategy=strategy, steps=6, early_stop=False)
+        running = sampler.refine_tokens(sample_seeds(0, 8).to(device), classes, schedule)
         next(running), next(running)  # the first step may wait
         does_not_wait(bench, strategy, lambda running=running: list(running))
     tokens = torch.zeros(8, cfg.data.sequence_length, dtype=torch.int64, device=device)

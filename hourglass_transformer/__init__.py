@@ -1,6 +1,6 @@
 """An hourglass transformer over 2-D token grids: tokens (and a class) in, logits out."""
 
-from .config import HourglassConfig
+from .config import NetConfig
 from .model import HourglassTransformer
 
-__all__ = ["HourglassConfig", "HourglassTransformer"]
+__all__ = ["HourglassTransformer", "NetConfig"]

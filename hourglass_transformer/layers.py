@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import HourglassConfig
+from .config import Level, NetConfig
 from .windows import Windows
 
 # Keys up to which bfloat16 attention weights may stand in a CPU's memory.
@@ -38,10 +38,9 @@ class ScaleNorm(nn.Module):
         return F.normalize(x.float(), dim=-1, eps=1e-6).to(x.dtype) * self.scale
 
 
-def make_norm(cfg: HourglassConfig, level: int = 0) -> nn.Module:
-    """The normalisation that the config asks for, over the last dimension, a level's width."""
-    dim = cfg.level_dim(level)
-    return ScaleNorm(dim) if cfg.use_scalenorm else nn.LayerNorm(dim)
+def make_norm(cfg: NetConfig, level: Level) -> nn.Module:
+    """Normalisation over the last dimension, which is the level's width."""
+    return ScaleNorm(level.dim) if cfg.use_scalenorm else nn.LayerNorm(level.dim)
 
 
 def axial_rotation(rows: Tensor, columns: Tensor, extent: tuple[int, int], width: int) -> Rotation:
@@ -146,10 +145,10 @@ class Attention(nn.Module):
 
     def __init__(
         self,
-        cfg: HourglassConfig,
-        level: int = 0,
+        cfg: NetConfig,
+        level: Level,
         *,
-        context_level: int | None = None,
+        context_level: Level | None = None,
         shifted: bool = False,
     ) -> None:
         """Args:
@@ -158,13 +157,13 @@ class Attention(nn.Module):
         shifted: displace the windows, if there are any, by half their side.
         """
         super().__init__()
-        self.windows = Windows.of(cfg, level, context_level, shifted)
-        self.heads, self.dropout = cfg.level_heads(level), cfg.attn_dropout
-        dim, inner = cfg.level_dim(level), self.heads * cfg.head_width
+        self.windows = Windows.of(level, context_level, shifted)
+        self.heads, self.dropout = level.num_heads, cfg.attn_dropout
+        dim, inner = level.dim, level.num_heads * cfg.head_width
         self.crosses = context_level is not None
         if context_level is not None:
             self.to_q = nn.Linear(dim, inner, bias=False)
-            self.to_kv = nn.Linear(cfg.level_dim(context_level), 2 * inner, bias=False)
+            self.to_kv = nn.Linear(context_level.dim, 2 * inner, bias=False)
         else:
             self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
@@ -220,9 +219,9 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear maps around a GELU, or around a SiLU gate when the config asks for a GLU."""
 
-    def __init__(self, cfg: HourglassConfig, level: int = 0) -> None:
+    def __init__(self, cfg: NetConfig, level: Level) -> None:
         super().__init__()
-        dim = cfg.level_dim(level)
+        dim = level.dim
         self.gated = cfg.use_glu
         # Two thirds of the width keep the parameters equal when a third matrix comes in.
         hidden = int(dim * cfg.ff_mult * (2 / 3 if self.gated else 1))
@@ -244,10 +243,10 @@ class Layer(nn.Module):
 
     def __init__(
         self,
-        cfg: HourglassConfig,
-        level: int = 0,
+        cfg: NetConfig,
+        level: Level,
         *,
-        context_level: int | None = None,
+        context_level: Level | None = None,
         shifted: bool = False,
     ) -> None:
         """Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .config import Depth, HourglassConfig
+from .config import Level, NetConfig
 from .layers import Layer, Rotation, axial_rotation, grid_positions, make_norm
 from .resampling import Downsample, Upsample
 from .windows import Windows
@@ -42,22 +42,24 @@ class Stage(nn.Module):
 
     gradient_checkpointing = False
 
-    def __init__(self, cfg: HourglassConfig, depth: Depth, level: int) -> None:
+    def __init__(self, cfg: NetConfig, level: Level, *coarser: Level) -> None:
         super().__init__()
-        before, after = (depth, 0) if isinstance(depth, int) else (depth[0], depth[2])
-        self.cfg, self.level = cfg, level
+        before, after = level.layers
+        self.grid, self.head_width = level.grid, cfg.head_width
         self.before = nn.ModuleList(Layer(cfg, level, shifted=i % 2 == 1) for i in range(before))
         self.after = nn.ModuleList(Layer(cfg, level, shifted=i % 2 == 0) for i in range(after))
         self.down: Downsample | None = None
-        if not isinstance(depth, int):
-            self.down, self.up = Downsample(cfg, level), Upsample(cfg, level)
-            self.valley = Stage(cfg, depth[1], level + 1)
+        if coarser:
+            self.down, self.up = (
+                Downsample(cfg, level, coarser[0]),
+                Upsample(cfg, level, coarser[0]),
+            )
+            self.valley = Stage(cfg, *coarser)
         self.tables = RotaryTables(self._rotations()) if cfg.use_rotary else None
 
     def _rotations(self) -> list[Rotation]:
         """Tables of this grid's own layers, then, across the levels, of fine and coarse tokens."""
-        grid = self.cfg.level_grid(self.level)
-        own = axial_rotation(*grid_positions(grid), grid, self.cfg.head_width)
+        own = axial_rotation(*grid_positions(self.grid), self.grid, self.head_width)
         return [own, *(self.down.rotations() if self.down is not None else ())]
 
     def reset_tables(self) -> None:
@@ -96,23 +98,30 @@ class Stage(nn.Module):
 
 
 class HourglassTransformer(nn.Module):
-    """Denoises a token grid: for every position, logits over the whole codebook.
+    """Denoises a token grid: for every position, logits over the whole codebook."""
 
-    With `depth` an int in the config this is a plain transformer encoder.
-    """
+    def __init__(self, cfg: NetConfig, *, vocab_size: int, grid: tuple[int, int]) -> None:
+        """Args:
+            cfg: [net] of a run file.
+            vocab_size: number of distinct tokens.
+            grid: (height, width) in tokens.
 
-    def __init__(self, cfg: HourglassConfig) -> None:
+        Raises:
+            ConfigError: a grid that the configuration does not fit.
+        """
         super().__init__()
-        self.cfg = cfg
-        length, dim = cfg.grid[0] * cfg.grid[1], cfg.level_dim(0)
-        self.token_embedding = nn.Embedding(cfg.vocab_size, dim)
-        classes = cfg.num_classes + cfg.null_class
+        cfg.check_grid(grid)
+        self.cfg, self.vocab_size, self.grid = cfg, vocab_size, grid
+        levels = cfg.levels(grid)
+        length, dim = grid[0] * grid[1], levels[0].dim
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        classes = cfg.num_classes + (cfg.null_class is not None)
         self.class_embedding = nn.Embedding(classes, dim) if cfg.num_classes else None
         self.position = None if cfg.use_rotary else nn.Parameter(torch.empty(length, dim))
         self.dropout = nn.Dropout(cfg.emb_dropout)
-        self.stage = Stage(cfg, cfg.depth, level=0)
-        self.norm = make_norm(cfg)
-        self.to_logits = nn.Linear(dim, cfg.vocab_size)
+        self.stage = Stage(cfg, *levels)
+        self.norm = make_norm(cfg, levels[0])
+        self.to_logits = nn.Linear(dim, vocab_size)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -128,7 +137,7 @@ class HourglassTransformer(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.5)
         for branch_end in self._branch_ends():
-            branch_end.weight.data.mul_(1 / math.sqrt(2 * self.cfg.nb_layers))
+            branch_end.weight.data.mul_(1 / math.sqrt(2 * self.cfg.num_layers))
         if self.position is not None:
             nn.init.normal_(self.position, std=0.5)
         nn.init.zeros_(self.to_logits.weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from .config import HourglassConfig
+from .config import Level, NetConfig
 from .layers import Layer, Rotation, at_positions, axial_rotation, grid_positions
 
 
@@ -35,17 +35,15 @@ class _Resample(nn.Module):
     true distances.
     """
 
-    def __init__(self, cfg: HourglassConfig, level: int, *, onto: int) -> None:
-        """level: the fine one's; onto: that of the result, which looks at the other."""
+    def __init__(self, cfg: NetConfig, fine: Level, level: Level, context: Level) -> None:
+        """Args:
+        fine: the finer one of the two.
+        level: the one of the result, whose tokens attend to those of the context.
+        context: the other one.
+        """
         super().__init__()
-        self.grid, self.side, self.use_rotary = (
-            cfg.level_grid(level),
-            cfg.cell_side(level),
-            cfg.use_rotary,
-        )
-        self.width = cfg.head_width
-        other = 2 * level + 1 - onto
-        self.layer = Layer(cfg, onto, context_level=other) if cfg.attn_resampling else None
+        self.grid, self.side, self.width = fine.grid, fine.cell, cfg.head_width
+        self.layer = Layer(cfg, level, context_level=context) if cfg.attn_resampling else None
 
     def rotations(self) -> tuple[Rotation, Rotation]:
         """Tables of the (fine, coarse) tokens, raster order."""
@@ -58,9 +56,9 @@ class _Resample(nn.Module):
 class Downsample(_Resample):
     """Shorten: one token a cell; then, by attention, that token looks at the tokens of its cell."""
 
-    def __init__(self, cfg: HourglassConfig, level: int) -> None:
-        super().__init__(cfg, level, onto=level + 1)
-        merged, dim = self.side**2 * cfg.level_dim(level), cfg.level_dim(level + 1)
+    def __init__(self, cfg: NetConfig, fine: Level, coarse: Level) -> None:
+        super().__init__(cfg, fine, level=coarse, context=fine)
+        merged, dim = self.side**2 * fine.dim, coarse.dim
         self.project = nn.Linear(merged, dim) if cfg.resampling == "linear" else None
 
     def forward(self, fine: Tensor, rotations: tuple[Rotation, Rotation] | None) -> Tensor:
@@ -103,9 +101,9 @@ class Upsample(_Resample):
     keys would never learn.
     """
 
-    def __init__(self, cfg: HourglassConfig, level: int) -> None:
-        super().__init__(cfg, level, onto=level)
-        merged, dim = self.side**2 * cfg.level_dim(level), cfg.level_dim(level + 1)
+    def __init__(self, cfg: NetConfig, fine: Level, coarse: Level) -> None:
+        super().__init__(cfg, fine, level=fine, context=coarse)
+        merged, dim = self.side**2 * fine.dim, coarse.dim
         self.project = nn.Linear(dim, merged) if cfg.resampling == "linear" else None
 
     def forward(

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import HourglassConfig
+from .config import Level
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,21 @@ class Windows(nn.Module):
         self.reset()
 
     @classmethod
-    def of(
-        cls, cfg: HourglassConfig, level: int, context_level: int | None, shifted: bool
-    ) -> Windows | None:
+    def of(cls, level: Level, context: Level | None, shifted: bool) -> Windows | None:
         """Of the attention of a level to itself or to a coarser one; None where it sees everything.
 
         A displaced partition moves by half a window along every axis that has several windows.
         """
-        window, grid = cfg.level_window(level), cfg.level_grid(level)
-        if window is None or (context_level is not None and context_level < level):
+        window, grid, side = level.window, level.grid, level.cell
+        if window is None or (context is not None and context.index < level.index):
             return None
-        if context_level is None:
-            axes = zip(grid, window, strict=True)
-            rows, columns = (side // 2 if shifted and size > side else 0 for size, side in axes)
+        if context is None:
+            rows, columns = (
+                part // 2 if shifted and size > part else 0 for size, part in zip(grid, window)
+            )
             own = Partition(grid, window, (rows, columns))
             return cls(own, own)
-        side = cfg.cell_side(level)
-        coarse = Partition(
-            (grid[0] // side, grid[1] // side), (window[0] // side, window[1] // side)
-        )
+        coarse = Partition(context.grid, (window[0] // side, window[1] // side))
         return cls(Partition(grid, window), coarse)
 
     def reset(self) -> None:

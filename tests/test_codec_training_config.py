@@ -93,7 +93,7 @@ def test_what_is_wrong_is_said_in_one_line_that_names_the_key() -> None:
     assert "training.lr_scheduler_kwargs: the schedule 'cosine' needs" in refusal(
         values(lr_scheduler_name="cosine")
     )
-    assert "no such section; did you mean 'training'" in refusal({"trainng": {}})
+    assert "no such section or key; did you mean 'training'" in refusal({"trainng": {}})
     assert "must be taming.models.vqgan.VQModel" in refusal(
         {"model": {**values()["model"], "target": "taming.models.vqgan.GumbelVQ"}}
     )
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_said_in_one_line_that_names_the_key() -> None:
     assert "double_z True, expected False" in refusal(with_dd(double_z=True))
     assert "does not say z_channels" in refusal(with_dd(z_channels=None))
     assert "ddconfig is missing" in refusal({"model": {"target": None}})
-    assert "the section model is missing" in _missing_model()
+    assert "x.yaml: model is missing; expected a section model" in _missing_model()
 
 
 def _missing_model() -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import small_nets
 import torch
 from conftest import LEVELS, make_schedule
 from fake_cuda import (
@@ -25,7 +26,6 @@ from fake_cuda import (
 )
 from torch import Tensor, nn
 
-from hourglass_transformer import HourglassConfig, HourglassTransformer
 from sundae.codec.interface import Codec, PixelCodec
 from sundae.common.compiling import Compiled
 from sundae.common.precision import Precision
@@ -156,9 +156,8 @@ class Network:
     """A network with its inputs, for either device."""
 
     def __init__(self, name: str) -> None:
-        torch.manual_seed(0)
-        basic: dict[str, Any] = {"dim": 16, "nb_heads": 2, "depth": (1, 1, 1), "num_classes": 3}
-        self.net = HourglassTransformer(HourglassConfig(11, (8, 8), **basic | NETWORKS[name]))
+        changes = {"num_classes": 3} | NETWORKS[name]
+        self.net = small_nets.network(vocab_size=11, grid=(8, 8), **changes)
         nn.init.normal_(self.net.to_logits.weight)
         self.tokens = torch.randint(11, (2, 64))
         self.classes = torch.tensor([0, 2]) if self.net.class_embedding else None

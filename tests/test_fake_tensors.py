@@ -12,13 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import small_nets
 import torch
 from conftest import make_schedule
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from hourglass_transformer import HourglassConfig, HourglassTransformer
+from hourglass_transformer import HourglassTransformer
 from sundae.codec.vqgan.architecture import Architecture, Stack
 from sundae.codec.vqgan.backbone import VQGAN
 from sundae.codec.vqgan.codec import Rules, VQGANCodec
@@ -63,10 +64,9 @@ def fake() -> Iterator[FakeTensorMode]:
 
 
 def network(**changes: Any) -> HourglassTransformer:
-    values = {"grid": GRID, "dim": 16, "nb_heads": 2, "depth": (1, 1, 1), "num_classes": CLASSES}
-    cfg = HourglassConfig(CODES, **(values | {"null_class": True} | changes))
+    values = {"num_classes": CLASSES, "class_dropout": 0.1}
     with torch.device("cuda"):
-        return HourglassTransformer(cfg)
+        return small_nets.network(vocab_size=CODES, **{"grid": GRID} | values | changes)
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -87,7 +87,7 @@ def on_cuda(value: Any) -> Any:
 @pytest.mark.parametrize("count", [None, 5])
 def test_forward_pass(changes: dict[str, Any], count: int | None, fake: FakeTensorMode) -> None:
     net = network(**changes)
-    length = net.cfg.grid[0] * net.cfg.grid[1]
+    length = net.grid[0] * net.grid[1]
     positions = None if count is None else zeros(BATCH, count)
     with torch.no_grad():
         logits = net(zeros(BATCH, length), zeros(BATCH), positions)

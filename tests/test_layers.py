@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_nets import net_config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hourglass_transformer import HourglassConfig, layers
+from hourglass_transformer import layers
+from hourglass_transformer.config import Level, NetConfig
 from hourglass_transformer.layers import (
     Attention,
     FeedForward,
@@ -25,10 +27,10 @@ from sundae.common import precision
 from sundae.common.precision import Precision
 
 
-def config(**changes: Any) -> HourglassConfig:
-    """A plain transformer, two heads of width 8."""
-    values: dict[str, Any] = {"vocab_size": 5, "grid": (4, 6), "dim": 16, "nb_heads": 2, "depth": 1}
-    return HourglassConfig(**(values | changes))
+def config(**changes: Any) -> tuple[NetConfig, Level]:
+    """A plain transformer, two heads of width 8, and its only level."""
+    cfg = net_config(**{"depth": 1} | changes)
+    return cfg, *cfg.levels((4, 6))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -111,7 +113,7 @@ def test_positions_are_in_raster_order_and_coarse_ones_at_the_centres_of_their_c
 
 def test_rotary_reaches_every_head(attended: list[tuple[Tensor, Tensor, Tensor]]) -> None:
     torch.manual_seed(0)
-    attention, x = Attention(config(nb_heads=4, dim=32)), noise(2, 24, 32)
+    attention, x = Attention(*config(nb_heads=4, dim=32)), noise(2, 24, 32)
     tables = axial_rotation(*grid_positions((4, 6)), (4, 6), 8)
     attention(x)
     attention(x, q_rotation=tables, k_rotation=tables)
@@ -130,7 +132,7 @@ def test_rotary_stays_accurate_under_bfloat16(
     """An angle of 60 radians kept in bfloat16 would be wrong by a quarter of a radian."""
     torch.manual_seed(0)
     grid = (1, 64)
-    attention, x = Attention(config(nb_heads=2, dim=32)), noise(1, 64, 32)
+    attention, x = Attention(*config(nb_heads=2, dim=32)), noise(1, 64, 32)
     tables = axial_rotation(*grid_positions(grid), grid, 16)
     with torch.autocast("cpu", torch.bfloat16):
         attention(x)
@@ -215,7 +217,8 @@ def written_out(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
 @pytest.mark.parametrize("crosses", [False, True])
 def test_attention_is_softmax_attention_of_every_head(crosses: bool, dim_head: int | None) -> None:
     torch.manual_seed(0)
-    attention = Attention(config(dim_head=dim_head), context_level=0 if crosses else None)
+    cfg, level = config(dim_head=dim_head)
+    attention = Attention(cfg, level, context_level=level if crosses else None)
     x, other = noise(3, 5, 16, seed=1), noise(3, 9, 16, seed=2)
     result = attention(x, other) if crosses else attention(x)
     expected = written_out(attention, x.double(), (other if crosses else x).double())
@@ -229,7 +232,7 @@ def test_attention_width_follows_dim_unless_dim_head_is_given(
     dim: int, dim_head: int | None, inner: int
 ) -> None:
     with torch.device("meta"):
-        attention = Attention(config(dim=dim, nb_heads=16, dim_head=dim_head))
+        attention = Attention(*config(dim=dim, nb_heads=16, dim_head=dim_head))
     assert attention.to_qkv.weight.shape == (3 * inner, dim)
     assert attention.to_out.weight.shape == (dim, inner)
 
@@ -237,7 +240,7 @@ def test_attention_width_follows_dim_unless_dim_head_is_given(
 @pytest.mark.parametrize("part", ["attn_dropout", "ff_dropout"])
 def test_dropout_acts_in_training_only(part: str) -> None:
     torch.manual_seed(0)
-    layer, x = Layer(config(**{part: 0.5})), noise(1, 24, 16)
+    layer, x = Layer(*config(**{part: 0.5})), noise(1, 24, 16)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
@@ -258,7 +261,12 @@ def test_scalenorm_gives_every_token_the_same_length(factor: float) -> None:
 
 def test_a_layer_normalises_what_it_looks_at_and_adds_to_what_it_was_given() -> None:
     torch.manual_seed(0)
-    layer, x, context = Layer(config(), context_level=0), noise(2, 5, 16), noise(2, 7, 16, seed=1)
+    cfg, level = config()
+    layer, x, context = (
+        Layer(cfg, level, context_level=level),
+        noise(2, 5, 16),
+        noise(2, 7, 16, seed=1),
+    )
     change = layer(x, context) - x
     assert torch.allclose(layer(x, 100 * context) - x, change, atol=1e-4)
     assert torch.allclose(layer(100 * x, context) - 100 * x, change, atol=0.5)
@@ -270,8 +278,8 @@ def test_a_layer_normalises_what_it_looks_at_and_adds_to_what_it_was_given() -> 
 
 def test_a_gated_feed_forward_is_swiglu_at_about_equal_parameters() -> None:
     torch.manual_seed(0)
-    gated = FeedForward(config(dim=96, nb_heads=4, use_glu=True))
-    plain = FeedForward(config(dim=96, nb_heads=4))
+    gated = FeedForward(*config(dim=96, nb_heads=4, use_glu=True))
+    plain = FeedForward(*config(dim=96, nb_heads=4))
     count = [sum(p.numel() for p in net.parameters()) for net in (gated, plain)]
     assert count[0] == pytest.approx(count[1], rel=0.02)
     x = noise(3, 96)

@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 import pytest
+import small_nets
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hourglass_transformer import HourglassConfig, HourglassTransformer
+from hourglass_transformer import HourglassTransformer
 
 VOCAB = 7
 SHAPES: dict[str, dict[str, Any]] = {
@@ -44,45 +45,37 @@ SHAPES: dict[str, dict[str, Any]] = {
 EVERY_SHAPE = pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
 
 
-def config(**changes: Any) -> HourglassConfig:
-    values: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "grid": (4, 4),
-        "dim": 16,
-        "nb_heads": 2,
-        "depth": (1, 1, 1),
-    }
-    return HourglassConfig(**(values | changes))
+def fresh(**changes: Any) -> HourglassTransformer:
+    return small_nets.network(vocab_size=VOCAB, **changes)
 
 
-def network(cfg: HourglassConfig, seed: int = 0) -> HourglassTransformer:
+def network(**changes: Any) -> HourglassTransformer:
     """As after some training: the map to logits, which starts at zero, is random."""
-    torch.manual_seed(seed)
-    net = HourglassTransformer(cfg)
-    nn.init.normal_(net.to_logits.weight, std=cfg.level_dim(0) ** -0.5)
+    net = fresh(**changes)
+    nn.init.normal_(net.to_logits.weight, std=net.to_logits.in_features**-0.5)
     return net.eval()
 
 
-def tokens_for(cfg: HourglassConfig, batch: int = 2, seed: int = 0) -> Tensor:
-    shape = (batch, cfg.grid[0] * cfg.grid[1])
+def tokens_for(net: HourglassTransformer, batch: int = 2, seed: int = 0) -> Tensor:
+    shape = (batch, net.grid[0] * net.grid[1])
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def classes_for(cfg: HourglassConfig, batch: int = 2) -> Tensor | None:
-    return torch.arange(batch) % cfg.num_classes if cfg.num_classes else None
+def classes_for(net: HourglassTransformer, batch: int = 2) -> Tensor | None:
+    return torch.arange(batch) % net.cfg.num_classes if net.cfg.num_classes else None
 
 
 @EVERY_SHAPE
 def test_a_new_network_gives_every_token_the_same_chance(changes: dict[str, Any]) -> None:
-    cfg = config(**changes)
-    logits = HourglassTransformer(cfg)(tokens_for(cfg), classes_for(cfg))
-    assert torch.equal(logits, torch.zeros(2, cfg.grid[0] * cfg.grid[1], VOCAB))
+    net = fresh(**changes)
+    logits = net(tokens_for(net), classes_for(net))
+    assert torch.equal(logits, torch.zeros(2, net.grid[0] * net.grid[1], VOCAB))
 
 
 @EVERY_SHAPE
 def test_logits_at_positions_are_those_of_all(changes: dict[str, Any]) -> None:
-    cfg = config(**changes)
-    net, tokens, classes = network(cfg), tokens_for(cfg), classes_for(cfg)
+    net = network(**changes)
+    tokens, classes = tokens_for(net), classes_for(net)
     positions = torch.tensor([[3, 0, 5, 5], [15, 2, 1, 7]])  # in any order, also twice
     every = net(tokens, classes)
     some = net(tokens, classes, positions)
@@ -99,21 +92,19 @@ def flops(net: HourglassTransformer, positions: Tensor | None) -> int:
 
 @pytest.mark.parametrize("depth", [(1, 1, 1), (1, 1, 0), 2], ids=str)
 def test_the_last_layer_works_only_at_positions(depth: Any) -> None:
-    cfg = config(depth=depth)
     with torch.device("meta"):
-        net, positions = HourglassTransformer(cfg), torch.zeros(2, 6, dtype=torch.int64)
+        net, positions = fresh(depth=depth), torch.zeros(2, 6, dtype=torch.int64)
     keys = 4 if depth == (1, 1, 0) else 16  # the up-sampling layer looks at the coarse grid
     # queries, what attention gives, the feed-forward; logits; scores and their sums
-    each = 2 * (10 * cfg.dim**2 + VOCAB * cfg.dim) + 4 * keys * cfg.dim
+    each = 2 * (10 * 16**2 + VOCAB * 16) + 4 * keys * 16
     assert flops(net, None) - flops(net, positions) == 2 * (16 - 6) * each
 
 
 @EVERY_SHAPE
 def test_every_parameter_learns(changes: dict[str, Any]) -> None:
-    cfg = config(**changes)
-    net = network(cfg)
-    logits = net(tokens_for(cfg), classes_for(cfg))
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens_for(cfg, seed=1).flatten())
+    net = network(**changes)
+    logits = net(tokens_for(net), classes_for(net))
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens_for(net, seed=1).flatten())
     loss.backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -128,10 +119,9 @@ def test_every_parameter_learns(changes: dict[str, Any]) -> None:
 
 @EVERY_SHAPE
 def test_every_position_reaches_every_logit(changes: dict[str, Any]) -> None:
-    cfg = config(**changes)
-    net = network(cfg)
-    tokens = tokens_for(cfg, batch=1)
-    classes = classes_for(cfg, batch=1)
+    net = network(**changes)
+    tokens = tokens_for(net, batch=1)
+    classes = classes_for(net, batch=1)
     for place in (0, tokens.shape[1] // 2 + 1, tokens.shape[1] - 1):
         other = tokens.clone()
         other[0, place] = (other[0, place] + 1) % VOCAB
@@ -142,9 +132,8 @@ def test_every_position_reaches_every_logit(changes: dict[str, Any]) -> None:
 
 @EVERY_SHAPE
 def test_rows_of_a_batch_do_not_touch(changes: dict[str, Any]) -> None:
-    cfg = config(**changes)
-    net = network(cfg)
-    tokens, classes = tokens_for(cfg, batch=4), classes_for(cfg, batch=4)
+    net = network(**changes)
+    tokens, classes = tokens_for(net, batch=4), classes_for(net, batch=4)
     together = net(tokens, classes)
     for row in range(4):
         alone = net(tokens[row : row + 1], None if classes is None else classes[row : row + 1])
@@ -157,13 +146,13 @@ def test_rows_of_a_batch_do_not_touch(changes: dict[str, Any]) -> None:
 @torch.no_grad()
 def permutation_gap(net: HourglassTransformer, order: Tensor) -> float:
     """How far logits of permuted tokens are from permuted logits."""
-    tokens = tokens_for(net.cfg, batch=3)
+    tokens = tokens_for(net, batch=3)
     return float((net(tokens[:, order]) - net(tokens)[:, order]).abs().max())
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer, learned positions"])
 def test_a_plain_transformer_knows_its_positions_by_what_was_asked_for(name: str) -> None:
-    net = network(config(**SHAPES[name]))
+    net = network(**SHAPES[name])
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
     assert permutation_gap(net, order) > 0.05
     if net.position is not None:
@@ -173,15 +162,15 @@ def test_a_plain_transformer_knows_its_positions_by_what_was_asked_for(name: str
 
 @pytest.mark.parametrize("name", ["hourglass", "nested", "learned positions", "average"])
 def test_an_hourglass_tells_positions_apart(name: str) -> None:
-    net = network(config(**SHAPES[name]))
-    length = net.cfg.grid[0] * net.cfg.grid[1]
+    net = network(**SHAPES[name])
+    length = net.grid[0] * net.grid[1]
     for order in (torch.arange(length).flip(0), torch.arange(length).roll(1)):
         assert permutation_gap(net, order) > 0.05
 
 
 def test_without_positions_an_hourglass_may_swap_cells_but_not_raster_neighbours() -> None:
     """The cells are what attention and projections share, so only they can be exchanged."""
-    net = network(config(use_rotary=False, grid=(4, 8)))
+    net = network(use_rotary=False, grid=(4, 8))
     assert net.position is not None
     nn.init.zeros_(net.position)
     raster = torch.arange(32).view(4, 8)
@@ -194,9 +183,7 @@ def test_without_positions_an_hourglass_may_swap_cells_but_not_raster_neighbours
 
 
 def test_rotary_frequencies_follow_the_grid_at_every_level() -> None:
-    net = HourglassTransformer(
-        config(depth=(1, (1, 1, 1), 1), grid=(8, 16), dim=64, nb_heads=2)  # 8 frequencies an axis
-    )
+    net = fresh(depth=(1, (1, 1, 1), 1), grid=(8, 16), dim=64)  # 8 frequencies an axis
     stage, grid = net.stage, (8, 16)
     for _ in range(3):
         assert stage.tables is not None
@@ -212,14 +199,14 @@ def test_rotary_frequencies_follow_the_grid_at_every_level() -> None:
 
 
 def test_rotary_tables_are_not_saved_and_return_after_the_meta_device() -> None:
-    net = network(config(depth=(1, (1, 1, 1), 1), grid=(4, 8)))
+    net = network(depth=(1, (1, 1, 1), 1), grid=(4, 8))
     weights = net.state_dict()
     assert weights.keys() == dict(net.named_parameters()).keys()
     with torch.device("meta"):
-        again = HourglassTransformer(net.cfg)
+        again = HourglassTransformer(net.cfg, vocab_size=VOCAB, grid=net.grid)
     again.load_state_dict(weights, assign=True)
     again.reset_tables()
-    tokens = tokens_for(net.cfg)
+    tokens = tokens_for(net)
     assert torch.equal(again.eval()(tokens), net(tokens))
 
 
@@ -230,9 +217,9 @@ def backward(net: HourglassTransformer, **inputs: Tensor | None) -> dict[str, Te
     """Gradients of a loss, by parameter; dropout is the same in every call."""
     torch.manual_seed(0)
     net.zero_grad()
-    logits = net(tokens_for(net.cfg), **inputs)
+    logits = net(tokens_for(net), **inputs)
     nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), tokens_for(net.cfg, seed=1).flatten()
+        logits.flatten(0, 1).float(), tokens_for(net, seed=1).flatten()
     ).backward()
     return {
         name: parameter.grad.clone()
@@ -244,8 +231,8 @@ def backward(net: HourglassTransformer, **inputs: Tensor | None) -> dict[str, Te
 @pytest.mark.parametrize("amp", [False, True])
 @EVERY_SHAPE
 def test_recomputing_layers_changes_no_gradient(changes: dict[str, Any], amp: bool) -> None:
-    net = network(config(attn_dropout=0.3, ff_dropout=0.3, emb_dropout=0.3, **changes)).train()
-    classes = classes_for(net.cfg)
+    net = network(attn_dropout=0.3, ff_dropout=0.3, emb_dropout=0.3, **changes).train()
+    classes = classes_for(net)
     gradients = []
     for enabled in (False, True):
         net.set_gradient_checkpointing(enabled)
@@ -265,27 +252,27 @@ def saved_bytes(net: HourglassTransformer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = net(tokens_for(net.cfg))
+        logits = net(tokens_for(net))
     assert logits.requires_grad
     return sum(kept.values())
 
 
 @pytest.mark.parametrize("depth", [8, (2, 4, 2), (1, (1, 4, 1), 1)], ids=str)
 def test_recomputing_layers_keeps_a_quarter_of_the_activations_or_less(depth: Any) -> None:
-    net = network(config(depth=depth, dim=64, nb_heads=2, grid=(8, 8))).train()
+    net = network(depth=depth, dim=64, nb_heads=2, grid=(8, 8)).train()
     everything = saved_bytes(net)
     net.set_gradient_checkpointing(True)
     assert saved_bytes(net) < everything / 4
     with torch.no_grad():
-        net(tokens_for(net.cfg))  # nothing to go back through, nothing to recompute
+        net(tokens_for(net))  # nothing to go back through, nothing to recompute
 
 
 # -- classes --------------------------------------------------------------------------------------
 
 
 def test_the_class_of_a_row_moves_the_logits_of_that_row_alone() -> None:
-    net = network(config(num_classes=3))
-    tokens = tokens_for(net.cfg)
+    net = network(num_classes=3)
+    tokens = tokens_for(net)
     same, other = net(tokens, torch.tensor([0, 1])), net(tokens, torch.tensor([2, 1]))
     assert (same[0] - other[0]).abs().amax(-1).min() > 0.05
     assert torch.equal(same[1], other[1])
@@ -298,9 +285,9 @@ def test_the_class_of_a_row_moves_the_logits_of_that_row_alone() -> None:
 def test_classes_belong_to_conditional_networks(
     num_classes: int, classes: Tensor | None, message: str
 ) -> None:
-    cfg = config(num_classes=num_classes)
+    net = fresh(num_classes=num_classes)
     with pytest.raises(ValueError, match=message):
-        HourglassTransformer(cfg)(tokens_for(cfg), classes)
+        net(tokens_for(net), classes)
 
 
 # -- initialisation and shape ---------------------------------------------------------------------
@@ -311,37 +298,35 @@ def test_classes_belong_to_conditional_networks(
 def test_the_residual_stream_starts_at_order_one_whatever_the_depth(
     depth: Any, changes: dict[str, Any]
 ) -> None:
-    cfg = config(depth=depth, dim=64, **changes)
-    torch.manual_seed(0)
-    net = HourglassTransformer(cfg).eval()
+    net = fresh(depth=depth, dim=64, **changes).eval()
     with torch.no_grad():
-        spread = net.stage(net.token_embedding(tokens_for(cfg, batch=4))).std()
+        spread = net.stage(net.token_embedding(tokens_for(net, batch=4))).std()
     assert 0.4 < spread < 2.5
 
 
 def test_the_residual_stream_starts_at_order_one_at_every_width() -> None:
-    cfg = config(depth=(2, (2, 6, 2), 2), dims=(32, 64, 128), dim=128, nb_heads=8, grid=(8, 8))
-    torch.manual_seed(0)
-    net, spreads = HourglassTransformer(cfg).eval(), []
+    net = fresh(
+        depth=(2, (2, 6, 2), 2), dims=(32, 64, 128), dim=128, nb_heads=8, grid=(8, 8)
+    ).eval()
+    spreads: list[float] = []
     for module in net.modules():
         if type(module).__name__ in ("Stage", "Downsample"):
             module.register_forward_hook(lambda _, __, result: spreads.append(float(result.std())))
     with torch.no_grad():
-        net(tokens_for(cfg, batch=4))
+        net(tokens_for(net, batch=4))
     assert len(spreads) == 5
     assert min(spreads) > 0.4 and max(spreads) < 2.5
 
 
 def test_equal_widths_are_the_network_of_one_width() -> None:
-    one, listed = network(config(dim=16)), network(config(dim=16, dims=(16, 16)))
+    one, listed = network(dim=16), network(dim=16, dims=(16, 16))
     assert one.state_dict().keys() == listed.state_dict().keys()
-    tokens = tokens_for(one.cfg)
+    tokens = tokens_for(one)
     assert torch.equal(one(tokens), listed(tokens))
 
 
 def test_heads_keep_their_width_on_every_grid() -> None:
-    cfg = config(depth=(1, (1, 1, 1), 1), grid=(4, 8), dims=(8, 24, 16))
-    stage = HourglassTransformer(cfg).stage
+    stage = fresh(depth=(1, (1, 1, 1), 1), grid=(4, 8), dims=(8, 24, 16)).stage
     outer, middle, valley = (s.before[0].attn for s in (stage, stage.valley, stage.valley.valley))
     assert [attention.heads for attention in (outer, middle, valley)] == [1, 3, 2]
     for attention in (outer, middle, valley):
@@ -349,8 +334,8 @@ def test_heads_keep_their_width_on_every_grid() -> None:
 
 
 def test_embedding_dropout_acts_in_training_only() -> None:
-    net = network(config(emb_dropout=0.5))
-    tokens = tokens_for(net.cfg)
+    net = network(emb_dropout=0.5)
+    tokens = tokens_for(net)
     assert torch.equal(net(tokens), net(tokens))
     net.train()
     assert not torch.equal(net(tokens), net(tokens))
@@ -358,31 +343,21 @@ def test_embedding_dropout_acts_in_training_only() -> None:
 
 def test_the_number_of_layers_counts_the_longest_path() -> None:
     for depth, layers, levels in ((5, 5, 0), ((2, 8, 2), 14, 1), ((1, (2, 3, 4), 5), 19, 2)):
-        cfg = config(depth=depth, grid=(8, 8))
-        assert (cfg.nb_layers, cfg.nb_levels) == (layers, levels)
-    assert [config(**SHAPES["two factors"]).level_grid(level) for level in range(3)] == [
-        (6, 12),
-        (3, 6),
-        (1, 2),
-    ]
+        cfg = small_nets.net_config(depth=depth)
+        assert (cfg.num_layers, cfg.num_levels) == (layers, levels)
+    net = fresh(**SHAPES["two factors"])
+    assert [level.grid for level in net.cfg.levels(net.grid)] == [(6, 12), (3, 6), (1, 2)]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 15}, "dim \\(15\\) must be a multiple of nb_heads \\(2\\)"),
-        ({"dim": 12}, "head width divisible by 4, got 6"),
-        ({"resampling": "bilinear"}, "'linear' or 'average', got 'bilinear'"),
-        ({"shorten_factor": (8,)}, "perfect square such as 4, got 8"),
-        ({"shorten_factor": (4, 4)}, "2 entries for 1 levels"),
-        ({"dims": (16,)}, "dims has 1 entries; the depth needs 2"),
-        ({"dims": (16, 8)}, "dims must end with dim \\(16\\)"),
-        ({"dims": (12, 16)}, "dims: 12 has no whole number of heads when 16 has 2"),
-        ({"dims": (8, 16), "resampling": "average"}, "'average' keeps the width"),
-        ({"grid": (4, 5)}, "a 4x5 grid does not divide into 2x2 cells"),
-        ({"grid": (4, 6), "depth": (1, (1, 1, 1), 1)}, "a 2x3 grid does not divide into 2x2"),
+        ({"dim": 15}, "net.nb_heads: 2 does not divide net.dim = 15"),
+        ({"resampling": "bilinear"}, "'linear' or 'average'"),
+        ({"grid": (4, 5)}, "blocks of 2x2 tokens do not divide the 4x5 grid"),
+        ({"grid": (8, 8), "window": 6}, "windows of 6x6 tokens do not divide the 8x8 grid"),
     ],
 )
 def test_a_network_that_cannot_be_built_says_why(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        config(**changes)
+        fresh(**changes)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from small_nets import network
 from torch import Tensor, nn
 
-from hourglass_transformer import HourglassConfig, HourglassTransformer
 from sundae.prior.objective import corrupt, corruption_rates, unroll
 
 
@@ -136,8 +136,7 @@ def test_the_generator_is_the_only_source_of_noise() -> None:
 
 
 def test_the_loss_of_a_new_network_is_log_vocab_at_every_step() -> None:
-    cfg = HourglassConfig(vocab_size=23, grid=(4, 4), dim=16, nb_heads=2, depth=(1, 1, 1))
-    net = HourglassTransformer(cfg)
+    net = network(vocab_size=23)
     tokens = torch.randint(23, (4, 16), generator=generator_of(17))
     for loss, _ in unroll(net, tokens, unroll_steps=2, vocab_size=23, generator=generator_of(18)):
         assert loss.item() == pytest.approx(math.log(23), abs=1e-5)
@@ -161,9 +160,7 @@ def test_half_precision_logits_are_compared_in_full_precision() -> None:
 
 
 def test_with_the_head_left_out_the_objective_is_the_same() -> None:
-    cfg = HourglassConfig(vocab_size=9, grid=(4, 4), dim=16, nb_heads=2, depth=(1, 1, 1))
-    torch.manual_seed(0)
-    net = HourglassTransformer(cfg)
+    net = network(vocab_size=9)
     nn.init.normal_(net.to_logits.weight)
     tokens = torch.randint(9, (3, 16), generator=generator_of(1))
 

@@ -24,8 +24,8 @@ def test_the_bundled_model_is_small_and_belongs_together() -> None:
     codec = open_codec(checkpoint.config)
     assert codec.identity == checkpoint.info.codec
     height, width = checkpoint.config.grid_shape
-    picture = codec.decode(torch.zeros(1, height, width, dtype=torch.int64))
-    assert picture.shape == (1, 3, height * codec.factor, width * codec.factor)
+    image = codec.decode(torch.zeros(1, height, width, dtype=torch.int64))
+    assert image.shape == (1, 3, height * codec.factor, width * codec.factor)
     card = (BUNDLED / "README.md").read_text(encoding="utf-8")
     for fact in ("MIT", "seed", "PSNR", "Known weaknesses", f"{checkpoint.info.step:,} steps"):
         assert fact in card, fact
@@ -37,8 +37,8 @@ def test_sample_draws_from_it_without_being_told_to(
     monkeypatch.chdir(tmp_path)
     ended = script("sample", "--nb-samples", 2, "--steps", 1, "--seed", 0, "--out-dir", "out")
     assert ended.code == 0, ended
-    with Image.open(tmp_path / "out" / "00001.png") as picture:
-        assert picture.size == (64, 64)
+    with Image.open(tmp_path / "out" / "00001.png") as image:
+        assert image.size == (64, 64)
 
 
 def test_what_resume_names_comes_first_and_missing_weights_are_one_line(

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_nets import net_config
 from torch import Tensor
 
-from hourglass_transformer import HourglassConfig
+from hourglass_transformer import NetConfig
 from hourglass_transformer.layers import axial_rotation, rotate
 from hourglass_transformer.resampling import Downsample, Upsample, from_cells, to_cells
 
@@ -26,32 +27,23 @@ EVERY_KIND = pytest.mark.parametrize(
 )
 
 
-def config(resampling: str = "linear", attends: bool = True, **changes: Any) -> HourglassConfig:
-    values: dict[str, Any] = {
-        "vocab_size": 5,
-        "grid": GRID,
-        "dim": DIM,
-        "nb_heads": 2,
-        "depth": (1, 1, 1),
-        "resampling": resampling,
-        "attn_resampling": attends,
-    }
-    return HourglassConfig(**(values | changes))
+def config(resampling: str = "linear", attends: bool = True, **changes: Any) -> NetConfig:
+    return net_config(resampling=resampling, attn_resampling=attends, **changes)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def down(x: Tensor, cfg: HourglassConfig, seed: int = 0) -> Tensor:
+def down(x: Tensor, cfg: NetConfig, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
-    module = Downsample(cfg, level=0)
+    module = Downsample(cfg, *cfg.levels(GRID))
     return module(x, module.rotations() if cfg.use_rotary else None)
 
 
-def up(coarse: Tensor, residual: Tensor, cfg: HourglassConfig, seed: int = 0) -> Tensor:
+def up(coarse: Tensor, residual: Tensor, cfg: NetConfig, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
-    module = Upsample(cfg, level=0)
+    module = Upsample(cfg, *cfg.levels(GRID))
     return module(coarse, residual, module.rotations() if cfg.use_rotary else None)
 
 
@@ -120,7 +112,7 @@ def test_averaging_and_repeating_are_what_they_say() -> None:
 
 def test_the_plain_variant_has_no_parameters_at_all() -> None:
     cfg = config("average", attends=False)
-    for module in (Downsample(cfg, 0), Upsample(cfg, 0)):
+    for module in (Downsample(cfg, *cfg.levels(GRID)), Upsample(cfg, *cfg.levels(GRID))):
         assert list(module.parameters()) == []
 
 
@@ -143,7 +135,11 @@ def test_queries_and_keys_of_attention_across_levels_receive_gradient(
     """With a single key, the softmax would be constant and neither would ever learn."""
     cfg = config(use_rotary=use_rotary)
     torch.manual_seed(0)
-    module = Downsample(cfg, 0) if direction == "down" else Upsample(cfg, 0)
+    module = (
+        Downsample(cfg, *cfg.levels(GRID))
+        if direction == "down"
+        else Upsample(cfg, *cfg.levels(GRID))
+    )
     inputs = (noise(2, 24, DIM),) if direction == "down" else (noise(2, 6, DIM), noise(2, 24, DIM))
     outputs = module(*inputs, module.rotations() if use_rotary else None)
     (outputs * noise(*outputs.shape, seed=1)).sum().backward()
@@ -173,7 +169,8 @@ def test_shortening_looks_at_the_tokens_of_a_cell_from_its_middle(
 
 def test_attention_across_levels_measures_true_distances() -> None:
     """A coarse token stands in the middle of its cell: the four corners are equally far."""
-    fine, coarse = Upsample(config(), 0).rotations()
+    cfg = config()
+    fine, coarse = Upsample(cfg, *cfg.levels(GRID)).rotations()
 
     def alike(f: int, c: int) -> float:
         """Cosine of the angle by which equal vectors at the two places are turned apart."""

@@ -211,7 +211,7 @@ def test_without_guidance_no_row_is_computed_twice() -> None:
 @EVERY_STRATEGY
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_logits_at_chosen_positions_are_enough(strategy: str, guidance: float) -> None:
-    """Where a strategy chooses first, no other logits are asked for, and the samples are equal."""
+    """Where a strategy chooses first, no other logits are computed, and the samples are equal."""
     asked: list[int] = []
     calls: list[int] = []
 

@@ -1,4 +1,4 @@
-"""How the loop of sampling runs: what it asks the device, which batches it makes, what it compiles.
+"""How the loop of sampling runs: when it polls the device, its batches, what it compiles.
 
 Samples are the same in every case; tests/test_sampling.py says what they are.
 """
@@ -64,7 +64,7 @@ def last(schedule: SamplingConfig, **options: Any) -> Tensor:
     return state.tokens
 
 
-class Questions(TorchDispatchMode):
+class Waits(TorchDispatchMode):
     """Counts the operations that make a host wait for its device."""
 
     waiting = (
@@ -90,31 +90,31 @@ class Questions(TorchDispatchMode):
 
 def test_the_counter_sees_what_makes_a_host_wait() -> None:
     x = torch.arange(4)
-    with Questions() as questions:
+    with Waits() as waits:
         assert bool(x.any()) and x.sum().item() == 6
         x[x > 1], x.nonzero(), x.unique(), x[[0, 2]]
-    assert questions.counts.total() == 6
+    assert waits.counts.total() == 6
 
 
 @EVERY_STRATEGY
-def test_the_device_is_asked_rarely(strategy: str) -> None:
+def test_the_device_is_polled_rarely(strategy: str) -> None:
     schedule = schedule_for(strategy, guidance=2.0)
     pace = PollPolicy(5, (1.0, 0.5))
-    with Questions() as questions:
+    with Waits() as waits:
         steps = states(
             schedule, policy=pace, classes=torch.arange(ROWS), null_class=3, denoise=undecided
         )
         done = sum(1 for _ in steps) - 1
     assert done > 10
-    assert questions.counts.total() <= done / 5 + 3
+    assert waits.counts.total() <= done / 5 + 3
 
 
-def test_the_network_asks_nothing(config: Callable[..., RunConfig]) -> None:
+def test_the_network_does_not_synchronise(config: Callable[..., RunConfig]) -> None:
     net = build_network(config())
     tokens, classes = torch.zeros(2, LENGTH, dtype=torch.int64), torch.tensor([0, 1])
-    with Questions() as questions:
+    with Waits() as waits:
         net(tokens, classes)
-    assert not questions.counts
+    assert not waits.counts
 
 
 @EVERY_STRATEGY
@@ -162,7 +162,7 @@ def test_a_batch_shrinks_by_eighths_on_the_cpu_and_by_halves_on_a_gpu() -> None:
     assert PollPolicy.for_device(CPU, compiled=False).sizes(3) == [0, 1, 2, 3]
 
 
-def test_an_answer_is_looked_at_when_the_next_question_is_asked() -> None:
+def test_a_result_is_read_at_the_next_poll() -> None:
     done = torch.tensor([[n < left for n in range(10)] for left in range(10)])
     patient, eager = DonePoller(PollPolicy(3, (1.0,)), 10), DonePoller(PollPolicy(1, (1.0,)), 10)
     assert [patient.poll(row) for row in done] == [10, 10, 10, 10, 10, 8, 8, 8, 5, 5]

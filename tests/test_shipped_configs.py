@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from costs import forward_flops, meta_network, parameter_count
 
 from hourglass_transformer import HourglassTransformer
 from hourglass_transformer.config import Depth
 from sundae.config.run_file import load_config
+from sundae.evaluation.cost import Cost
 from sundae.prior.network import build_network
 
 ROOT = Path(__file__).parents[1] / "config"
@@ -97,11 +97,12 @@ def test_a_shipped_network_has_the_shape_and_size_it_should(name: str) -> None:
         net = build_network(load_config(CONFIGS[name]))
     grid, depth, dim, vocab_size, classes = SHAPES[name]
     shape = net.cfg
-    assert (shape.grid, shape.depth, shape.dim) == (grid, depth, dim)
-    assert (shape.vocab_size, shape.num_classes, shape.cell_side(0)) == (vocab_size, classes, 2)
+    assert (net.grid, shape.depth, shape.dim) == (grid, depth, dim)
+    cell = shape.levels(grid)[0].cell
+    assert (net.vocab_size, shape.num_classes, cell) == (vocab_size, classes, 2)
     count = sum(parameter.numel() for parameter in net.parameters())
-    rows = classes + shape.null_class
-    widths = WIDTHS.get(name, (dim,) * (shape.nb_levels + 1))
+    rows = classes + (shape.null_class is not None)
+    widths = WIDTHS.get(name, (dim,) * (shape.num_levels + 1))
     assert count == PARAMETERS[name] == counted_by_hand(depth, widths, vocab_size, rows)
 
 
@@ -113,10 +114,10 @@ def test_the_demo_network_stays_under_a_million_parameters() -> None:
 def test_a_fast_file_does_as_many_parameters_with_less_arithmetic(name: str) -> None:
     counterpart, difference, share = FAST[name]
     runs = [load_config(CONFIGS[file]) for file in (name, counterpart)]
-    nets = [meta_network(cfg) for cfg in runs]
-    parameters, reference = map(parameter_count, nets)
+    costs = [Cost(cfg) for cfg in runs]
+    parameters, reference = (cost.parameters for cost in costs)
     assert parameters == pytest.approx(reference, rel=difference)
-    flops, reference = map(forward_flops, runs, nets)
+    flops, reference = (cost.forward_flops() for cost in costs)
     assert 0 < flops <= share * reference
     # The same data, and so comparable.
     assert runs[0].data == runs[1].data and runs[0].vqgan == runs[1].vqgan

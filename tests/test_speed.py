@@ -12,10 +12,10 @@ import measuring
 import pytest
 import speed
 import torch
+from small_nets import network
 from speed_amused import matched
 from speed_jobs import CONFIGS, SIZES, Bench, Job, Setup, Track, Variant, twin
 
-from hourglass_transformer import HourglassConfig, HourglassTransformer
 from sundae.config.run_file import RunConfig, load_config
 from sundae.evaluation.cost import Cost
 from utils import run_cli
@@ -141,7 +141,7 @@ def test_a_matched_network_is_nearest_among_its_neighbours() -> None:
 
 
 def test_a_twin_shares_parameters_and_nothing_else() -> None:
-    net = HourglassTransformer(HourglassConfig(8, (2, 2), dim=8, nb_heads=2, depth=1))
+    net = network(grid=(2, 2), depth=1)
     other = twin(net)
     assert other is not net and other.stage is not net.stage
     assert all(a is b for a, b in zip(net.parameters(), other.parameters(), strict=True))

@@ -183,7 +183,7 @@ def test_the_order_visits_every_cell_once_and_begins_as_the_sequence_does() -> N
 
 
 def test_what_is_drawn_together_is_spread_over_the_grid() -> None:
-    """Every quarter of the picture gets its share of each sixteen cells, as random ones do not."""
+    """Every quarter of the image gets its share of each sixteen cells, as random ones do not."""
     for start in (0, 16, 32):
         cells = halton_order(8, 8, CPU)[start : start + 16]
         quarters = (cells // 8 // 4 * 2 + cells % 8 // 4).bincount(minlength=4)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import small_nets
 import torch
 from conftest import make_schedule
-from textbook import Chance, Textbook, adamw, corrupted, sample, unrolled_loss
+from textbook import _TAUGHT, Chance, Textbook, adamw, corrupted, sample, unrolled_loss
 from torch import Tensor
 
 import sundae.sampling.loop
-from hourglass_transformer import HourglassConfig, HourglassTransformer
+from hourglass_transformer import HourglassTransformer
 from sundae.config.run_file import RunConfig
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
@@ -25,7 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "plain transformer": {"depth": 2},
     "no layers outside": {"depth": (0, 1, 0)},
-    "nested": {"depth": (1, (1, 1, 1), 2), "shorten_factor": (4,)},
+    "nested": {"depth": (1, (1, 1, 1), 2), "shorten_factor": 4},
     "nested, cells of two sizes": {
         "depth": (1, (1, 1, 1), 1),
         "shorten_factor": (4, 9),
@@ -37,15 +38,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "scale norm and gates": {"use_scalenorm": True, "use_glu": True, "ff_mult": 3.0},
     "narrow heads": {"dim_head": 12},
     "classes": {"num_classes": 4},
-    "classes and none": {"num_classes": 4, "null_class": True},
+    "classes and none": {"num_classes": 4, "class_dropout": 0.1},
 }
 
 
 def network(**changes: Any) -> HourglassTransformer:
     """A small network whose every parameter matters."""
-    shape = {"grid": (4, 8), "dim": 16, "nb_heads": 2, "depth": (1, 2, 1)} | changes
-    torch.manual_seed(0)
-    net = HourglassTransformer(HourglassConfig(vocab_size=CODES, **shape))
+    shape = {"grid": (4, 8), "depth": (1, 2, 1)} | changes
+    net = small_nets.network(vocab_size=CODES, **shape)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -53,9 +53,9 @@ def network(**changes: Any) -> HourglassTransformer:
 
 
 def inputs(net: HourglassTransformer) -> tuple[Tensor, Tensor | None]:
-    height, width = net.cfg.grid
+    height, width = net.grid
     tokens = torch.randint(CODES, (BATCH, height * width))
-    last = net.cfg.num_classes - 1 + net.cfg.null_class
+    last = net.class_embedding.num_embeddings - 1 if net.class_embedding else 0
     return tokens, torch.tensor([0, 2, last]) if net.cfg.num_classes else None
 
 
@@ -84,7 +84,7 @@ class OurNoise(Chance):
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_logits_are_the_textbooks(changes: dict[str, Any]) -> None:
     net = network(**changes)
-    textbook = Textbook(net.cfg)
+    textbook = Textbook(net.cfg, vocab_size=CODES, grid=net.grid)
     textbook.load_state_dict(net.state_dict())
     tokens, classes = inputs(net)
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_logits_in_bf16_are_near_the_textbooks() -> None:
 @pytest.mark.parametrize("name", ["nested", "scale norm and gates", "classes"])
 def test_loss_and_gradients_are_the_textbooks(name: str, fused: bool) -> None:
     net = network(**SHAPES[name])
-    textbook = Textbook(net.cfg)
+    textbook = Textbook(net.cfg, vocab_size=CODES, grid=net.grid)
     textbook.load_state_dict(net.state_dict())
     clean, classes = inputs(net)
 
@@ -227,11 +227,11 @@ def test_corruption_of_the_textbook_spreads_over_all_rates() -> None:
 
 
 def test_the_textbook_refuses_what_it_does_not_teach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("textbook._TAUGHT", {"vocab_size", "grid", "dim", "nb_heads", "depth"})
+    monkeypatch.setattr("textbook._TAUGHT", _TAUGHT - {"num_classes"})
     with pytest.raises(ValueError, match="num_classes = 4"):
-        Textbook(network(num_classes=4).cfg)
+        Textbook.around(network(num_classes=4))
 
 
 def test_the_textbook_refuses_windows() -> None:
     with pytest.raises(ValueError, match="window"):
-        Textbook(network(window=(2, 0)).cfg)
+        Textbook.around(network(window=(2, 0), attn_resampling=False))

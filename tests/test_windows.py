@@ -1,15 +1,17 @@
 """Windows of attention, against attention over everything with a mask made pair by pair."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_nets import net_config, network
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hourglass_transformer import HourglassConfig, HourglassTransformer
+from hourglass_transformer import HourglassTransformer
 from hourglass_transformer.layers import Layer, at_positions
 from hourglass_transformer.resampling import Upsample
 from sundae.common.errors import UserError
@@ -17,16 +19,8 @@ from sundae.config.run_file import load_config
 from sundae.prior.network import build_network
 
 
-def config(**changes: Any) -> HourglassConfig:
-    values: dict[str, Any] = {
-        "vocab_size": 7,
-        "grid": (8, 16),
-        "dim": 16,
-        "nb_heads": 2,
-        "depth": (2, 1, 2),
-        "window": (4, 0),
-    }
-    return HourglassConfig(**(values | changes))
+def small_net(**changes: Any) -> HourglassTransformer:
+    return network(**{"grid": (8, 16), "depth": (2, 1, 2), "window": (4, 0)} | changes)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -92,8 +86,9 @@ def test_a_windowed_layer_is_dense_attention_with_a_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    windowed = Layer(config(grid=grid, depth=1, window=(side,)), shifted=shifted)
-    net = HourglassTransformer(config(grid=grid, depth=1, window=()))
+    cfg = net_config(depth=1, window=side)
+    windowed = Layer(cfg, *cfg.levels(grid), shifted=shifted)
+    net = network(grid=grid, depth=1)
     (dense,) = net.stage.before
     dense.load_state_dict(windowed.state_dict())
     assert net.stage.tables is not None
@@ -117,9 +112,9 @@ def test_windowed_upsampling_is_dense_attention_with_a_mask(
     use_rotary: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shape = {"grid": grid, "shorten_factor": (factor,), "use_rotary": use_rotary}
-    windowed = Upsample(config(**shape, window=(side, 0)), 0)
-    dense = Upsample(config(**shape, window=()), 0)
+    cfg = net_config(shorten_factor=factor, use_rotary=use_rotary, window=side)
+    windowed = Upsample(cfg, *cfg.levels(grid))
+    dense = Upsample(cfg, *replace(cfg, window=0).levels(grid))
     dense.load_state_dict(windowed.state_dict())
     cell = windowed.side
     coarse = (grid[0] // cell, grid[1] // cell)
@@ -132,7 +127,7 @@ def test_windowed_upsampling_is_dense_attention_with_a_mask(
 
 
 def test_layers_take_turns_in_displacing_their_windows() -> None:
-    stage = HourglassTransformer(config(depth=(3, (2, 3, 2), 2), window=(4, 4, 2))).stage
+    stage = small_net(depth=(3, (2, 3, 2), 2), window=(4, 4, 2)).stage
 
     def displaced(layers: nn.ModuleList) -> list[bool]:
         return [layer.attn.windows.mask is not None for layer in layers]  # type: ignore[union-attr]
@@ -150,8 +145,8 @@ def test_layers_take_turns_in_displacing_their_windows() -> None:
 @pytest.mark.parametrize("window", [(0, 0), (16, 0), (32, 8)])
 def test_a_window_that_covers_the_grid_is_full_attention(window: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    net = HourglassTransformer(config(window=window))
-    full = HourglassTransformer(config(window=()))
+    net = small_net(window=window)
+    full = small_net(window=())
     full.load_state_dict(net.state_dict())
     nn.init.normal_(net.to_logits.weight)
     full.to_logits.load_state_dict(net.to_logits.state_dict())
@@ -161,16 +156,16 @@ def test_a_window_that_covers_the_grid_is_full_attention(window: tuple[int, int]
 
 def test_windows_change_no_name_and_no_shape_of_a_parameter() -> None:
     with torch.device("meta"):
-        windowed, full = HourglassTransformer(config()), HourglassTransformer(config(window=()))
+        windowed, full = small_net(), small_net(window=())
     names = [(name, value.shape) for name, value in full.state_dict().items()]
     assert [(name, value.shape) for name, value in windowed.state_dict().items()] == names
 
 
 def test_a_network_built_without_memory_gets_its_masks_back() -> None:
-    net = HourglassTransformer(config())
+    net = small_net()
     nn.init.normal_(net.to_logits.weight)
     with torch.device("meta"):
-        again = HourglassTransformer(config())
+        again = small_net()
     again.load_state_dict(net.state_dict(), assign=True)
     again.reset_tables()
     tokens = torch.arange(256).view(2, 128) % 7
@@ -180,7 +175,7 @@ def test_a_network_built_without_memory_gets_its_masks_back() -> None:
 def test_windows_save_attention_and_nothing_else() -> None:
     def flops(window: tuple[int, int]) -> int:
         with torch.device("meta"):
-            net = HourglassTransformer(config(window=window))
+            net = small_net(window=window)
             tokens = torch.zeros(1, 128, dtype=torch.long)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(tokens)
@@ -192,7 +187,7 @@ def test_windows_save_attention_and_nothing_else() -> None:
 
 def test_gradient_checkpointing_and_compilation_agree_with_the_plain_pass() -> None:
     torch.manual_seed(0)
-    net = HourglassTransformer(config())
+    net = small_net()
     nn.init.normal_(net.to_logits.weight, std=0.25)
     tokens, positions = torch.arange(256).view(2, 128) % 7, torch.tensor([[3, 90], [127, 0]])
     wanted = torch.autograd.grad(net(tokens, None, positions).square().mean(), net.parameters())
@@ -208,23 +203,23 @@ def test_gradient_checkpointing_and_compilation_agree_with_the_plain_pass() -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"window": (4,)}, "window has 1 entries; the depth needs 2"),
-        ({"window": (3, 0)}, "window: expected an even side or 0, got 3"),
-        ({"window": (-2, 0)}, "window: expected an even side or 0, got -2"),
-        ({"window": (6, 0)}, "window: a side of 6 does not divide a 8x16 grid"),
-        ({"window": (0, 6)}, "window: a side of 6 does not divide a 4x8 grid"),
-        ({"window": (2, 0)}, "window: a side of 2 must hold at least 2x2 whole cells of 2x2"),
-        ({"window": (4, 0), "shorten_factor": (16,)}, "at least 2x2 whole cells of 4x4"),
+        ({"window": (4,)}, "net.window: 1 sides for the 2 grids of net.depth"),
+        ({"window": (3, 0)}, "net.window: expected an even side, got 3"),
+        ({"window": (-2, 0)}, "greater than or equal to 0"),
+        ({"window": (6, 0)}, "net.window: windows of 6x6 tokens do not divide the 8x16 grid"),
+        ({"window": (0, 6)}, "net.window: windows of 6x6 tokens do not divide the 4x8 grid"),
+        ({"window": (2, 0)}, "a window of 2x2 tokens must hold at least 2x2 whole blocks"),
+        ({"window": (4, 0), "shorten_factor": (16,)}, "2x2 whole blocks of the 4x4 that"),
     ],
 )
 def test_windows_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        config(**changes)
+        small_net(**changes)
 
 
 def test_windows_as_small_as_cells_will_do_where_nothing_attends_across() -> None:
-    cfg = config(window=(2, 0), attn_resampling=False)
-    assert HourglassTransformer(cfg)(torch.zeros(1, 128, dtype=torch.long)).shape == (1, 128, 7)
+    net = small_net(window=(2, 0), attn_resampling=False)
+    assert net(torch.zeros(1, 128, dtype=torch.long)).shape == (1, 128, 7)
 
 
 # -- from a run file ------------------------------------------------------------------------------
@@ -254,8 +249,9 @@ def test_a_run_file_may_nest_its_valley_and_window_every_grid(tmp_path: Path) ->
     nn.init.normal_(net.to_logits.weight)
     logits = net(torch.arange(512).view(2, 256) % 7)
     assert logits.shape == (2, 256, 7) and logits.std() > 0.1
-    assert [net.cfg.level_grid(level) for level in range(3)] == [(16, 16), (8, 8), (4, 4)]
-    assert [net.cfg.level_window(level) for level in range(3)] == [(8, 8), (4, 4), None]
+    levels = net.cfg.levels(net.grid)
+    assert [level.grid for level in levels] == [(16, 16), (8, 8), (4, 4)]
+    assert [level.window for level in levels] == [(8, 8), (4, 4), None]
     assert len(net.stage.valley.valley.before) == 10
 
 
@@ -263,7 +259,7 @@ def test_one_integer_is_the_window_of_the_outermost_grid(tmp_path: Path) -> None
     (tmp_path / "run.toml").write_text(RUN_FILE.replace("[8, 4, 0]", "8"))
     cfg = load_config(tmp_path / "run.toml")
     with torch.device("meta"):
-        assert build_network(cfg).cfg.window == (8, 0, 0)
+        assert build_network(cfg).cfg.windows == (8, 0, 0)
 
 
 @pytest.mark.parametrize(

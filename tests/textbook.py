@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from hourglass_transformer import HourglassConfig, HourglassTransformer
-from hourglass_transformer.config import Depth
+from hourglass_transformer import HourglassTransformer, NetConfig
+from hourglass_transformer.config import Level
+from sundae.config.keys import keys_of
 
 # logits (batch, length, vocab) -> tokens (batch, length)
 Draw = Callable[[Tensor], Tensor]
 
 _TAUGHT = set(
-    "vocab_size grid dim nb_heads depth shorten_factor dim_head num_classes null_class use_rotary "
-    "resampling attn_resampling use_scalenorm use_glu ff_mult attn_dropout ff_dropout "
+    "dim nb_heads depth type shorten_factor dim_head conditional num_classes class_dropout "
+    "use_rotary resampling attn_resampling use_scalenorm use_glu ff_mult attn_dropout ff_dropout "
     "emb_dropout".split()
 )
 
@@ -57,12 +57,12 @@ class LayerNorm(nn.Module):
         return centred / deviation * self.weight + self.bias
 
 
-def norm_of(cfg: HourglassConfig) -> nn.Module:
+def norm_of(cfg: NetConfig) -> nn.Module:
     """The normalisation that a config asks for."""
     return ScaleNorm() if cfg.use_scalenorm else LayerNorm(cfg.dim)
 
 
-def turning_angles(rows: Tensor, columns: Tensor, cfg: HourglassConfig, level: int) -> Tensor:
+def turning_angles(rows: Tensor, columns: Tensor, cfg: NetConfig, level: Level) -> Tensor:
     """By how many radians each pair of channels turns (arXiv 2104.09864), in two dimensions.
 
     A quarter of the channels' pairs turn with the row, a quarter with the column; from one radian a
@@ -76,7 +76,7 @@ def turning_angles(rows: Tensor, columns: Tensor, cfg: HourglassConfig, level: i
     """
     count = cfg.head_width // 4
     angles = []
-    for position, extent in zip((rows, columns), cfg.level_grid(level)):
+    for position, extent in zip((rows, columns), level.grid):
         steps = torch.arange(count, device="cpu") / max(1, count - 1)
         angles.append(position[..., None] * (math.pi / extent) ** steps)
     return torch.cat(angles, dim=-1)
@@ -97,7 +97,7 @@ def turn(x: Tensor, angles: Tensor | None) -> Tensor:
 class Attention(nn.Module):
     """softmax(q k / sqrt(width)) v for every head, the matrix of all weights written out."""
 
-    def __init__(self, cfg: HourglassConfig, crosses: bool) -> None:
+    def __init__(self, cfg: NetConfig, crosses: bool) -> None:
         super().__init__()
         self.heads, self.width, self.crosses = cfg.nb_heads, cfg.head_width, crosses
         inner = cfg.nb_heads * cfg.head_width
@@ -131,7 +131,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Up, GELU, down; or up twice, one of them as a gate (arXiv 2002.05202), down."""
 
-    def __init__(self, cfg: HourglassConfig) -> None:
+    def __init__(self, cfg: NetConfig) -> None:
         super().__init__()
         self.gated = cfg.use_glu
         wanted = int(cfg.dim * cfg.ff_mult * (2 / 3 if cfg.use_glu else 1))
@@ -152,7 +152,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(self, cfg: HourglassConfig, crosses: bool = False) -> None:
+    def __init__(self, cfg: NetConfig, crosses: bool = False) -> None:
         super().__init__()
         self.attn_norm, self.attn = norm_of(cfg), Attention(cfg, crosses)
         self.context_norm = norm_of(cfg) if crosses else None
@@ -176,9 +176,9 @@ class Layer(nn.Module):
 class Resampling(nn.Module):
     """What both directions have: cells of side x side tokens, and maybe a layer across levels."""
 
-    def __init__(self, cfg: HourglassConfig, level: int, ends: tuple[int, int]) -> None:
+    def __init__(self, cfg: NetConfig, level: Level, ends: tuple[int, int]) -> None:
         super().__init__()
-        self.grid, self.side = cfg.level_grid(level), cfg.cell_side(level)
+        self.grid, self.side = level.grid, level.cell
         linear = cfg.resampling == "linear"
         self.project = nn.Linear(*(cfg.dim * end for end in ends)) if linear else None
         self.layer = Layer(cfg, crosses=True) if cfg.attn_resampling else None
@@ -199,8 +199,8 @@ class Resampling(nn.Module):
 class Downsample(Resampling):
     """One token a cell: a linear map or the mean of its tokens; then it looks at those tokens."""
 
-    def __init__(self, cfg: HourglassConfig, level: int) -> None:
-        super().__init__(cfg, level, (cfg.cell_side(level) ** 2, 1))
+    def __init__(self, cfg: NetConfig, level: Level) -> None:
+        super().__init__(cfg, level, (level.cell**2, 1))
 
     def forward(self, fine: Tensor, angles: Tensor | None, coarse_angles: Tensor | None) -> Tensor:
         cells = self.to_cells(fine)
@@ -215,8 +215,8 @@ class Downsample(Resampling):
 class Upsample(Resampling):
     """Each token of a cell from the cell's one; then all look at the whole coarse grid."""
 
-    def __init__(self, cfg: HourglassConfig, level: int) -> None:
-        super().__init__(cfg, level, (1, cfg.cell_side(level) ** 2))
+    def __init__(self, cfg: NetConfig, level: Level) -> None:
+        super().__init__(cfg, level, (1, level.cell**2))
 
     def forward(
         self, coarse: Tensor, skip: Tensor, angles: Tensor | None, coarse_angles: Tensor | None
@@ -233,25 +233,26 @@ class Upsample(Resampling):
 class Stage(nn.Module):
     """Layers, a shorter stage between them, layers (arXiv 2110.13711); or layers only."""
 
-    def __init__(self, cfg: HourglassConfig, depth: Depth, level: int) -> None:
+    def __init__(self, cfg: NetConfig, level: Level, *coarser: Level) -> None:
         super().__init__()
-        before, valley, after = (depth, None, 0) if isinstance(depth, int) else depth
+        before, after = level.layers
         self.before = nn.ModuleList(Layer(cfg) for _ in range(before))
         self.after = nn.ModuleList(Layer(cfg) for _ in range(after))
         self.down: Downsample | None = None
-        if valley is not None:
+        if coarser:
             self.down, self.up = Downsample(cfg, level), Upsample(cfg, level)
-            self.valley = Stage(cfg, valley, level + 1)
+            self.valley = Stage(cfg, *coarser)
         self.register_buffer("angles", self.angles_of(cfg, level, 1), persistent=False)
-        side = 1 if valley is None else cfg.cell_side(level)
-        self.register_buffer("coarse_angles", self.angles_of(cfg, level, side), persistent=False)
+        self.register_buffer(
+            "coarse_angles", self.angles_of(cfg, level, level.cell), persistent=False
+        )
 
     @staticmethod
-    def angles_of(cfg: HourglassConfig, level: int, side: int) -> Tensor | None:
+    def angles_of(cfg: NetConfig, level: Level, side: int) -> Tensor | None:
         """(cells, head_width / 2): of the centres of all cells of a side, in raster order."""
         if not cfg.use_rotary:
             return None
-        height, width = (extent // side for extent in cfg.level_grid(level))
+        height, width = (extent // side for extent in level.grid)
         centre = (side - 1) / 2
         rows = torch.arange(height, device="cpu")[:, None] * side + centre
         columns = torch.arange(width, device="cpu")[None, :] * side + centre
@@ -277,25 +278,25 @@ class Textbook(nn.Module):
         ValueError: the config asks for what this does not teach.
     """
 
-    def __init__(self, cfg: HourglassConfig) -> None:
+    def __init__(self, cfg: NetConfig, *, vocab_size: int, grid: tuple[int, int]) -> None:
         super().__init__()
         check_taught(cfg)
         self.cfg = cfg
-        classes = cfg.num_classes + cfg.null_class
-        self.token_embedding = nn.Embedding(cfg.vocab_size, cfg.dim)
+        classes = cfg.num_classes + (cfg.null_class is not None)
+        self.token_embedding = nn.Embedding(vocab_size, cfg.dim)
         self.class_embedding = nn.Embedding(classes, cfg.dim) if cfg.num_classes else None
-        length = cfg.grid[0] * cfg.grid[1]
+        length = grid[0] * grid[1]
         self.position = None if cfg.use_rotary else nn.Parameter(torch.zeros(length, cfg.dim))
         self.dropout = nn.Dropout(cfg.emb_dropout)
-        self.stage = Stage(cfg, cfg.depth, level=0)
+        self.stage = Stage(cfg, *cfg.levels(grid))
         self.norm = norm_of(cfg)
-        self.to_logits = nn.Linear(cfg.dim, cfg.vocab_size)
+        self.to_logits = nn.Linear(cfg.dim, vocab_size)
 
     @classmethod
     def around(cls, net: HourglassTransformer) -> Textbook:
         """The textbook's way to compute with a network's own parameters, not with copies."""
         with torch.device("meta"):
-            textbook = cls(net.cfg)
+            textbook = cls(net.cfg, vocab_size=net.vocab_size, grid=net.grid)
         textbook.load_state_dict(net.state_dict(keep_vars=True), assign=True)
         return textbook.to(net.to_logits.weight.device).train(net.training)
 
@@ -309,12 +310,12 @@ class Textbook(nn.Module):
         return self.to_logits(self.norm(self.stage(self.dropout(x))))
 
 
-def check_taught(cfg: HourglassConfig) -> None:
+def check_taught(cfg: NetConfig) -> None:
     """Raises ValueError for a config with a setting that is newer than the textbook."""
-    for field in fields(cfg):
-        value = getattr(cfg, field.name)
-        if field.name not in _TAUGHT and value != field.default:
-            raise ValueError(f"the textbook has no {field.name} = {value!r}")
+    for name, key in keys_of(NetConfig).items():
+        value = getattr(cfg, name)
+        if name not in _TAUGHT and value != key.default:
+            raise ValueError(f"the textbook has no {name} = {value!r}")
 
 
 # -- the objective --------------------------------------------------------------------------------

@@ -1,35 +1,35 @@
-"""Read a run file: TOML with the sections of `sundae.config.sections`, checked as a whole.
+"""The run file: TOML with the sections of `sundae.config.sections`, read and checked as a whole.
 
 It is read once, by a script, into a frozen `RunConfig`; everything wrong with it is reported before
-any work starts. The same checks guard the configuration kept in a checkpoint.
+any work starts. The same checks guard the configuration in a checkpoint.
 """
 
-import argparse
+import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
+from hourglass_transformer.config import ConfigError, NetConfig
 from sundae.common.errors import UserError
-from sundae.config.schema import Origin, Rule, build, check, suggestion
+from sundae.config.keys import plain
 from sundae.config.sections import (
+    STRICT,
     DataConfig,
-    Depth,
-    NetConfig,
-    RunConfig,
     SamplingConfig,
     TrainerConfig,
     VQGANConfig,
     WandbConfig,
 )
-from sundae.config.validation import check_agreement
+from sundae.config.values import Values
 
 __all__ = [
     "DataConfig",
-    "Depth",
     "NetConfig",
     "RunConfig",
     "SamplingConfig",
@@ -39,17 +39,12 @@ __all__ = [
     "dump_toml",
     "load_config",
     "parse_config",
-    "sampling_flags",
     "update_config",
 ]
 
-_SECTIONS: dict[str, type] = {
-    "trainer": TrainerConfig,
-    "data": DataConfig,
-    "vqgan": VQGANConfig,
-    "sampling": SamplingConfig,
-    "net": NetConfig,
-    "wandb": WandbConfig,
+SECTIONS: dict[str, Any] = {
+    cls.section: cls
+    for cls in (TrainerConfig, DataConfig, VQGANConfig, SamplingConfig, NetConfig, WandbConfig)
 }
 _REQUIRED = {
     "unroll_steps": "an integer, usually 2 or 3, above the first section",
@@ -59,12 +54,100 @@ _REQUIRED = {
 }
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RunConfig:
+    """Everything that a run file says; sections that agree with each other."""
+
+    unroll_steps: int = Field(ge=1, description="Markov unroll steps in training, 2 or 3")
+    trainer: TrainerConfig
+    data: DataConfig
+    vqgan: VQGANConfig | None
+    sampling: SamplingConfig
+    net: NetConfig
+    wandb: WandbConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_metrics()
+        self._check_grid()
+        for name, value in zip(("guidance", "end_guidance"), self.sampling.guidance_ramp):
+            if value != 1 and not self.net.class_dropout:
+                raise ConfigError(
+                    f"sampling.{name}",
+                    f"{value:g} needs a network that also learned to do without the class; train "
+                    "one with net.class_dropout = 0.1, or leave it at 1",
+                )
+        self.net.check_grid(self.grid_shape)
+        return self
+
+    def _check_metrics(self) -> None:
+        best, direction = self.trainer.metric_best
+        for key, names in (("metric_names", self.trainer.metric_names), ("metric_best", (best,))):
+            for name in names:
+                match = re.fullmatch(r"(?:loss|accuracy)(?:_([1-9]\d*))?", name)
+                if not match or int(match[1] or 1) > self.unroll_steps:
+                    raise ConfigError(
+                        f"trainer.{key}",
+                        "expected 'loss' or 'accuracy', or one unroll step's from 'loss_1' to "
+                        f"'loss_{self.unroll_steps}', got '{name}'",
+                    )
+        if direction not in ("asc", "des"):
+            raise ConfigError(
+                "trainer.metric_best",
+                "expected [metric, 'des'] when less is better or [metric, 'asc'] when more is, "
+                f"got '{direction}'",
+            )
+
+    def _check_grid(self) -> None:
+        length = self.data.sequence_length
+        shapes = {
+            "data.latent_shape": self.data.latent_shape,
+            "vqgan.latent_shape": self.vqgan and self.vqgan.latent_shape,
+        }
+        given = {key: shape for key, shape in shapes.items() if shape}
+        for key, (height, width) in given.items():
+            if height * width != length:
+                raise ConfigError(
+                    key,
+                    f"[{height}, {width}] makes {height * width} tokens but data.sequence_length "
+                    f"is {length}; change one of them",
+                )
+        if len(set(given.values())) > 1:
+            ours, theirs = map(list, given.values())
+            raise ConfigError(
+                "data.latent_shape",
+                f"{ours} contradicts vqgan.latent_shape = {theirs}; keep one of them",
+            )
+        if not given and math.isqrt(length) ** 2 != length:
+            raise ConfigError(
+                "data.sequence_length",
+                f"{length} tokens make no square grid; say which with data.latent_shape = "
+                "[height, width]",
+            )
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(height, width) in tokens: [vqgan] or [data] latent_shape, else a square."""
+        given = (self.vqgan and self.vqgan.latent_shape) or self.data.latent_shape
+        side = math.isqrt(self.data.sequence_length)
+        return given or (side, side)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and TOML, without None: `parse_config` makes it equal again."""
+        values: dict[str, Any] = plain(self)
+        return values
+
+
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> RunConfig:
     """Read a run file.
 
     Args:
         path: a TOML file.
         overrides: 'section.key=value' each, the value as TOML or a bare word; they win.
+        flags: dotted key -> value of the flag named after it, None where it was not given; they
+            win over all else.
 
     Raises:
         UserError: the file is missing or no TOML, or see `parse_config`.
@@ -75,120 +158,41 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}: cannot read the run file: {error.strerror}") from None
     except ValueError as error:  # a TOMLDecodeError, or bytes that are no UTF-8
         raise UserError(f"{path}: not a valid TOML file: {error}") from None
-    return parse_config(values, str(path), overrides)
+    return parse_config(values, str(path), overrides, flags)
 
 
 def parse_config(
-    values: Mapping[str, Any], source: str, overrides: Sequence[str] = ()
+    values: Mapping[str, Any],
+    source: str,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Check plain values, from TOML or a checkpoint's JSON, and make them a `RunConfig`.
 
+    Args:
+        source: how to name the values in an error.
+        overrides, flags: see `load_config`.
+
     Raises:
         UserError: an unknown, missing or mistyped key, a value out of range, or keys that
-            contradict each other. The message names `source` or the override, and the key.
+            contradict each other. The message names `source` or the override or the flag, and the
+            key.
     """
-    changes = dict(parse_override(text) for text in overrides)
-    flags = {dotted: f"--set {dotted}" for dotted in changes}
-    # A section that only an override mentions is the override's mistake, not the file's.
-    new = {dotted.split(".")[0]: flag for dotted, flag in flags.items()}
-    flags |= {name: flag for name, flag in new.items() if name not in values}
-    origin = Origin(source, flags)
-    return _build_run(with_changes(values, changes, origin), origin)
+    given = Values.merged(values, source, overrides, flags)
+    given.require(_REQUIRED, [*SECTIONS, "unroll_steps"])
+    sections = {name: given.section(cls, SECTIONS.values()) for name, cls in SECTIONS.items()
+                if name != "vqgan" or name in given.tables}  # fmt: skip
+    steps = given.tables["unroll_steps"]
+    return given.checked(RunConfig, {"unroll_steps": steps, "vqgan": None} | sections)
 
 
 def update_config(
     cfg: RunConfig, flags: Mapping[str, Any], source: str = "configuration"
 ) -> RunConfig:
-    """Let command-line flags win over a configuration.
-
-    Args:
-        flags: dotted key -> value of the flag named after it ('sampling.nb_samples' belongs to
-            --nb-samples). None means the flag was not given; 0 and False are values.
-        source: how to name `cfg` in an error.
-
-    Raises:
-        UserError: as `parse_config`, naming the flag.
-    """
-    changes = {dotted: value for dotted, value in flags.items() if value is not None}
-    names = {dotted: "--" + dotted.split(".")[-1].replace("_", "-") for dotted in changes}
-    origin = Origin(source, names)
-    return _build_run(with_changes(cfg.to_dict(), changes, origin), origin)
-
-
-def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """What a script's sampling flags (`utils.add_sampling_flags`) change, for `update_config`.
-
-    Args:
-        args: parsed flags; one that it lacks counts as not given. A script's own --nb-samples is
-            one of them.
-    """
-    names = {field.name for field in fields(SamplingConfig)} - {"early_stop"}
-    flags: dict[str, Any] = {f"sampling.{name}": getattr(args, name, None) for name in names}
-    flags["sampling.early_stop"] = False if getattr(args, "no_early_stop", False) else None
-    return flags
+    """A configuration with other values for some keys, checked anew; see `load_config`."""
+    return parse_config(cfg.to_dict(), source, flags=flags)
 
 
 def dump_toml(cfg: RunConfig) -> str:
     """The configuration as a run file; reading it gives an equal configuration."""
     return tomli_w.dumps(cfg.to_dict())
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """'net.dim=512', as --set takes it -> ('net.dim', 512); UserError for anything else."""
-    dotted, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not dotted:
-        raise UserError(f"--set {text}: expected key=value, for example --set net.dim=512")
-    try:
-        parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
-        return dotted, value
-    return dotted, parsed["value"] if len(parsed) == 1 else value
-
-
-def with_changes(
-    values: Mapping[str, Any], changes: Mapping[str, Any], origin: Origin
-) -> dict[str, Any]:
-    """A copy of nested `values` in which dotted keys have new values."""
-    merged = _copy(values)
-    for dotted, value in changes.items():
-        *sections, last = dotted.split(".")
-        table = merged
-        for depth, section in enumerate(sections):
-            table = table.setdefault(section, {})
-            if not isinstance(table, dict):
-                inner = ".".join(sections[: depth + 1])
-                raise UserError(f"{origin.at(dotted)}: {inner} is no section")
-        table[last] = value
-    return merged
-
-
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-
-
-def _build_run(values: dict[str, Any], origin: Origin) -> RunConfig:
-    known = [*_SECTIONS, "unroll_steps"]
-    for unknown in sorted(values.keys() - set(known)):
-        raise UserError(f"{origin.at(unknown)}: no such section or key{suggestion(unknown, known)}")
-    for missing, expected in _REQUIRED.items():
-        if missing not in values:
-            raise UserError(f"{origin.file}: {missing} is missing; expected {expected}")
-    rule = Rule(at_least=1)
-    steps = check(values["unroll_steps"], int, rule, origin.at("unroll_steps"))
-    sections = {name: _build_section(name, values, origin) for name in _SECTIONS}
-    cfg = RunConfig(unroll_steps=steps, **sections)
-    check_agreement(cfg, origin)
-    return cfg
-
-
-def _build_section(name: str, values: Mapping[str, Any], origin: Origin) -> Any:
-    if name == "vqgan" and name not in values:
-        return None
-    table = values.get(name, {})
-    cls = _SECTIONS[name]
-    section: Any = build(cls, table, name, origin, _SECTIONS)
-    # Old run files know no weight decay, and only AdamW had one of its own.
-    if isinstance(section, TrainerConfig) and "weight_decay" not in table:
-        decay = section.weight_decay if section.optimizer_name == "adamw" else 0.0
-        return replace(section, weight_decay=decay)
-    return section

@@ -1,15 +1,31 @@
-"""The sections of a run file as frozen dataclasses: every key, its type, limits and default."""
+"""The sections of a run file: every key once, with its type, limits, default and meaning.
+
+[net] is declared with the network, in `hourglass_transformer.config`.
+"""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
+from annotated_types import Ge, Gt, Lt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+
+from hourglass_transformer.config import ConfigError
 from sundae.common.precision import Precision
-from sundae.config.schema import key, plain
+from sundae.config.keys import describe, shown, suggestion
 
-Depth = tuple["int | Depth", ...]
-OptimizerName = Literal["adam", "adamw", "adamax", "sgd", "rmsprop"]
+OptimizerName = Literal["adam", "adamw", "adamax", "sgd", "rmsprop", "rms"]
 ScheduleName = Literal[
     "constant",
     "constant_with_warmup",
@@ -24,6 +40,9 @@ ScheduleName = Literal[
 StrategyName = Literal["random", "confidence", "halton", "argmax", "renoise"]
 StrategyChoice = Literal["auto", StrategyName]
 CurveName = Literal["linear", "cosine", "constant"]
+
+# Values have exactly the declared type: no bool is a number, no text is, and no float an integer.
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 # Steps up to which the strategy 'auto' is 'renoise'. On the digits that is best with 4, 8 and 16
 # steps and within the spread of the best with 12; docs/sampling.md has the table.
@@ -44,82 +63,165 @@ def interpolate(curve: CurveName, start: float, end: float, progress: float) -> 
     return start + (end - start) * share
 
 
+def _not_blank(value: Any) -> Any:
+    if not str(value).strip():
+        raise ValueError
+    return value
+
+
 def _parse_latent_shape(value: Any) -> tuple[int, int]:
     """[h, w], or [1, h, w] as older files write it."""
     sides = tuple(value) if isinstance(value, (list, tuple)) else ()
     if len(sides) == 3 and sides[0] == 1:
         sides = sides[1:]
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise ValueError(value)
+        raise ValueError
     return sides[0], sides[1]
 
 
-def _parse_depth(value: Any) -> Depth:
-    """n or [n] becomes (n,); [pre, valley, post] may nest in its valley."""
-    if type(value) is int and value >= 1:
-        return (value,)
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(value)
-    if len(value) == 1:
-        return _parse_depth(value[0])
-    pre, valley, post = value
-    if any(type(side) is not int or side < 0 for side in (pre, post)):
-        raise ValueError(value)
-    inner = _parse_depth(valley)
-    return pre, inner[0] if len(inner) == 1 else inner, post
+Text: TypeAlias = Annotated[str, AfterValidator(_not_blank)]
+FilePath: TypeAlias = Annotated[Path, BeforeValidator(_not_blank), Strict(False)]
+Count: TypeAlias = Annotated[int, Ge(0)]
+Betas: TypeAlias = Annotated[
+    tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]], Strict(False)
+]
+Optimizer: TypeAlias = Annotated[
+    OptimizerName, AfterValidator(lambda name: "rmsprop" if name == "rms" else name)
+]
+LatentShape: TypeAlias = Annotated[tuple[int, int], PlainValidator(_parse_latent_shape)]
+_SHAPE: dict[str, Any] = {"expected": "[height, width] in tokens, two integers at least 1"}
+_Two = Annotated[tuple[Annotated[int, Gt(0)], Annotated[int, Gt(0)]], Strict(False)]
+_TwoFractions = Annotated[tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]], Strict(False)]
 
-
-def _parse_shorten_factor(value: Any) -> int | tuple[int, ...]:
-    """A perfect square, or a list of them: how many cells of a square block become one."""
-    factors = value if isinstance(value, (list, tuple)) else [value]
-    if not factors or any(type(f) is not int or f < 4 or math.isqrt(f) ** 2 != f for f in factors):
-        raise ValueError(value)
-    return tuple(factors) if isinstance(value, (list, tuple)) else factors[0]
-
-
-_SHAPE: dict[str, Any] = {
-    "parse": _parse_latent_shape,
-    "expected": "[height, width] in tokens, two integers at least 1",
+# What ptpt's learning-rate schedules take.
+_SCHEDULE_KEYS: dict[str, Any] = {
+    "nb_warmup_steps": Count,
+    "nb_training_steps": Annotated[int, Ge(1)],
+    "nb_cycles": Annotated[float, Gt(0)],
+    "lr_end": Annotated[float, Ge(0)],
+    "power": Annotated[float, Gt(0)],
 }
+_SCHEDULE_EXTRAS = {"cosine": {"nb_cycles"}, "polynomial": {"lr_end", "power"}}
 
 
-@dataclass(frozen=True, kw_only=True)
+def schedule_keys(name: str) -> tuple[set[str], set[str]]:
+    """(required, optional) keys of lr_scheduler_kwargs for a schedule of that name."""
+    required = {"nb_warmup_steps"} if name.endswith("with_warmup") else set()
+    if not name.startswith("constant"):
+        required.add("nb_training_steps")
+    return required, _SCHEDULE_EXTRAS.get(name.split("_")[0], set())
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainerConfig:
-    """[trainer]: ptpt's vocabulary for the training loop, plus what ptpt leaves out.
+    """[trainer]: ptpt's vocabulary for the training loop, plus what ptpt leaves out."""
 
-    `nb_batches` is (training batches between evaluations, batches of an evaluation), 0 = all there
-    are. `metric_best` names a metric and whether less ('des') or more ('asc') of it is better.
-    """
+    section: ClassVar[str] = "trainer"
 
-    exp_name: str = key("exp")
-    exp_dir: Path = key(Path("exp"))
-    batch_size: int = key(at_least=1)
-    mini_batch_size: int | None = key(None, at_least=1)  # None: the whole batch at once
-    nb_batches: tuple[int, int] = key((0, 0), at_least=0)
-    max_steps: int = key(0, at_least=0)  # optimiser steps; 0: until stopped
-    learning_rate: float = key(1e-4, above=0)
-    lr_scheduler_name: ScheduleName = key("constant")
-    lr_scheduler_kwargs: dict[str, Any] = key(dict)
-    optimizer_name: OptimizerName = key("adamw", aliases={"rms": "rmsprop"})
-    weight_decay: float = key(0.01, at_least=0)  # in a file: 0 unless the optimiser is adamw
-    betas: tuple[float, float] = key((0.9, 0.999), at_least=0, below=1)
-    grad_none: bool = key(True)
-    clip_grad: bool = key(False)
-    clip_grad_value: float = key(5.0, above=0)
-    ema_decay: float = key(0.999, at_least=0, below=1)  # 0: no average
-    nb_workers: int = key(0, at_least=0)
-    use_cuda: bool = key(True)
-    precision: Precision = key("auto")
-    use_amp: bool = key(True)  # false: precision is "fp32", as older files say it
-    gradient_checkpointing: bool = key(False)  # recompute in the backward pass: less memory, slower
-    # torch.compile the networks in training, where the first step then takes long; None: on CUDA
-    compile: bool | None = key(None)
-    save_outputs: bool = key(True)
-    checkpoint_frequency: int = key(5000, at_least=0)  # optimiser steps; 0: only the best
-    checkpoint_best: bool = key(True)
-    keep_checkpoints: int = key(3, at_least=0)  # periodic ones kept; 0: all
-    metric_names: tuple[str, ...] = key(())
-    metric_best: tuple[str, str] = key(("loss", "des"))
+    exp_name: Text = Field(default="exp", description="name of the run's folder, before its time")
+    exp_dir: FilePath = Field(default=Path("exp"), description="folder of run folders")
+    batch_size: int = Field(
+        ge=1, description="samples of an optimiser step, all processes together"
+    )
+    mini_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="samples of a forward pass, a divisor of batch_size; by default all at once",
+    )
+    nb_batches: Annotated[tuple[Count, Count], Strict(False)] = Field(
+        default=(0, 0),
+        description="training batches between evaluations, batches of an evaluation; 0: all",
+    )
+    max_steps: int = Field(default=0, ge=0, description="optimiser steps; 0: until stopped")
+    learning_rate: float = Field(default=1e-4, gt=0, description="highest learning rate")
+    lr_scheduler_name: ScheduleName = Field(
+        default="constant", description="schedule of the learning rate"
+    )
+    lr_scheduler_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="parameters of the schedule: " + ", ".join(_SCHEDULE_KEYS),
+    )
+    optimizer_name: Optimizer = Field(default="adamw", description="optimiser; rms: rmsprop")
+    weight_decay: float = Field(
+        # Older run files have no such key, and of their optimisers AdamW alone had a decay.
+        default_factory=lambda keys: 0.01 if keys.get("optimizer_name") == "adamw" else 0.0,
+        ge=0,
+        description="weight decay; by default 0.01 for adamw, else 0",
+    )
+    betas: Betas = Field(default=(0.9, 0.999), description="decay rates of Adam's moving averages")
+    grad_none: bool = Field(default=True, description="free gradients between steps")
+    clip_grad: bool = Field(default=False, description="clip the norm of the gradient")
+    clip_grad_value: float = Field(default=5.0, gt=0, description="largest norm of the gradient")
+    ema_decay: float = Field(
+        default=0.999, ge=0, lt=1, description="decay of the moving average of the weights; 0: none"
+    )
+    nb_workers: int = Field(default=0, ge=0, description="processes that read data")
+    use_cuda: bool = Field(default=True, description="train on the GPU where there is one")
+    precision: Precision = Field(
+        default="auto", description="bf16, fp32, or auto: bf16 where the hardware has it"
+    )
+    use_amp: bool = Field(default=True, description="older spelling: false is precision = 'fp32'")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute in the backward pass: less memory, slower"
+    )
+    compile: bool | None = Field(
+        default=None,
+        description="torch.compile the networks, whose first step then takes long; by default on "
+        "CUDA",
+    )
+    save_outputs: bool = Field(default=True, description="write checkpoints, curves and images")
+    checkpoint_frequency: int = Field(
+        default=5000, ge=0, description="optimiser steps between checkpoints; 0: only the best"
+    )
+    checkpoint_best: bool = Field(default=True, description="save the best checkpoint as well")
+    keep_checkpoints: int = Field(
+        default=3, ge=0, description="number of periodic checkpoints that stay; 0: all"
+    )
+    metric_names: Annotated[tuple[str, ...], Strict(False)] = Field(
+        default=(), description="metrics to record: loss, accuracy, or one unroll step's: loss_2"
+    )
+    metric_best: Annotated[tuple[str, str], Strict(False)] = Field(
+        default=("loss", "des"),
+        description="metric of the best checkpoint, and 'des' if less is better, 'asc' if more is",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mini_batch_size and self.batch_size % self.mini_batch_size:
+            raise ConfigError(
+                f"{self.section}.mini_batch_size",
+                f"{self.mini_batch_size} does not divide {self.section}.batch_size = "
+                f"{self.batch_size}; choose a divisor of it",
+            )
+        if self.precision == "bf16" and not self.use_amp:
+            raise ConfigError(
+                f"{self.section}.precision",
+                f"'bf16' contradicts {self.section}.use_amp = false; drop use_amp",
+            )
+        self._check_schedule()
+        return self
+
+    def _check_schedule(self) -> None:
+        where = f"{self.section}.lr_scheduler_kwargs"
+        name, given = self.lr_scheduler_name, self.lr_scheduler_kwargs
+        required, optional = schedule_keys(name)
+        for key, value in given.items():
+            if key not in required | optional:
+                hint = suggestion(key, required | optional) or "; it takes none"
+                raise ConfigError(f"{where}.{key}", f"not a key of the schedule '{name}'{hint}")
+            try:
+                TypeAdapter(_SCHEDULE_KEYS[key], config=STRICT).validate_python(value)
+            except ValidationError:
+                expected = describe(_SCHEDULE_KEYS[key])
+                reason = f"expected {expected}, got {shown(value)}"
+                raise ConfigError(f"{where}.{key}", reason) from None
+        for key in sorted(required - given.keys()):
+            raise ConfigError(where, f"the schedule '{name}' needs {key}")
+        warmup, total = given.get("nb_warmup_steps", 0), given.get("nb_training_steps", math.inf)
+        if warmup >= total:
+            raise ConfigError(
+                where, f"nb_warmup_steps = {warmup} must be below nb_training_steps = {total}"
+            )
 
     @property
     def arithmetic(self) -> Precision:
@@ -127,65 +229,158 @@ class TrainerConfig:
         return self.precision if self.use_amp else "fp32"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
-    """[data]: token data on disk, either one folder to split or two folders already split.
+    """[data]: token data on disk, either one folder to split or two folders already split."""
 
-    `split_sizes` is (train, eval) as two fractions or two counts. `latent_shape` is needed only for
-    grids that are not square and have no [vqgan] section.
-    """
+    section: ClassVar[str] = "data"
 
-    vocab_size: int = key(at_least=2)
-    sequence_length: int = key(at_least=1)
-    root: Path | None = key(None)
-    split_sizes: tuple[int, int] | tuple[float, float] | None = key(
-        None, above=0, expected="[train, eval], two fractions or two counts above 0"
+    vocab_size: int = Field(ge=2, description="number of different tokens")
+    sequence_length: int = Field(ge=1, description="tokens of an image")
+    root: FilePath | None = Field(default=None, description="folder to split; needs split_sizes")
+    split_sizes: _Two | _TwoFractions | None = Field(
+        default=None,
+        description="[train, eval] of root: two fractions or two counts",
+        json_schema_extra={"expected": "[train, eval], two fractions or two counts above 0"},
     )
-    train_root: Path | None = key(None)
-    eval_root: Path | None = key(None)
-    latent_shape: tuple[int, int] | None = key(None, **_SHAPE)
+    train_root: FilePath | None = Field(default=None, description="training folder")
+    eval_root: FilePath | None = Field(default=None, description="evaluation folder")
+    latent_shape: LatentShape | None = Field(
+        default=None,
+        description="[height, width] in tokens, of grids that are not square without [vqgan]",
+        json_schema_extra=_SHAPE,
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        styles = [("root", "split_sizes"), ("train_root", "eval_root")]
+        given = [[k for k in style if getattr(self, k) is not None] for style in styles]
+        if all(given):
+            raise ConfigError(
+                f"data.{given[0][0]}",
+                f"contradicts data.{given[1][0]}; give either root and split_sizes, or train_root "
+                "and eval_root",
+            )
+        for style, present in zip(styles, given):
+            if len(present) == 1:
+                (absent,) = set(style) - set(present)
+                raise ConfigError(f"data.{absent}", f"is missing; data.{present[0]} needs it")
+        if not any(given):
+            raise ConfigError(
+                "data.root",
+                "is missing; expected root and split_sizes, or train_root and eval_root",
+            )
+        sizes = self.split_sizes
+        # The tolerance lets 0.9 + 0.1 through, whichever way its sum rounds.
+        if sizes and isinstance(sizes[0], float) and sum(sizes) > 1 + 1e-9:
+            raise ConfigError(
+                "data.split_sizes",
+                f"the fractions {list(sizes)} add up to more than 1; give fractions, or counts "
+                "without a decimal point",
+            )
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class VQGANConfig:
-    """[vqgan]: the codec of the latents. Without this section tokens are grey levels of pixels.
+    """[vqgan]: the codec of the latents. Without this section tokens are grey levels of pixels."""
 
-    `input_range` and `distance` tell the codec's loader what some checkpoints do not say.
-    """
+    section: ClassVar[str] = "vqgan"
 
-    checkpoint: Path = key()
-    config: Path | None = key(None)
-    latent_shape: tuple[int, int] | None = key(None, **_SHAPE)
-    input_range: str | None = key(None)
-    distance: str | None = key(None)
+    checkpoint: FilePath = Field(description="weights of the VQ-GAN")
+    config: FilePath | None = Field(default=None, description="YAML or JSON of the VQ-GAN")
+    latent_shape: LatentShape | None = Field(
+        default=None,
+        description="[height, width] in tokens; by default a square",
+        json_schema_extra=_SHAPE,
+    )
+    input_range: Text | None = Field(
+        default=None, description="signed ([-1, 1]) or unit ([0, 1]) pixels, where no file says"
+    )
+    distance: Text | None = Field(
+        default=None,
+        description="distance of the codebook search, where no file says: l2, cosine, dot, gumbel",
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SamplingConfig:
-    """[sampling]: defaults of sample.py and of the pictures made during training.
+    """[sampling]: how images are sampled, by every script and in training.
 
-    An `end_` that is not given equals the start. `guidance` other than 1 needs a network that was
-    trained with net.class_dropout above 0.
+    An `end_` that is not given equals the start.
     """
 
-    steps: int = key(100, at_least=1)
-    nb_samples: int = key(16, at_least=1)
-    temperature: float = key(1.0, at_least=0)
-    end_temperature: float | None = key(None, at_least=0)
-    temperature_curve: CurveName = key("linear")
-    sample_proportion: float = key(0.5, at_least=0, at_most=1)
-    end_sample_proportion: float | None = key(None, at_least=0, at_most=1)
-    proportion_curve: CurveName = key("linear")
-    min_steps: int = key(10, at_least=0)
-    early_stop: bool = key(True)
-    strategy: StrategyChoice = key("auto")  # see resolved_strategy
-    choice_temperature: float = key(1.0, at_least=0)  # of the strategy 'confidence'
-    guidance: float = key(1.0, at_least=0)  # 1: the network's own prediction
-    end_guidance: float | None = key(None, at_least=0)
-    guidance_curve: CurveName = key("linear")
-    top_k: int = key(0, at_least=0)  # 0: all codes
-    top_p: float = key(1.0, above=0, at_most=1)  # 1: all codes
-    compile: bool | None = key(None)  # torch.compile the steps; on CUDA where it pays unless given
+    section: ClassVar[str] = "sampling"
+
+    steps: int = Field(default=100, ge=1, description="largest number of refinement steps")
+    nb_samples: int = Field(default=16, ge=1, description="number of images")
+    temperature: float = Field(
+        default=1.0, ge=0, description="temperature of the draws in the first step; 0 is argmax"
+    )
+    end_temperature: float | None = Field(
+        default=None, ge=0, description="temperature in the last step; by default that of the first"
+    )
+    temperature_curve: CurveName = Field(
+        default="linear", description="course of the temperature from first to last step"
+    )
+    sample_proportion: float = Field(
+        default=0.5, ge=0, le=1, description="share of tokens resampled in the first step"
+    )
+    end_sample_proportion: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of tokens resampled in the last step; by default that of the first",
+    )
+    proportion_curve: CurveName = Field(
+        default="linear", description="course of the share from first to last step"
+    )
+    min_steps: int = Field(
+        default=10, ge=0, description="number of steps before a sample may stop early"
+    )
+    early_stop: bool = Field(
+        default=True,
+        description="a sample is done when none of its tokens changes any more",
+        json_schema_extra={"flag": "run all steps, even if no token changes any more"},
+    )
+    strategy: StrategyChoice = Field(
+        default="auto",
+        description="choice of the tokens that take a new value in a step; auto is renoise for up "
+        f"to {FEW_STEPS} steps, else random",
+    )
+    choice_temperature: float = Field(
+        default=1.0,
+        ge=0,
+        description="randomness of the strategy confidence in the first step; falls to 0",
+    )
+    guidance: float = Field(
+        default=1.0,
+        ge=0,
+        description="guidance weight of the class in the first step; 1 is the network's own "
+        "prediction, other values need net.class_dropout in training",
+    )
+    end_guidance: float | None = Field(
+        default=None,
+        ge=0,
+        description="guidance weight in the last step; by default that of the first",
+    )
+    guidance_curve: CurveName = Field(
+        default="linear", description="course of the guidance weight from first to last step"
+    )
+    top_k: int = Field(
+        default=0, ge=0, description="number of most likely codes to draw from; 0: all"
+    )
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="total probability of the most likely codes to draw from; 1: all",
+    )
+    compile: bool | None = Field(
+        default=None,
+        description="torch.compile the steps, with CUDA graphs on a GPU; the first takes a minute; "
+        "by default where that pays",
+    )
 
     @property
     def temperature_ramp(self) -> tuple[float, float]:
@@ -243,105 +438,17 @@ class SamplingConfig:
         return "renoise" if few else "random"
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetConfig:
-    """[net]: the network.
-
-    `depth` is (pre, valley, post), where the valley may nest, or (n,) for type 'transformer'.
-    `shorten_factor` counts the tokens merged into one, so 4 means blocks of 2x2; a tuple gives one
-    factor for each level of nesting, outermost first.
-
-    `dims` gives the residual stream a width of its own on every grid, outermost first; the valley's
-    comes last and is `dim`, which every grid has unless `dims` is given. Heads are as wide on all
-    of them, so there are nb_heads * width / dim of them.
-
-    `window` is the side in tokens of the windows that attention stays within: one integer for the
-    outermost grid alone, or a list for every grid, outermost first, 0 for full attention. Every
-    second layer moves its windows by half a side.
-    """
-
-    dim: int = key(at_least=1)
-    nb_heads: int = key(at_least=1)
-    depth: Depth = key(
-        parse=_parse_depth, expected="[pre, valley, post], or one integer for 'transformer'"
-    )
-    type: Literal["hourglass", "transformer"] = key("hourglass", aliases={"vanilla": "transformer"})
-    dims: tuple[int, ...] | None = key(None, at_least=1)
-    window: int | tuple[int, ...] | None = key(None, at_least=0)
-    dim_head: int | None = key(None, at_least=1)
-    shorten_factor: int | tuple[int, ...] = key(
-        4,
-        parse=_parse_shorten_factor,
-        expected="a perfect square from 4 up (4 merges 2x2 tokens), or a list of them",
-    )
-    resampling: Literal["linear", "average"] = key("linear")
-    attn_resampling: bool = key(True)
-    use_rotary: bool = key(True)
-    conditional: bool = key(False)
-    num_classes: int = key(0, at_least=0)
-    class_dropout: float = key(0.0, at_least=0, below=1)  # chance to hide it; above 0 for guidance
-    ff_mult: float = key(4.0, above=0)  # hidden width of the feed-forward, times dim
-    use_scalenorm: bool = key(False)
-    use_glu: bool = key(False)
-    emb_dropout: float = key(0.0, at_least=0, below=1)
-    attn_dropout: float = key(0.0, at_least=0, below=1)
-    ff_dropout: float = key(0.0, at_least=0, below=1)
-
-    @property
-    def shorten_factors(self) -> tuple[int, ...]:
-        """One factor for each level of the hourglass, outermost first; empty for a transformer."""
-        if isinstance(self.shorten_factor, tuple):
-            return self.shorten_factor
-        return (self.shorten_factor,) * self.nb_levels
-
-    @property
-    def windows(self) -> tuple[int, ...]:
-        """The side of windows on every grid, outermost first; empty for full attention on all."""
-        if isinstance(self.window, int):
-            return (self.window, *(0,) * self.nb_levels)
-        return self.window or ()
-
-    @property
-    def nb_levels(self) -> int:
-        """How many times the grid is shortened."""
-        levels, depth = 0, self.depth
-        while len(depth) == 3:
-            levels += 1
-            valley = depth[1]
-            depth = valley if isinstance(valley, tuple) else (valley,)
-        return levels
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WandbConfig:
-    """[wandb]: where `--wandb` logs to."""
+    """[wandb]: where --wandb logs to."""
 
-    project: str | None = key(None)
-    entity: str | None = key(None)
-    name: str | None = key(None)
-    mode: Literal["online", "offline"] = key("online")
+    section: ClassVar[str] = "wandb"
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything a run file says. Made by `sundae.config.run_file`, which checks it."""
-
-    unroll_steps: int
-    trainer: TrainerConfig
-    data: DataConfig
-    vqgan: VQGANConfig | None
-    sampling: SamplingConfig
-    net: NetConfig
-    wandb: WandbConfig
-
-    @property
-    def grid_shape(self) -> tuple[int, int]:
-        """(height, width) in tokens: [vqgan] or [data] latent_shape, else a square."""
-        given = (self.vqgan and self.vqgan.latent_shape) or self.data.latent_shape
-        side = math.isqrt(self.data.sequence_length)
-        return given or (side, side)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and TOML, without None: `parse_config` makes it equal again."""
-        values: dict[str, Any] = plain(self)
-        return values
+    project: Text | None = Field(default=None, description="project on Weights & Biases")
+    entity: Text | None = Field(default=None, description="user or team on Weights & Biases")
+    name: Text | None = Field(
+        default=None, description="name of the run; its folder's unless given"
+    )
+    mode: Literal["online", "offline"] = Field(
+        default="online", description="offline leaves the log on disk"
+    )

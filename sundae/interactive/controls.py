@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import gradio as gr
 
+from sundae.config.keys import Key
 from sundae.config.sections import FEW_STEPS
-from sundae.interactive.settings import EXTRAS, SAMPLING, Setting, Settings
+from sundae.interactive.settings import EXTRAS, SAMPLING, Settings
 
 # How far a slider reaches, and its step. The lower end is the schema's; where a run file goes
 # beyond the upper end, so does the slider.
@@ -73,7 +74,12 @@ class Controls:
 
     def _plain(self, name: str, value: Any) -> Any:
         """What a component gives as the schema takes it: browsers know but one kind of number."""
-        if isinstance(value, float) and value.is_integer() and int in _kinds(name):
+        if (
+            isinstance(value, float)
+            and value.is_integer()
+            and name != "class"
+            and _setting(name).kind is int
+        ):
             return int(value)
         return value
 
@@ -88,19 +94,19 @@ class Controls:
                 label=label,
                 info="none: all in turn; in a picture, any",
             )
-        kinds, value = _kinds(name), self.defaults.value(name)
-        if kinds == [bool]:
+        key, value = _setting(name), self.defaults.value(name)
+        if key.kind is bool:
             info = "keep every step" if name == "history" else None
             return gr.Checkbox(value, label=label, info=info)
-        if get_origin(kinds[0]) is Literal:
+        if key.choices:
             info = f"auto: renoise up to {FEW_STEPS} steps, else random"
             return gr.Dropdown(
-                list(get_args(kinds[0])),
+                list(key.choices),
                 value=value,
                 label=label,
                 info=info if name == "strategy" else None,
             )
-        if _setting(name).optional:
+        if key.optional:
             return self._draw_end(name, label, value)
         return _slider(name, label, value)
 
@@ -135,17 +141,8 @@ def _seed_text(seed: int | None) -> str:
     return "" if seed is None else str(seed)
 
 
-def _setting(name: str) -> Setting:
+def _setting(name: str) -> Key:
     return (SAMPLING | EXTRAS)[name]
-
-
-def _kinds(name: str) -> list[Any]:
-    """The types that a setting may have, but for None."""
-    if name == "class":
-        return [list]
-    hint = _setting(name).hint
-    args = [hint] if get_origin(hint) is Literal else get_args(hint) or [hint]
-    return [kind for kind in args if kind is not type(None)]
 
 
 def _slider(name: str, label: str, value: float) -> gr.Slider:
@@ -153,14 +150,9 @@ def _slider(name: str, label: str, value: float) -> gr.Slider:
     return gr.Slider(lowest, highest, value, step=step, label=label)
 
 
-def _range(
-    setting: Setting, reach: tuple[float, float] | None, value: float
-) -> tuple[float, float, float]:
+def _range(key: Key, reach: tuple[float, float] | None, value: float) -> tuple[float, float, float]:
     """(lowest, highest, step) of a slider."""
-    rule = setting.rule
-    whole = int in _kinds(setting.name)
-    highest, step = reach or (max(1, 2 * value), 1 if whole else _SHARE_STEP)
-    if rule.at_most is not None:
-        highest, step = rule.at_most, min(step, _SHARE_STEP)
-    lowest = rule.at_least if rule.at_least is not None else step
-    return lowest, max(highest, value), step
+    highest, step = reach or (max(1, 2 * value), 1 if key.kind is int else _SHARE_STEP)
+    if "le" in key.limits:
+        highest, step = key.limits["le"], min(step, _SHARE_STEP)
+    return key.limits.get("ge", step), max(highest, value), step

@@ -5,18 +5,19 @@ A setting goes by its name: the keys of [sampling] by theirs, and 'class', 'seed
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from sundae.common.errors import UserError
+from sundae.config.keys import keys_of
 from sundae.config.run_file import RunConfig, SamplingConfig, parse_config
-from sundae.config.schema import Rule, check, describe, key
-from sundae.config.sections import StrategyName
-from sundae.prior.network import null_class
+from sundae.config.sections import STRICT, StrategyName
+from sundae.config.values import Values
 from sundae.sampling.opening import class_number
 
 SEEDS = 2**32  # what --seed accepts, so that a seed found here can be given to every script
@@ -31,54 +32,22 @@ _SOME = 20
 _NOTHING = ("none", "new", "all")
 
 
-@dataclass(frozen=True, kw_only=True)
+@pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Extras:
     """Settings that no run file has."""
 
-    seed: int | None = key(
-        None,
-        at_least=0,
-        below=SEEDS,
-        expected=f"an integer from 0 to {SEEDS - 1}, or 'new' for another one each time",
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=SEEDS,
+        json_schema_extra={
+            "expected": f"an integer from 0 to {SEEDS - 1}, or 'new' for another one each time"
+        },
     )
-    history: bool = key(False)
+    history: bool = Field(default=False)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting, as a terminal asks for it and a page makes a slider of it.
-
-    Attributes:
-        name: of the setting.
-        hint: its type.
-        rule: its limits.
-    """
-
-    name: str
-    hint: Any
-    rule: Rule
-
-    @property
-    def optional(self) -> bool:
-        """Whether it may be unset."""
-        return NoneType in get_args(self.hint)
-
-    @property
-    def expected(self) -> str:
-        """What it accepts, in words that fit after 'expected'."""
-        words = describe(self.hint, self.rule)
-        return f"{words}, or 'none'" if self.optional and not self.rule.expected else words
-
-
-def _settings_of(cls: type) -> dict[str, Setting]:
-    hints = get_type_hints(cls)
-    return {
-        field.name: Setting(field.name, hints[field.name], field.metadata["rule"])
-        for field in dataclasses.fields(cls)
-    }
-
-
-SAMPLING, EXTRAS = _settings_of(SamplingConfig), _settings_of(Extras)
+SAMPLING, EXTRAS = keys_of(SamplingConfig), keys_of(Extras)
 del SAMPLING["compile"]  # the model is loaded by then
 
 
@@ -96,7 +65,7 @@ class Settings:
     cfg: RunConfig
     class_names: tuple[str, ...] = ()
     classes: tuple[int, ...] = ()
-    extras: Extras = Extras()
+    extras: Extras = field(default_factory=Extras)
 
     @property
     def names(self) -> list[str]:
@@ -134,7 +103,9 @@ class Settings:
             names = ", ".join(self.class_names[:_SOME])
             more = f" and {len(self.class_names) - _SOME} more" * (len(self.class_names) > _SOME)
             return f"'all', or some of {names}{more}, or their numbers from 0, with commas between"
-        return (SAMPLING | EXTRAS)[name].expected.replace("true or false", "yes or no")
+        key = (SAMPLING | EXTRAS)[name]
+        unset = ", or 'none'" if key.optional and "expected" not in key.extra else ""
+        return key.expected.replace("true or false", "yes or no") + unset
 
     def changed(self, name: str, value: Any) -> Settings:
         """The settings with one new value.
@@ -149,14 +120,15 @@ class Settings:
         """
         if name == "class":
             return replace(self, classes=self._class_numbers(value))
-        setting = (SAMPLING | EXTRAS)[name]
-        if value is not None or not setting.optional:
-            value = check(value, setting.hint, setting.rule, name)
         if name in EXTRAS:
-            return replace(self, extras=replace(self.extras, **{name: value}))
+            extras = Values({}, "", {name: name}).checked(
+                Extras, asdict(self.extras) | {name: value}
+            )
+            return replace(self, extras=extras)
         values = self.cfg.to_dict()
-        values["sampling"].pop(name, None)
-        if value is not None:
+        if value is None and SAMPLING[name].optional:
+            values["sampling"].pop(name, None)
+        else:
             values["sampling"][name] = value
         try:
             return replace(self, cfg=parse_config(values, _SOURCE))
@@ -183,7 +155,7 @@ class Settings:
             any_unless_chosen: where no class was chosen, take the one that means any, if the
                 network has learned it, instead of all.
         """
-        null = null_class(self.cfg.net)
+        null = self.cfg.net.null_class
         if any_unless_chosen and not self.classes and null is not None:
             return [null]
         return list(self.classes or range(len(self.class_names)))

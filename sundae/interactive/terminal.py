@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sundae.common.errors import UserError
 from sundae.common.naming import printable
-from sundae.config.schema import suggestion
+from sundae.config.keys import suggestion
 from sundae.interactive.recording import Outcome, View, new_folder, record
 from sundae.interactive.session import Session
 from sundae.interactive.settings import Settings

@@ -26,7 +26,7 @@ def draw_tokens(
     """Draw one token a row by inverting the cumulative distribution softmax(logits / temperature).
 
     One uniform number a row instead of one a code makes this many times cheaper than a Gumbel or
-    exponential race, and lets the caller own the randomness. A token's chance is right to
+    exponential race, and leaves the randomness to the caller. A token's chance is right to
     within about 2**-24, the step of the uniform numbers.
 
     Args:

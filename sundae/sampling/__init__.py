@@ -1,4 +1,4 @@
-"""Sampling: the loop, its schedule and strategies, canvases, and what is written.
+"""Sampling: the front door, the loop with its strategies, canvases, and samples as files.
 
-It imports the rooms up to training.
+It may import common, config, data, codec, prior, training and codec_training.
 """

@@ -14,12 +14,12 @@ from sundae.sampling.loop import ClassDenoise
 
 Shape = tuple[int, int]  # (height, width) in tokens
 
-# How many trained grids a canvas may have room for.
+# Area of the largest canvas, in trained grids.
 LARGEST_CANVAS = 64
 
 
 def parse_canvas(text: str, factor: int) -> Shape:
-    """What --canvas says: HxW in tokens ("32x64"), or in pixels ("1024x2048px").
+    """Parse a canvas: HxW in tokens ("32x64"), or in pixels ("1024x2048px").
 
     Args:
         text: as the user wrote it.
@@ -47,7 +47,7 @@ def parse_canvas(text: str, factor: int) -> Shape:
 
 
 def check_canvas(canvas: Shape, grid: Shape) -> None:
-    """Make sure that the trained grid fits on a canvas, and the canvas into a computer.
+    """Check that the trained grid fits on a canvas, and the canvas into memory.
 
     Raises:
         UserError: the canvas is smaller in one direction, or more than LARGEST_CANVAS grids.
@@ -94,9 +94,9 @@ def windowed(
     """A denoiser of a canvas, made from one of the trained grid.
 
     Windows of the trained grid cover the canvas and overlap. All are denoised in parallel, and
-    where they overlap their logits are averaged (as arXiv 2302.08113 does with what a diffusion
-    model predicts), each weighted by how far a token is from its window's border: what a window
-    says counts most where it sees most. A canvas of the trained grid's size costs nothing extra.
+    where they overlap their logits are averaged (as arXiv 2302.08113 does with a diffusion model's
+    predictions), weighted by a token's distance from its window's border: a window counts most
+    where it has most context. A canvas of the trained grid's size costs nothing extra.
 
     Args:
         denoise: tokens (batch, grid height * width), classes (batch,) or None -> logits.
@@ -121,22 +121,23 @@ def windowed(
         window_starts(side, window, share)
         for side, window, share in zip(canvas, grid, overlap or default_overlap(grid))
     )
-    places = [(top, left) for top in rows for left in columns]
-    areas = [(slice(top, top + grid[0]), slice(left, left + grid[1])) for top, left in places]
+    areas = [
+        (slice(top, top + grid[0]), slice(left, left + grid[1])) for top in rows for left in columns
+    ]
 
     def denoise_canvas(tokens: Tensor, classes: Tensor | None) -> Tensor:
-        board = tokens.unflatten(1, canvas)
+        grids = tokens.unflatten(1, canvas)
         weight = _window_weight(grid, tokens.device)
         total = torch.zeros(canvas, device=tokens.device)
         logits: Tensor | None = None
         size = max(1, at_once // len(tokens))
         for start in range(0, len(areas), size):
             some = areas[start : start + size]
-            batch = torch.cat([board[:, area[0], area[1]].flatten(1) for area in some])
+            batch = torch.cat([grids[:, down, across].flatten(1) for down, across in some])
             labels = None if classes is None else classes.repeat(len(some))
             parts = denoise(batch, labels).unflatten(1, grid).chunk(len(some))
             if logits is None:
-                logits = tokens.new_zeros((*board.shape, parts[0].shape[-1]), dtype=torch.float32)
+                logits = tokens.new_zeros((*grids.shape, parts[0].shape[-1]), dtype=torch.float32)
             for (down, across), part in zip(some, parts):
                 logits[:, down, across].addcmul_(part.float(), weight[..., None])
                 total[down, across] += weight

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from sundae.codec.interface import Codec, open_codec
 from sundae.common.errors import UserError
+from sundae.config.flags import values_of
 from sundae.config.run_file import (
     RunConfig,
+    SamplingConfig,
     load_config,
     parse_config,
-    sampling_flags,
     update_config,
 )
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_codec, check_same_network
-from sundae.prior.network import null_class
 from sundae.prior.pretrained import checkpoint_or_bundled
 
 
@@ -33,7 +33,7 @@ def open_to_sample(args: Namespace) -> tuple[Checkpoint, RunConfig, Codec]:
     """
     checkpoint = checkpoint_or_bundled(args.resume)
     cfg = config_to_sample(checkpoint, args.cfg_path, args.overrides)
-    cfg = update_config(cfg, sampling_flags(args), str(checkpoint.folder))
+    cfg = update_config(cfg, values_of(args, SamplingConfig), str(checkpoint.folder))
     codec = open_codec(cfg)
     check_same_codec(codec.identity, checkpoint)
     return checkpoint, cfg, codec
@@ -87,7 +87,7 @@ def chosen_classes(
                 f"--class: {checkpoint.folder} was trained without classes; leave it out"
             )
         return None
-    null = null_class(checkpoint.config.net)
+    null = checkpoint.config.net.null_class
     if any_unless_named and not names and null is not None:
         if guided:
             raise UserError("--guidance leads towards a class: name one with --class")

@@ -23,7 +23,6 @@ from sundae.sampling.loop import Refinement, sample
 
 if TYPE_CHECKING:
     pass
-from sundae.prior.network import null_class
 
 
 class Prior:
@@ -110,7 +109,7 @@ class Prior:
             vocab_size=self.cfg.data.vocab_size,
             schedule=schedule,
             grid=self.canvas,
-            null_class=null_class(self.cfg.net),
+            null_class=self.cfg.net.null_class,
             denoise_at=self._denoise if at_positions else None,
             classes=self._moved(classes),
             tokens=self._moved(tokens),

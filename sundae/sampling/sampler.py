@@ -26,12 +26,10 @@ from sundae.config.run_file import (
     SamplingConfig,
     load_config,
     parse_config,
-    update_config,
 )
 from sundae.prior.categorical import draw_seeds
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_codec, check_same_network
-from sundae.prior.network import null_class
 from sundae.prior.pretrained import checkpoint_or_bundled
 from sundae.sampling.canvas import Shape, check_canvas, windowed
 from sundae.sampling.image_codec import ImageCodec
@@ -163,11 +161,10 @@ class BaseSampler:
         checkpoint = checkpoint_or_bundled(None if path is None else Path(path))
         source = str(checkpoint.folder)
         if run_file is not None:
-            cfg = load_config(run_file, overrides)
+            cfg = load_config(run_file, overrides, flags)
         else:
-            cfg = parse_config(checkpoint.info.config, source, overrides)
+            cfg = parse_config(checkpoint.info.config, source, overrides, flags)
         check_same_network(cfg, checkpoint)
-        cfg = update_config(cfg, flags or {}, source)
         codec = open_codec(cfg)
         check_same_codec(codec.identity, checkpoint)
         if cfg.net.conditional and not checkpoint.info.classes:
@@ -319,7 +316,7 @@ class BaseSampler:
             vocab_size=self.cfg.data.vocab_size,
             schedule=sampling,
             grid=canvas,
-            null_class=null_class(self.cfg.net),
+            null_class=self.cfg.net.null_class,
             denoise_at=self._denoise if at_positions else None,
             classes=classes,
             tokens=None if tokens is None else tokens.flatten(1),
@@ -397,7 +394,7 @@ class BaseSampler:
                 source = self.checkpoint.folder if self.checkpoint else "the network"
                 raise UserError(f"--class: {source} was trained without classes; leave it out")
             return None
-        null = null_class(self.cfg.net)
+        null = self.cfg.net.null_class
         if null_default and not names and null is not None:
             if guided:
                 raise UserError("--guidance leads towards a class: name one with --class")
