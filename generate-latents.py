@@ -93,7 +93,7 @@ def main() -> None:
         args.cfg_path,
         input_range=args.input_range,
         distance=args.distance,
-        precision=utils.explicit(args.precision, "auto"),
+        precision=args.precision,
     ).to(device)
     if utils.explicit(args.compile, device.type == "cuda"):
         codec.compile(quiet=args.quiet)

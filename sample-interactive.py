@@ -10,11 +10,10 @@ from pathlib import Path
 
 from sundae.common.errors import UserError
 from sundae.common.locking import shared_folder
-from sundae.interactive.session import Session
+from sundae.editing.sampler import Sampler
+from sundae.interactive.settings import Settings
 from sundae.interactive.terminal import Terminal
-from sundae.sampling.opening import open_to_sample
-from sundae.sampling.prior import Prior
-from utils import add_common_flags, add_sampling_flags, choose_device, run_cli
+from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, sampling_flags
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,23 +46,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_session(args: argparse.Namespace) -> Session:
-    checkpoint, cfg, codec = open_to_sample(args)
-    net = checkpoint.load_network(ema=not args.raw_weights)
+def open_settings(args: argparse.Namespace) -> Settings:
+    """The model, and what to sample from it at first."""
     device = choose_device(args.no_cuda, args.quiet)
-    return Session(
-        Prior(
-            net.to(device),
-            cfg,
-            device,
-            use_amp=args.precision != "fp32",
-            owns_net=True,
-            compiled=bool(cfg.sampling.compile),  # nobody who looks on waits for it unasked
-            quiet=args.quiet,
-        ),
-        codec.to(device if args.cuda_vqgan else "cpu"),
-        tuple(checkpoint.info.classes or ()) if cfg.net.conditional else (),
+    sampler = Sampler.from_pretrained(
+        args.resume,
+        run_file=args.cfg_path,
+        overrides=args.overrides,
+        flags=sampling_flags(args),
+        ema=not args.raw_weights,
+        device=device,
+        codec_device=device if args.cuda_vqgan else "cpu",
+        precision=args.precision,
+        quiet=args.quiet,
     )
+    return Settings(sampler, sampler.cfg.sampling).changed(seed=args.seed)
 
 
 def gradio_version() -> int:
@@ -90,13 +87,11 @@ def main() -> None:
     args = parse_args()
     if args.web:
         check_web_flags(args)
-    session = open_session(args)
-    settings = session.settings().changed("seed", args.seed)
+    settings = open_settings(args)
     if args.web:
         from sundae.interactive.server import serve  # Gradio is an extra
 
         serve(
-            session,
             settings,
             host=args.host,
             port=args.port,
@@ -106,9 +101,9 @@ def main() -> None:
             host_names=args.allow_host,
         )
         return
-    name = session.prior.cfg.trainer.exp_name
+    name = settings.sampler.cfg.trainer.exp_name
     with shared_folder(args.out_dir, Path("samples"), name) as out_dir:
-        Terminal(session, settings, out_dir, bar=not args.quiet).run()
+        Terminal(settings, out_dir, bar=not args.quiet).run()
 
 
 if __name__ == "__main__":

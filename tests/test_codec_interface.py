@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from sundae.codec.interface import PixelCodec, open_codec
+from sundae.codec.interface import ChunkedCodec, PixelCodec, open_codec
 from sundae.common.errors import UserError
 from sundae.config.run_file import load_config
 
@@ -71,3 +72,19 @@ def test_a_run_without_a_vqgan_gets_pixels_of_its_vocabulary() -> None:
 def test_a_vocabulary_beyond_grey_levels_asks_for_the_vqgan() -> None:
     with pytest.raises(UserError, match="data.vocab_size is 1024 but there is no \\[vqgan\\]"):
         open_codec(load_config(DEMO, ["data.vocab_size=1024"]))
+
+
+def test_no_more_is_decoded_at_once_than_fits() -> None:
+    sizes = []
+
+    class Large(PixelCodec):
+        factor = 512
+
+        def decode(self, tokens: Tensor) -> Tensor:
+            sizes.append(len(tokens))
+            return super().decode(tokens)
+
+    tokens = torch.randint(5, (7, 2, 1))
+    decoded = ChunkedCodec(Large(5)).decode(tokens)
+    assert torch.equal(decoded, PixelCodec(5).decode(tokens))
+    assert sizes == [2, 2, 2, 1]  # a megapixel at a time

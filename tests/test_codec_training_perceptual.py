@@ -14,7 +14,7 @@ from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, load_p
 from sundae.common.errors import UserError
 
 
-def pictures(seed: int, side: int = 32) -> torch.Tensor:
+def images(seed: int, side: int = 32) -> torch.Tensor:
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -42,14 +42,14 @@ def test_lpips_is_that_of_the_package() -> None:
     for part in slices:
         part.load_state_dict({n: t for n, t in vgg.state_dict().items() if n in part.state_dict()})
     ours = LPIPS(vgg, [reference.lins[i].model[1].weight.detach() for i in range(5)])
-    a, b = pictures(0), pictures(1)
+    a, b = images(0), images(1)
     with torch.no_grad():
         torch.testing.assert_close(ours(a, b), reference(a, b).mean(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_distance_vanishes_for_equal_pictures_and_pulls_them_together() -> None:
+def test_the_distance_vanishes_for_equal_images_and_pulls_them_together() -> None:
     distance = EfficientNetDistance(efficientnet())
-    a, b = pictures(0), pictures(1)
+    a, b = images(0), images(1)
     assert distance(a, a) == 0
     pixels = a.clone().requires_grad_()
     before = distance(pixels, b)
@@ -59,7 +59,7 @@ def test_the_distance_vanishes_for_equal_pictures_and_pulls_them_together() -> N
 
 def test_folding_changes_no_feature() -> None:
     net = efficientnet()
-    before = [feature.clone() for feature in net.stages(pictures(0))]
+    before = [feature.clone() for feature in net.stages(images(0))]
     net.fold()
     assert [tuple(f.shape[1:]) for f in before] == [
         (16, 16, 16),
@@ -67,12 +67,12 @@ def test_folding_changes_no_feature() -> None:
         (40, 4, 4),
         (112, 2, 2),
     ]
-    for feature, wanted in zip(net.stages(pictures(0)), before, strict=True):
+    for feature, wanted in zip(net.stages(images(0)), before, strict=True):
         torch.testing.assert_close(feature, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_no_perceptual_loss_is_zero() -> None:
-    assert load_perceptual("none")(pictures(0), pictures(1)) == 0
+    assert load_perceptual("none")(images(0), images(1)) == 0
 
 
 @pytest.mark.parametrize("name", ["lpips", "efficientnet-lite0"])
@@ -103,7 +103,7 @@ def test_efficientnet_is_read_from_its_package(
     net = efficientnet()
     state = net.state_dict() | {"_fc.weight": torch.ones(1)}
     package_with("models/efficientnet-lite0-1.pth", state, tmp_path, monkeypatch)
-    a, b = pictures(0), pictures(1)
+    a, b = images(0), images(1)
     wanted = EfficientNetDistance(net)(a, b)
     torch.testing.assert_close(
         load_perceptual("efficientnet-lite0")(a, b), wanted, rtol=1e-3, atol=1e-5

@@ -71,7 +71,7 @@ def train(net: CodecTraining, task: CodecTask, steps: int, first: int = 0) -> li
     return history
 
 
-def test_the_loss_falls_and_the_codebook_lives_on_sixty_four_pictures() -> None:
+def test_the_loss_falls_and_the_codebook_lives_on_sixty_four_images() -> None:
     history = train(*make(config(disc_start=24)), 32)
     losses = [float(metrics["loss"]) for metrics in history]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
@@ -220,14 +220,14 @@ def test_the_taming_layout_is_tamings(tmp_path: Path) -> None:
     assert state.keys() == reference.state_dict().keys() | expected
 
 
-def test_pictures_above_their_reconstructions_row_by_row() -> None:
+def test_images_above_their_reconstructions_row_by_row() -> None:
     originals = torch.arange(10.0)[:, None, None, None].expand(10, 3, 1, 1)
     rows = _alternate_rows(originals, -originals)[:, 0, 0, 0].view(4, 8).tolist()
     assert rows[0] == list(range(8)) and rows[1] == [-float(i) for i in range(8)]
     assert rows[2] == [8, 9, 1, 1, 1, 1, 1, 1] and rows[3] == [-8, -9, 1, 1, 1, 1, 1, 1]
 
 
-def test_training_pictures_are_augmented_by_the_generator_and_held_out_ones_not() -> None:
+def test_training_images_are_augmented_by_the_generator_and_held_out_ones_not() -> None:
     net, task = make(config(random_crop=1.25))
     seen: list[Tensor] = []
     net.vqgan.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -278,7 +278,7 @@ def test_quantise_start_counts_optimiser_steps_not_mini_batches() -> None:
     assert net.quantise_start == 6
 
 
-def test_training_pictures_are_recoloured_for_a_while_and_held_out_ones_never() -> None:
+def test_training_images_are_recoloured_for_a_while_and_held_out_ones_never() -> None:
     net, task = make(config(recolour=1.0, mirror=False, disc_start=100, max_steps=4))
     seen: list[Tensor] = []
     net.vqgan.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

@@ -31,6 +31,7 @@ from sundae.common.compiling import Compiled
 from sundae.common.precision import Precision
 from sundae.config.run_file import RunConfig
 from sundae.config.sections import SamplingConfig
+from sundae.editing.sampler import Sampler
 from sundae.prior.categorical import draw_seeds
 from sundae.prior.network import build_network
 from sundae.sampling.loop import Refinement, sample
@@ -252,7 +253,7 @@ def sampler_on(
     precision: Precision = "fp32",
     codec: Codec | None = None,
     **options: Any,
-) -> BaseSampler:
+) -> Sampler:
     """Always the same network."""
     changes = {"net.class_dropout": 0.1, "net.type": "transformer", "net.depth": 1}
     codec = codec or PixelCodec(LEVELS)
@@ -260,7 +261,7 @@ def sampler_on(
     torch.manual_seed(0)
     net = build_network(cfg)
     nn.init.normal_(net.to_logits.weight)
-    return BaseSampler(net.to(device), codec, cfg, device=device, precision=precision, **options)
+    return Sampler(net.to(device), codec, cfg, device=device, precision=precision, **options)
 
 
 def schedule_for(strategy: Any, **changes: Any) -> SamplingConfig:

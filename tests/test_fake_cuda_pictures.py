@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from conftest import LEVELS
 from fake_cuda import AUTOCAST, CPU, FakeCuda, assert_fetched, assert_same, fake_cuda, values
 from test_codec_training_config import values as codec_values
-from test_fake_cuda import prior_on, schedule_for
+from test_fake_cuda import sampler_on
 from test_fake_cuda_training import lpips
 from torch import Tensor
 from vqgan_cases import CASES, random_images
@@ -28,11 +28,8 @@ from sundae.data.dataset import open_latents
 from sundae.editing.compositing import composite, fill_masked
 from sundae.editing.files import known_part
 from sundae.editing.request import EditRequest, Margins
-from sundae.editing.sampler import Sampler
-from sundae.interactive.session import Session
+from sundae.interactive.settings import Settings
 from sundae.sampling.output import write_samples
-from sundae.sampling.prior import even_classes, sample_seeds
-from sundae.sampling.sampler import BaseSampler
 
 Config = Callable[..., RunConfig]
 
@@ -105,9 +102,8 @@ def test_repainting(
     settings |= {"sample_proportion": 0.7, "end_sample_proportion": 0.4, "early_stop": False}
 
     def edited(device: torch.device) -> list[Tensor]:
-        prior = prior_on(device, config, vocab_size=made.codebook_size)
         codec = copy.deepcopy(made).to(device if beside else CPU)
-        sampler = Sampler(prior.net, codec, prior.cfg, device=device, precision="fp32")
+        sampler = sampler_on(device, config, codec=codec)
         edits = [sampler.prepare_edit(image, request, 0) for request in requests]
         runs = [
             sampler.refine_edit(edit, 3, classes=[0, 1, 2], seed=0, **settings) for edit in edits
@@ -129,21 +125,18 @@ def test_holes_on_the_device(cuda: FakeCuda) -> None:
     assert_same(filled)
 
 
-def test_a_session_and_files_of_samples(config: Config, cuda: FakeCuda, tmp_path: Path) -> None:
-    image, hole = random_images(1, 4, 4)[0], torch.ones(4, 4, dtype=torch.bool)
+def test_settings_and_files_of_samples(config: Config, cuda: FakeCuda, tmp_path: Path) -> None:
+    image = to_pil(random_images(1, 4, 4)[0])
+    requests = [EditRequest(mask=torch.ones(4, 4, dtype=torch.bool)), EditRequest(strength=0.5)]
 
     def shown(device: torch.device) -> list[Any]:
-        prior, codec = prior_on(device, config), PixelCodec(LEVELS)
-        session = Session(prior, codec, ("zero", "one", "two"))
-        settings = session.settings().changed("seed", 1).resolved()
-        runs = [session.sample(settings), session.inpaint(settings, image, hole)]
-        runs.append(session.vary(settings, image, 0.5))
-        folder = tmp_path / device.type
+        sampler, folder = sampler_on(device, config), tmp_path / device.type
+        settings = Settings(sampler, sampler.cfg.sampling).changed(seed=1)
+        runs = [settings.sample(), *(settings.edit(image, request) for request in requests)]
         folder.mkdir()
-        sampler = BaseSampler(prior.net, codec, prior.cfg, device=device)
-        rows = (sample_seeds(0, 3), even_classes(3, 3), schedule_for("random"))
-        grid = write_samples(sampler.refine_tokens(*rows, batch_size=2), folder, 3)
-        return [[p.images() for run in runs for p in run], to_tensor(load_image(grid))]
+        options = {"strategy": "random", "seed": 0, "batch_size": 2}
+        grid = write_samples(sampler.refine(3, **options), folder, 3)
+        return [[p.pixels() for run in runs for p in run], to_tensor(load_image(grid))]
 
     assert_fetched(cuda, shown)
 

@@ -120,15 +120,10 @@ def test_wandb_is_imported_only_when_it_is_used() -> None:
 
 
 def test_gradio_is_imported_only_when_the_page_is_used() -> None:
-    page = {
-        "gradio",
-        "fastapi",
-        "uvicorn",
-        "sundae.interactive.page",
-        "sundae.interactive.controls",
-    }
+    modules = ("page", "results", "controls")
+    page = {"gradio", "fastapi", "uvicorn", *(f"sundae.interactive.{name}" for name in modules)}
     for path in [*SCRIPTS, ROOT / "utils.py", *(ROOT / "sundae").rglob("*.py")]:
-        if path.name not in ("page.py", "controls.py"):
+        if path.stem not in modules:
             assert not page & imports_of(path, top_level_only=True), path.name
     server = imports_of(ROOT / "sample-interactive.py", top_level_only=True)
     assert "sundae.interactive.server" not in server

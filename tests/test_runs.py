@@ -62,12 +62,12 @@ def test_data_of_another_run_is_refused(
         open_datasets(config(changes), codec)
 
 
-def test_a_class_without_pictures_is_refused_where_classes_are_learned(
+def test_a_class_without_images_is_refused_where_classes_are_learned(
     config: Config, tiny_data: Path, tmp_path: Path
 ) -> None:
     write_tiny_data(tmp_path / "two", 24, classes=2)
     changes = {"data.train_root": str(tmp_path / "two")}
-    with pytest.raises(UserError, match="two: class 'two' has no pictures to train on"):
+    with pytest.raises(UserError, match="two: class 'two' has no images to train on"):
         open_datasets(config(changes), "pixels-5")
     unconditional = {"net.conditional": False, "net.num_classes": 0}
     train, _ = open_datasets(config(changes | unconditional), "pixels-5")
@@ -83,7 +83,7 @@ def test_a_split_that_leaves_a_class_without_training_rows_is_refused(
     root = write_tiny_data(tmp_path / "one", 24)
     labels = np.zeros(24, dtype=int)
     text = (root / "latents.json").read_text()
-    labels[23] = 2  # counts are taken from the first pictures, so this one is left out
+    labels[23] = 2  # counts are taken from the first images, so this one is left out
     labels[1::2] = np.where(labels[1::2] == 0, 1, labels[1::2])
     lines = [
         f'  "labels": {labels.tolist()},' if '"labels"' in line else line
@@ -92,7 +92,7 @@ def test_a_split_that_leaves_a_class_without_training_rows_is_refused(
     (root / "latents.json").write_text("\n".join(lines))
     changes = {"data.train_root": None, "data.eval_root": None}
     changes |= {"data.root": str(root), "data.split_sizes": [15, 5]}
-    with pytest.raises(UserError, match="class 'two' has no pictures"):
+    with pytest.raises(UserError, match="class 'two' has no images"):
         open_datasets(config(changes), "pixels-5")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Ended, contents, write_run_file
 
-from sundae.interactive.session import Session
+from sundae.interactive.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., Ended]
@@ -172,14 +172,14 @@ def test_ctrl_c_at_the_menu_leaves(talk: Talk) -> None:
 def test_ctrl_c_while_sampling_goes_back_to_the_menu_where_somebody_is(
     talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keyboard: bool
 ) -> None:
-    samples = Session.sample
+    sample = Settings.sample
 
-    def interrupted(self, settings):  # type: ignore[no-untyped-def]
-        monkeypatch.setattr(Session, "sample", samples)  # the next one is left alone
-        yield from list(samples(self, settings))[:2]
+    def interrupted(self):  # type: ignore[no-untyped-def]
+        monkeypatch.setattr(Settings, "sample", sample)  # the next one is left alone
+        yield from list(sample(self))[:2]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Session, "sample", interrupted)
+    monkeypatch.setattr(Settings, "sample", interrupted)
     ended = talk("1", "1", "5", keyboard=keyboard)
     if keyboard:
         assert ended.code == 0

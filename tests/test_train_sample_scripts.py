@@ -220,12 +220,12 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_class_without_pictures_is_one_line(
+def test_a_class_without_images_is_one_line(
     script: Script, run_file: RunFile, tmp_path: Path
 ) -> None:
     data = write_tiny_data(tmp_path / "data", 6, classes=2)
     path = run_file({"data.train_root": str(data)})
-    assert "class 'two' has no pictures" in script("train", "--cfg-path", path).refusal()
+    assert "class 'two' has no images" in script("train", "--cfg-path", path).refusal()
     assert not (tmp_path / "exp").exists()
 
 
@@ -363,7 +363,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def test_as_many_pictures_are_written_as_asked_for(
+def test_as_many_images_are_written_as_asked_for(
     script: Script, trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -373,7 +373,7 @@ def test_as_many_pictures_are_written_as_asked_for(
     assert set(contents(tmp_path)) == {"out-grid.png", *(f"out/{i:05d}.png" for i in range(7))}
 
 
-def test_the_seed_fixes_the_pictures_whatever_the_batch_size(
+def test_the_seed_fixes_the_images_whatever_the_batch_size(
     script: Script, trained: Path, tmp_path: Path
 ) -> None:
     def draw(name: str, *options: object) -> dict[str, bytes]:
@@ -477,7 +477,7 @@ def test_a_checkpoint_folder_alone_is_enough(
     assert "(step 10," in ended.out
 
 
-def test_existing_pictures_are_kept_unless_overwriting_is_asked_for(
+def test_existing_images_are_kept_unless_overwriting_is_asked_for(
     script: Script, trained: Path, tmp_path: Path
 ) -> None:
     common = ("sample", "--resume", trained, "--out-dir", tmp_path / "o", "--steps", 2)
@@ -559,7 +559,7 @@ def test_what_cannot_be_sampled_from_is_one_line(
 def test_weights_that_are_not_finite_are_not_sampled_from(
     script: Script, run: Path, tmp_path: Path
 ) -> None:
-    """They gave pictures of noise, and exit code 0."""
+    """They gave images of noise, and exit code 0."""
     earlier, last = list_checkpoints(run)
     name = poison(last / "ema.safetensors")
     line = script("sample", "--resume", run, "--out-dir", tmp_path / "o").refusal()

@@ -1,4 +1,4 @@
-"""train-vqgan.py from end to end, on pictures and a network that are as small as they can be."""
+"""train-vqgan.py from end to end, on images and a network that are as small as they can be."""
 
 import importlib.util
 import json
@@ -22,12 +22,12 @@ SCRIPT = Path(__file__).parents[1] / "train-vqgan.py"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with pictures/ and run.yaml, as the working directory."""
-    (tmp_path / "pictures").mkdir()
+    """A folder with images/ and run.yaml, as the working directory."""
+    (tmp_path / "images").mkdir()
     generator = torch.Generator().manual_seed(0)
     for index in range(20):
         image = torch.rand(3, 4, 4, generator=generator).repeat_interleave(4, 1)
-        save_image(image.repeat_interleave(4, 2), tmp_path / "pictures" / f"{index}.png")
+        save_image(image.repeat_interleave(4, 2), tmp_path / "images" / f"{index}.png")
     training = values(
         max_steps=4, mini_batch_size=2, nb_batches=[2, 1], checkpoint_frequency=2,
         keep_checkpoints=0, ema_decay=0.9, disc_start=1, disc_width=8, disc_layers=2,
@@ -44,7 +44,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    base = ["--dataset-in", "pictures", "--no-cuda", "--quiet", "--seed", "3"]
+    base = ["--dataset-in", "images", "--no-cuda", "--quiet", "--seed", "3"]
     monkeypatch.setattr(sys, "argv", [SCRIPT.name, *base, *arguments])
     try:
         script.run_cli(script.main)
@@ -146,7 +146,7 @@ def test_a_codec_run_does_not_go_on_from_what_is_not_finite(
 
 def test_nothing_is_written_with_no_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "--cfg-path", "run.yaml", "--no-save") == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "run.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == ["images", "run.yaml"]
 
 
 def test_what_a_user_gets_wrong_is_one_line(
@@ -165,4 +165,4 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert "is not installed" in refused(
         "--cfg-path", "run.yaml", "--set", "training.perceptual=lpips"
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "run.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == ["images", "run.yaml"]

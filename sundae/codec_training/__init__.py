@@ -1,1 +1,1 @@
-"""Training a VQ-GAN from a folder of pictures (arXiv 2012.09841, section 3.1)."""
+"""Training a VQ-GAN from a folder of images (arXiv 2012.09841, section 3.1)."""

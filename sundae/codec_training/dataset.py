@@ -1,4 +1,4 @@
-"""A folder of pictures as batches to train a codec on."""
+"""A folder of images as batches to train a codec on."""
 
 from __future__ import annotations
 
@@ -19,19 +19,15 @@ Batch = dict[str, Tensor]
 
 
 class ImageDataset(Dataset[Batch]):
-    """Pictures, scaled and cut to a square. Give it to a DataLoader as `TokenDataset` is given.
-
-    Nothing here is random: what varies from epoch to epoch is `augment`'s.
-    """
+    """Images, scaled and cropped to a square; nothing is random, see `augment` for that."""
 
     def __init__(self, paths: Sequence[Path], size: int, *, cache: bool = False) -> None:
         """Describe the data; nothing is read yet.
 
         Args:
-            paths: picture files.
+            paths: image files.
             size: side in pixels.
-            cache: keep what has been read in memory, 3 * size**2 bytes a picture. Worker processes
-                of a DataLoader keep one each.
+            cache: hold decoded images in memory, 3 * size**2 bytes each, in every worker process.
         """
         self.paths, self.size = list(paths), size
         self.cache: dict[int, np.ndarray] | None = {} if cache else None
@@ -39,15 +35,11 @@ class ImageDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Batch:
-        """-> images (3, size, size) float32 in [0, 1]."""
-        return {"images": self.__getitems__([index])["images"][0]}
-
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """-> images (B, 3, size, size) float32 in [0, 1], channels last in memory.
 
         Raises:
-            UserError: a picture cannot be decoded.
+            UserError: an image cannot be decoded.
         """
         pixels = torch.from_numpy(np.stack([self._pixels(int(index)) for index in indices]))
         return {"images": pixels.permute(0, 3, 1, 2).float().div_(255)}
@@ -68,33 +60,33 @@ class ImageDataset(Dataset[Batch]):
 def augment(
     images: Tensor, size: int, *, mirror: bool, generator: torch.Generator | None
 ) -> Tensor:
-    """Cut a window of each picture and mirror every other one, by the generator alone.
+    """Crop each image at random and mirror every other one.
 
     Args:
         images: (B, 3, H, W), sides at least `size`.
-        size: side of the window.
-        mirror: whether a picture may be turned left to right.
-        generator: on the device of the images; None takes the centre and turns nothing.
+        size: side of the crop.
+        mirror: whether an image may be flipped left to right.
+        generator: on the device of the images; None crops the centre and flips nothing.
 
     Returns:
         (B, 3, size, size).
     """
-    images = _windows(images, size, generator)
+    images = _crop(images, size, generator)
     if mirror and generator is not None:
-        turned = torch.rand(len(images), generator=generator, device=images.device) < 0.5
-        images = torch.where(turned[:, None, None, None], images.flip(3), images)
+        flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
     return images
 
 
 def recolour(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Shuffle the colour channels of a share of the pictures.
+    """Shuffle the colour channels of a share of the images.
 
-    Most sets of pictures vary from warm to cold and hardly from green to magenta. A network learns
+    Most sets of images vary from warm to cold and hardly from green to magenta. A network learns
     the directions of colour in the order of their variance; here they have the same.
 
     Args:
         images: (B, 3, H, W).
-        share: chance of each picture, in [0, 1].
+        share: probability of each image, in [0, 1].
         generator: on the device of the images.
 
     Returns:
@@ -102,12 +94,12 @@ def recolour(images: Tensor, share: float, generator: torch.Generator) -> Tensor
     """
     draws = torch.rand(len(images), 4, generator=generator, device=images.device)
     order = draws[:, :3].argsort(dim=1)
-    kept = torch.arange(3, device=images.device)
-    order = torch.where(draws[:, 3:] < share, order, kept)
+    unchanged = torch.arange(3, device=images.device)
+    order = torch.where(draws[:, 3:] < share, order, unchanged)
     return images.gather(1, order[:, :, None, None].expand_as(images))
 
 
-def _windows(images: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+def _crop(images: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
     count, channels, *sides = images.shape
     if all(side == size for side in sides):
         return images
@@ -119,25 +111,25 @@ def _windows(images: Tensor, size: int, generator: torch.Generator | None) -> Te
         corners = [(draw * (pixels + 1)).long() for draw, pixels in zip(draws, spare)]
     reach = torch.arange(size, device=images.device)
     rows, columns = (corner[:, None] + reach for corner in corners)
-    picture = torch.arange(count, device=images.device)[:, None, None, None]
+    image = torch.arange(count, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[:, None, None]
-    return images[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def open_images(
     root: Path, *, size: int, load_size: int, eval_fraction: float, cache: bool
 ) -> tuple[ImageDataset, ImageDataset]:
-    """(training, held-out) pictures of a folder and what lies below it.
+    """(training, held-out) images of a folder and its subfolders.
 
-    The same pictures are held out as of token data made from the folder with `split_sizes`
-    [1 - eval_fraction, eval_fraction]: the prior is judged on pictures its codec has not seen.
+    The held-out images are those of token data made from the folder with `split_sizes`
+    [1 - eval_fraction, eval_fraction]: the prior is evaluated on images its codec has not seen.
 
     Args:
-        size: side in pixels of the held-out pictures.
-        load_size: of the training pictures, before a window of them is cut.
+        size: side in pixels of the held-out images.
+        load_size: of the training images, before they are cropped.
 
     Raises:
-        UserError: no folder, no pictures, or too few for both sides.
+        UserError: no folder, no images, or too few for both sides.
     """
     paths = list_images(root)
     names = [image_name(path.relative_to(root).as_posix()) for path in paths]
@@ -146,8 +138,8 @@ def open_images(
     evaluation = [path for path, out in zip(paths, held_out, strict=True) if out]
     if not train or not evaluation:
         raise UserError(
-            f"{root}: of {len(paths)} pictures {len(train)} are left to train and "
-            f"{len(evaluation)} to evaluate; add pictures or change training.eval_fraction"
+            f"{root}: of {len(paths)} images {len(train)} are left to train and "
+            f"{len(evaluation)} to evaluate; add images or change training.eval_fraction"
         )
     return (
         ImageDataset(train, load_size, cache=cache),

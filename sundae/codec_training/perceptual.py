@@ -1,8 +1,8 @@
-"""Distances between pictures as a pretrained network sees them.
+"""Perceptual distances between images: features of a pretrained network.
 
-lpips             LPIPS (arXiv 1801.03924): VGG-16 features, weighted as people judge
+lpips               LPIPS (arXiv 1801.03924): VGG-16 features, calibrated on human judgements
 efficientnet-lite0  features of EfficientNet-lite0 at four depths, unweighted
-none              nothing: always 0
+none                always 0
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ class FeatureDistance(nn.Module, ABC):
     def forward(self, pixels: Tensor, images: Tensor) -> Tensor:
         """Both (B, 3, H, W) in [-1, 1] -> scalar, 0 for equal ones; no gradient to `images`."""
         with torch.no_grad():
-            wanted = [_normalised(feature) for feature in self.features(images)]
+            targets = [_normalised(feature) for feature in self.features(images)]
         total = pixels.new_zeros(())
-        for depth, (feature, target) in enumerate(zip(self.features(pixels), wanted, strict=True)):
+        for depth, (feature, target) in enumerate(zip(self.features(pixels), targets, strict=True)):
             total = total + self.compare(depth, (_normalised(feature) - target).square())
         return total
 
 
 class Nothing(FeatureDistance):
-    """For training without a perceptual loss."""
+    """No perceptual loss: always 0."""
 
     def features(self, pixels: Tensor) -> Iterator[Tensor]:
         return iter(())
 
 
 class EfficientNetDistance(FeatureDistance):
-    """After the stages of EfficientNet-lite0 with stride 2, 4, 8 and 16; the mean over them."""
+    """The mean over the stages of EfficientNet-lite0 with stride 2, 4, 8 and 16."""
 
     def __init__(self, net: EfficientNetLite0) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class LPIPS(FeatureDistance):
     def __init__(self, vgg: nn.Sequential, weights: list[Tensor]) -> None:
         """vgg: `features` of torchvision's VGG-16. weights: (1, C, 1, 1) for each depth."""
         super().__init__()
-        # In place they would overwrite features that are still to be compared.
+        # In-place activations would overwrite features that are compared later.
         self.vgg = nn.Sequential(
             *(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in vgg[:30])
         )
@@ -118,7 +118,7 @@ def _load_lpips() -> LPIPS:
     except (OSError, RuntimeError) as error:
         place = Path(torch.hub.get_dir()) / "checkpoints"
         raise _missing(
-            "lpips", f"VGG-16 cannot be had ({error}): download {url} into {place}"
+            "lpips", f"VGG-16 could not be downloaded ({error}): download {url} into {place}"
         ) from error
     with torch.device("meta"):
         vgg = vgg16()

@@ -307,15 +307,26 @@ class VQGANConfig:
 class SamplingConfig:
     """[sampling]: how images are sampled, by every script and in training.
 
-    An `end_` that is not given equals the start.
+    An `end_` that is not given equals the start. "slider" is how far a control of the page reaches,
+    and its step.
     """
 
     section: ClassVar[str] = "sampling"
 
-    steps: int = Field(default=100, ge=1, description="largest number of refinement steps")
-    nb_samples: int = Field(default=16, ge=1, description="number of images")
+    steps: int = Field(
+        default=100,
+        ge=1,
+        description="largest number of refinement steps",
+        json_schema_extra={"slider": [200, 1]},
+    )
+    nb_samples: int = Field(
+        default=16, ge=1, description="number of images", json_schema_extra={"slider": [64, 1]}
+    )
     temperature: float = Field(
-        default=1.0, ge=0, description="temperature of the draws in the first step; 0 is argmax"
+        default=1.0,
+        ge=0,
+        description="temperature of the draws in the first step; 0 is argmax",
+        json_schema_extra={"slider": [2, 0.05]},
     )
     end_temperature: float | None = Field(
         default=None, ge=0, description="temperature in the last step; by default that of the first"
@@ -336,7 +347,10 @@ class SamplingConfig:
         default="linear", description="course of the share from first to last step"
     )
     min_steps: int = Field(
-        default=10, ge=0, description="number of steps before a sample may stop early"
+        default=10,
+        ge=0,
+        description="number of steps before a sample may stop early",
+        json_schema_extra={"slider": [100, 1]},
     )
     early_stop: bool = Field(
         default=True,
@@ -352,12 +366,14 @@ class SamplingConfig:
         default=1.0,
         ge=0,
         description="randomness of the strategy confidence in the first step; falls to 0",
+        json_schema_extra={"slider": [20, 0.5]},
     )
     guidance: float = Field(
         default=1.0,
         ge=0,
         description="guidance weight of the class in the first step; 1 is the network's own "
         "prediction, other values need net.class_dropout in training",
+        json_schema_extra={"slider": [10, 0.1]},
     )
     end_guidance: float | None = Field(
         default=None,
@@ -368,7 +384,10 @@ class SamplingConfig:
         default="linear", description="course of the guidance weight from first to last step"
     )
     top_k: int = Field(
-        default=0, ge=0, description="number of most likely codes to draw from; 0: all"
+        default=0,
+        ge=0,
+        description="number of most likely codes to draw from; 0: all",
+        json_schema_extra={"slider": [256, 1]},
     )
     top_p: float = Field(
         default=1.0,

@@ -152,17 +152,15 @@ class Guard:
             self._check_address(request)
             await self._check_access(request)
             _check_route(request)
-            receive = await self._check_contents(request, receive)
+            body = await self._check_contents(request)
         except ClientDisconnect:
             return
         except HTTPException as refusal:
             await _response(refusal)(scope, receive, send)
             return
-        await self._forward(request, _Exchange(self, request, receive, send))
-
-    async def _forward(self, request: _Request, exchange: _Exchange) -> None:
+        exchange = _Exchange(self, request, send, body)
         try:
-            await self.app(_forwarded(request.scope), exchange.receive, exchange.send)
+            await self.app(_forwarded(scope), exchange.receive, exchange.send)
         except Exception as error:  # of the protocol, such as an unknown session; handlers catch
             if not exchange.left:
                 line = printable(f"warning: {request.method} {request.path}: {error!r}")
@@ -224,8 +222,8 @@ class Guard:
 
     # -- contents ---------------------------------------------------------------------------------
 
-    async def _check_contents(self, request: _Request, receive: Receive) -> Receive:
-        """Returns what the application receives the request's body from."""
+    async def _check_contents(self, request: _Request) -> bytes | None:
+        """Returns the request's body where it has been read."""
         owner, path = self.owner(request), request.path
         if path.startswith(_FILE):
             self._check_files([path.removeprefix(_FILE)], owner)
@@ -239,8 +237,8 @@ class Guard:
             _check_length(request, _MAX_BODY)
             body = await _read_body(request)
             self._check_call(body, owner)
-            return _replay(body, receive)
-        return receive
+            return body
+        return None
 
     def _check_call(self, body: bytes, owner: str) -> None:
         try:
@@ -330,14 +328,18 @@ class _Exchange:
         left: whether the client has closed the connection.
     """
 
-    def __init__(self, guard: Guard, request: _Request, receive: Receive, send: Send) -> None:
+    def __init__(self, guard: Guard, request: _Request, send: Send, body: bytes | None) -> None:
+        """body: of the request, where it has been read."""
         self.left = False
-        self._guard, self._request, self._receive, self._send = guard, request, receive, send
-        self._body = bytearray()
+        self._guard, self._request, self._send, self._pending = guard, request, send, body
+        self._body = bytearray()  # of the response to an upload
         self._started = self._ended = False
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self._pending is not None:
+            body, self._pending = self._pending, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        message = await self._request.receive()
         self.left = message["type"] == "http.disconnect"
         return message
 
@@ -363,7 +365,7 @@ class _Exchange:
         with suppress(Exception):  # it cannot be completed; the server closes the connection
             if not self._started:
                 refusal = _response(HTTPException(500, "that did not work"))
-                await refusal(self._request.scope, self._receive, self._send)
+                await refusal(self._request.scope, self._request.receive, self._send)
             elif not self._ended:
                 await self._send({"type": "http.response.body", "body": b""})
 
@@ -391,18 +393,6 @@ async def _read_body(request: _Request) -> bytes:
         if len(body) > _MAX_BODY:
             raise HTTPException(413, f"at most {_MAX_BODY:,} bytes are accepted")
     return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read once more, and then what follows it."""
-    pending = [body]
-
-    async def replayed() -> Message:
-        if pending:
-            return {"type": "http.request", "body": pending.pop(), "more_body": False}
-        return await receive()
-
-    return replayed
 
 
 def _file_paths(value: Any) -> list[Any]:

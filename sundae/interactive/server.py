@@ -24,7 +24,6 @@ from PIL import Image
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
 from sundae.interactive.guard import MAX_UPLOAD, Access, Guard, HostNames, session_cookie
-from sundae.interactive.session import Session
 from sundae.interactive.session_files import SessionFiles
 from sundae.interactive.settings import Settings
 
@@ -43,7 +42,6 @@ _MAX_IMAGE = 2**25  # pixels; Pillow warns of more, and refuses more than twice 
 
 
 def serve(
-    session: Session,
     settings: Settings,
     *,
     host: str,
@@ -56,8 +54,7 @@ def serve(
     """Serves the page until Ctrl-C or SIGTERM.
 
     Args:
-        session: the model.
-        settings: what the controls show at first.
+        settings: the model, and what the controls show at first.
         host: address to listen at. Beyond this machine, a link with a token is printed that admits
             whoever has it, unless there is a password.
         port: 0 for any free one.
@@ -82,7 +79,7 @@ def serve(
         import uvicorn  # a part of Gradio
 
         guarded = Guard(
-            _app(session, settings, keep, files, port),
+            _app(settings, keep, files, port),
             names=_host_names({host.strip("[]"), address, *host_names}, ip),
             access=access,
             files=files,
@@ -152,15 +149,13 @@ def _prepare_environment(cache: Path) -> None:
     os.environ.update(_NO_CALLS_HOME, GRADIO_TEMP_DIR=str(cache))
 
 
-def _app(
-    session: Session, settings: Settings, keep: Path | None, files: SessionFiles, port: int
-) -> Any:
+def _app(settings: Settings, keep: Path | None, files: SessionFiles, port: int) -> Any:
     import gradio as gr
     from fastapi import FastAPI
 
     from sundae.interactive.page import CSS, THEME, build_page
 
-    page = build_page(session, settings, keep, files, session_cookie(port))
+    page = build_page(settings, keep, files, session_cookie(port))
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,

@@ -6,24 +6,21 @@ A setting goes by its name: the keys of [sampling] by theirs, and 'class', 'seed
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
+from PIL import Image
 from pydantic import Field
-from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from sundae.common.errors import UserError
 from sundae.config.keys import keys_of
-from sundae.config.run_file import RunConfig, SamplingConfig, parse_config
-from sundae.config.sections import STRICT, StrategyName
+from sundae.config.sections import SamplingConfig
 from sundae.config.values import Values
-from sundae.sampling.opening import class_number
-
-SEEDS = 2**32  # what --seed accepts, so that a seed found here can be given to every script
-
-# How an error names the settings; cut off again, since whoever asked knows what it was about.
-_SOURCE = "settings"
+from sundae.editing.request import EditRequest
+from sundae.editing.sampler import Sampler
+from sundae.sampling.sampler import SEEDS, SampleBatch, class_number
 
 # Class names in a line that explains what may be typed.
 _SOME = 20
@@ -32,9 +29,11 @@ _SOME = 20
 _NOTHING = ("none", "new", "all")
 
 
-@pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)
+@checked_dataclass(frozen=True, kw_only=True, config={"strict": True})
 class Extras:
     """Settings that no run file has."""
+
+    section: ClassVar[str] = ""
 
     seed: int | None = Field(
         default=None,
@@ -44,39 +43,40 @@ class Extras:
             "expected": f"an integer from 0 to {SEEDS - 1}, or 'new' for another one each time"
         },
     )
-    history: bool = Field(default=False)
+    history: bool = Field(default=False, description="store every step")
 
 
 SAMPLING, EXTRAS = keys_of(SamplingConfig), keys_of(Extras)
 del SAMPLING["compile"]  # the model is loaded by then
+KEYS = SAMPLING | EXTRAS
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample next; a change makes new settings.
+    """A model and how to sample from it next; a change makes new settings.
 
     Attributes:
-        cfg: the run, whose [sampling] holds most settings.
-        class_names: of a network that knows classes, else empty.
-        classes: numbers of the classes to sample in turn; empty for all of them.
+        sampler: the model.
+        sampling: most settings.
+        classes: names of the classes that samples take in turn; empty for all of them.
         extras: the others.
     """
 
-    cfg: RunConfig
-    class_names: tuple[str, ...] = ()
-    classes: tuple[int, ...] = ()
+    sampler: Sampler
+    sampling: SamplingConfig
+    classes: tuple[str, ...] = ()
     extras: Extras = field(default_factory=Extras)
 
     @property
     def names(self) -> list[str]:
-        """Of all settings that this network has, the most wanted first."""
-        return [*SAMPLING, *(["class"] if self.class_names else []), *EXTRAS]
+        """Names of all settings that this network has."""
+        return [*SAMPLING, *(["class"] if self.sampler.class_names else []), *EXTRAS]
 
     def value(self, name: str) -> Any:
         """The value of a setting; that of 'class' is a list of names, empty for all."""
         if name == "class":
-            return [self.class_names[number] for number in self.classes]
-        return getattr(self.cfg.sampling if name in SAMPLING else self.extras, name)
+            return list(self.classes)
+        return getattr(self.sampling if name in SAMPLING else self.extras, name)
 
     def shown(self, name: str) -> str:
         """The value of a setting as a user would type it."""
@@ -88,93 +88,95 @@ class Settings:
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
     def explained(self, name: str) -> str:
-        """The same, and what it comes to where the value leaves that open."""
-        open_ended = self.value(name) == "auto"
-        return self.shown(name) + f" ({self.strategy})" * open_ended
-
-    @property
-    def strategy(self) -> StrategyName:
-        """The strategy that is used, also where it is 'auto'."""
-        return self.cfg.sampling.resolved_strategy
+        """The same, and what it amounts to where the value leaves that open."""
+        is_open = self.value(name) == "auto"
+        return self.shown(name) + f" ({self.sampling.resolved_strategy})" * is_open
 
     def expected(self, name: str) -> str:
-        """What a setting accepts, in words that fit after 'expected'."""
+        """What may be typed as the value of a setting."""
         if name == "class":
-            names = ", ".join(self.class_names[:_SOME])
-            more = f" and {len(self.class_names) - _SOME} more" * (len(self.class_names) > _SOME)
-            return f"'all', or some of {names}{more}, or their numbers from 0, with commas between"
-        key = (SAMPLING | EXTRAS)[name]
-        unset = ", or 'none'" if key.optional and "expected" not in key.extra else ""
-        return key.expected.replace("true or false", "yes or no") + unset
+            names = self.sampler.class_names
+            some = ", ".join(names[:_SOME]) + f" and {len(names) - _SOME} more" * (
+                len(names) > _SOME
+            )
+            return f"'all', or some of {some}, or their numbers from 0, with commas between"
+        key = KEYS[name]
+        words = key.expected.replace("true or false", "yes or no")
+        return f"{words}, or 'none'" if key.optional and "expected" not in key.extra else words
 
-    def changed(self, name: str, value: Any) -> Settings:
-        """The settings with one new value.
+    def changed(self, **values: Any) -> Settings:
+        """The settings with new values.
 
         Args:
-            name: one of `names`.
-            value: as `value` gives it; None unsets what is optional.
+            values: name -> value as `value` returns it; None unsets what is optional.
 
         Raises:
             UserError: a value that is not accepted, or contradicts another setting; the message
                 begins with the name.
         """
-        if name == "class":
-            return replace(self, classes=self._class_numbers(value))
-        if name in EXTRAS:
-            extras = Values({}, "", {name: name}).checked(
-                Extras, asdict(self.extras) | {name: value}
-            )
-            return replace(self, extras=extras)
-        values = self.cfg.to_dict()
-        if value is None and SAMPLING[name].optional:
-            values["sampling"].pop(name, None)
-        else:
-            values["sampling"][name] = value
+        known = self.sampler.class_names
+        for name, value in values.items():
+            if value is None and not KEYS[name].optional:
+                raise UserError(f"{name}: expected {KEYS[name].expected}, got nothing")
+        chosen = values.pop("class", self.classes)
+        classes = tuple(known[class_number(name, known, named="class")] for name in chosen)
+        extras = asdict(self.extras) | {n: v for n, v in values.items() if n in EXTRAS}
+        changes = {name: value for name, value in values.items() if name not in EXTRAS}
         try:
-            return replace(self, cfg=parse_config(values, _SOURCE))
-        except UserError as error:  # what contradicts another setting
-            raise UserError(str(error).removeprefix(f"{_SOURCE}: sampling.")) from None
+            return replace(
+                self,
+                sampling=self.sampler.settings(**(asdict(self.sampling) | changes)),
+                classes=classes,
+                extras=Values({}, "settings", {}).checked(Extras, extras),
+            )
+        except UserError as error:
+            message = str(error).removeprefix("settings: ").removeprefix("sampling.")
+            raise UserError(message) from None
 
     def changed_by_text(self, name: str, text: str) -> Settings:
         """The same with a value as a user types it; raises UserError as `changed`."""
         text = text.strip()
         if name == "class":
-            if text in self.class_names:  # a name may have a comma in it
-                return self.changed(name, [text])
+            if text in self.sampler.class_names:  # a name may have a comma in it
+                return self.changed(**{name: [text]})
             words = [] if text.lower() in _NOTHING else [word.strip() for word in text.split(",")]
-            return self.changed(name, words)
-        setting = (SAMPLING | EXTRAS)[name]
-        if setting.optional and text.lower() in _NOTHING:
-            return self.changed(name, None)
-        return self.changed(name, _parse(text))
-
-    def wanted(self, *, any_unless_chosen: bool = False) -> list[int]:
-        """Numbers of the classes that samples take in turn; empty where there are no classes.
-
-        Args:
-            any_unless_chosen: where no class was chosen, take the one that means any, if the
-                network has learned it, instead of all.
-        """
-        null = self.cfg.net.null_class
-        if any_unless_chosen and not self.classes and null is not None:
-            return [null]
-        return list(self.classes or range(len(self.class_names)))
-
-    def class_of(self, number: int, *, any_unless_chosen: bool = False) -> str | None:
-        """Name of the class of a sample; None where it has none."""
-        wanted = self.wanted(any_unless_chosen=any_unless_chosen)
-        turn = wanted[number % len(wanted)] if wanted else len(self.class_names)
-        return self.class_names[turn] if turn < len(self.class_names) else None
-
-    def _class_numbers(self, names: Sequence[str]) -> tuple[int, ...]:
-        known = list(self.class_names)
-        return tuple(class_number(name, known, named="class") for name in names)
+            return self.changed(**{name: words})
+        unset = KEYS[name].optional and text.lower() in _NOTHING
+        return self.changed(**{name: None if unset else _parse(text)})
 
     def resolved(self) -> Settings:
-        """The settings with a seed: its own, or a fresh one."""
+        """The settings with a seed: their own, or a new one."""
         if self.extras.seed is not None:
             return self
-        return self.changed("seed", secrets.randbelow(SEEDS))
+        return self.changed(seed=secrets.randbelow(SEEDS))
+
+    def sample(self) -> Iterator[SampleBatch]:
+        """Samples; see `BaseSampler.refine`."""
+        return self.sampler.refine(**self._options())
+
+    def edit(self, image: Image.Image, request: EditRequest) -> Iterator[SampleBatch]:
+        """Edits of an image, without a class unless one is chosen; see `Sampler.refine_edit`."""
+        options = self._options()
+        if not self.classes:  # guidance leads towards a class
+            options |= {"guidance": 1.0, "end_guidance": None}
+        edit = self.sampler.prepare_edit(image, request, options["seed"])
+        return self.sampler.refine_edit(edit, **options)
+
+    def _options(self) -> dict[str, Any]:
+        assert self.extras.seed is not None, "resolve the settings first"
+        count = self.sampling.nb_samples
+        return {
+            "num_samples": count, "classes": self.classes, "seed": self.extras.seed,
+            **asdict(self.sampling),
+        }  # fmt: skip
+
+    def captions(self, *, edits: bool = False) -> list[str | None]:
+        """Names of the classes of all samples, or of all edits of an image; None without class."""
+        names = self.sampler.class_names
+        rows = self.sampler.class_rows(self.classes, self.sampling.nb_samples, null_default=edits)
+        if rows is None:
+            return [None] * self.sampling.nb_samples
+        return [names[row] if row < len(names) else None for row in rows.tolist()]
 
 
 def _parse(text: str) -> Any:

@@ -13,43 +13,40 @@ from tqdm import tqdm
 from sundae.common.errors import UserError
 from sundae.common.naming import printable
 from sundae.config.keys import suggestion
-from sundae.interactive.recording import Outcome, View, new_folder, record
-from sundae.interactive.session import Session
+from sundae.interactive.recording import Recording, new_folder, record
 from sundae.interactive.settings import Settings
 
 with contextlib.suppress(ImportError):  # arrow keys and earlier lines, where the system has it
     import readline  # noqa: F401
 
-_MENU = (
-    ("sample", "sample"),
-    ("repeat", "repeat the last: same settings, same seed"),
-    ("change", "change a setting"),
-    ("show", "show all settings"),
-    ("exit", "exit"),
-)
+_MENU = {
+    "sample": "sample",
+    "repeat": "repeat the last: same settings, same seed",
+    "change": "change a setting",
+    "show": "show all settings",
+    "exit": "exit",
+}
 
 
 class _Leave(Exception):  # noqa: N818 - no error
-    """The user wants to go."""
+    """The user leaves."""
 
 
 @dataclass
 class Terminal:
-    """Asks what to do until the user leaves or the input ends.
+    """Offers the menu until the user leaves or the input ends.
 
-    Ctrl-C at a question leaves (KeyboardInterrupt); while sampling it drops that sampling and comes
-    back to the menu, unless the input is a pipe, which nobody could answer then. Ctrl-D leaves at
-    any question.
+    Ctrl-C at a question leaves (KeyboardInterrupt); while sampling it drops that sampling and
+    returns to the menu, unless the input is a pipe, which nobody could answer then. Ctrl-D leaves
+    at any question.
 
     Attributes:
-        session: the model.
-        settings: of the next sampling.
-        out_dir: gets a numbered folder for each sampling.
-        bar: show progress, if this is a terminal.
+        settings: the model, and settings of the next sampling.
+        out_dir: receives a numbered folder for each sampling.
+        bar: whether progress is shown, if this is a terminal.
         last: settings of the last sampling, with its seed.
     """
 
-    session: Session
     settings: Settings
     out_dir: Path
     bar: bool = True
@@ -63,10 +60,10 @@ class Terminal:
             "change": self.change,
             "show": self.show,
         }
-        menu = [f"  {number}  {words}" for number, (_, words) in enumerate(_MENU, 1)]
+        for number, line in enumerate(_MENU.values(), 1):
+            print(f"  {number}  {line}")
         with contextlib.suppress(_Leave):
-            print("\n".join(menu))
-            while (choice := self._choose("> ", [name for name, _ in _MENU])) != "exit":
+            while (choice := self._choose("> ", list(_MENU))) != "exit":
                 try:
                     if choice:
                         actions[choice]()
@@ -74,23 +71,23 @@ class Terminal:
                     _say(error)
 
     def sample(self) -> None:
-        """Sample with the current settings."""
+        """Samples with the current settings."""
         self._sample(self.settings.resolved())
 
     def repeat(self) -> None:
-        """Sample as the last time, with or without a history as it is set now."""
+        """Samples as the last time, with or without a history as it is set now."""
         if self.last is None:
             raise UserError("there is nothing to repeat yet; sample first")
-        self._sample(self.last.changed("history", self.settings.value("history")))
+        self._sample(self.last.changed(history=self.settings.value("history")))
 
     def change(self) -> None:
-        """Ask which setting, and for its value until there is a good one."""
+        """Changes a setting of the user's choice; a value that is not accepted is read again."""
         self.show()
         name = self._choose("which one? (Enter for none) ", self.settings.names)
         if not name:
             return
         _say(f"{name}: {self.settings.expected(name)}; Enter keeps {self.settings.shown(name)}")
-        while text := self._ask(f"{name} = "):
+        while text := self._read(f"{name} = "):
             try:
                 self.settings = self.settings.changed_by_text(name, text)
                 break
@@ -99,37 +96,36 @@ class Terminal:
         _say(f"{name} is {self.settings.explained(name)}")
 
     def show(self) -> None:
-        """Print all settings."""
+        """Prints all settings."""
         for number, name in enumerate(self.settings.names, 1):
             _say(f"  {number:2}  {name:<22} {self.settings.explained(name)}")
 
     def _sample(self, settings: Settings) -> None:
         try:
-            outcome = self._record(settings)
+            recording = self._record(settings)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
             print("stopped; nothing of it was kept")
             return
         self.last = settings
-        for line in report(outcome, settings):
+        for line in report(recording, settings):
             _say(line)
 
-    def _record(self, settings: Settings) -> Outcome:
-        states = self.session.sample(settings)
-        views = record(states, new_folder(self.out_dir), history=settings.extras.history)
-        sampling = settings.cfg.sampling
-        view: View | None = None
-        with tqdm(total=sampling.steps, unit="step", disable=None if self.bar else True) as bar:
+    def _record(self, settings: Settings) -> Recording:
+        folder = new_folder(self.out_dir)
+        views = record(settings.sample(), folder, history=settings.extras.history)
+        steps = settings.sampling.steps
+        with tqdm(total=steps, unit="step", disable=None if self.bar else True) as bar:
             for view in views:
-                bar.n = view.progress.step
-                bar.set_postfix(samples=view.progress.first, running=view.progress.running)
-        assert view is not None and view.outcome is not None
-        return view.outcome
+                bar.n = view.batch.step
+                bar.set_postfix(samples=view.batch.first, running=view.batch.num_running)
+        assert view.recording is not None
+        return view.recording
 
     def _choose(self, prompt: str, names: list[str]) -> str:
         """One of some names, by number or by its first letters; "" when nothing was typed."""
-        while text := self._ask(prompt).lower():
+        while text := self._read(prompt).lower():
             if text.isdecimal() and 1 <= int(text) <= len(names):
                 return names[int(text) - 1]
             near = [text] if text in names else [name for name in names if name.startswith(text)]
@@ -139,7 +135,7 @@ class Terminal:
             _say(f"expected a number from 1 to {len(names)} or a name, got '{text}'{hint}")
         return ""
 
-    def _ask(self, prompt: str) -> str:
+    def _read(self, prompt: str) -> str:
         try:
             text = input(prompt)
         except EOFError:
@@ -151,19 +147,17 @@ class Terminal:
 
 
 def _say(line: object) -> None:
-    """Print a line that may hold names of classes and folders."""
+    """Prints a line that may hold names of classes and folders."""
     print(printable(str(line)))
 
 
-def report(outcome: Outcome, settings: Settings) -> list[str]:
+def report(recording: Recording, settings: Settings) -> list[str]:
     """What a sampling took and where its files are, in lines."""
-    steps = settings.cfg.sampling.steps
     lines = [
-        f"{len(outcome.samples)} samples in {outcome.seconds:.2f} s, {outcome.steps} of {steps} "
-        f"steps ({settings.strategy}), seed {settings.extras.seed}: {outcome.folder}, "
-        f"side by side in {outcome.grid.name}"
+        f"{recording.num_samples} samples in {recording.seconds:.2f} s, {recording.num_steps} of "
+        f"{settings.sampling.steps} steps ({settings.sampling.resolved_strategy}), "
+        f"seed {settings.extras.seed}: {recording.folder}, side by side in {recording.grid.name}"
     ]
-    if outcome.animation is not None:
-        steps_folder = outcome.history[0][1].parent.name
-        lines.append(f"each step in {steps_folder}/, played by {outcome.animation.name}")
+    if recording.animation is not None:
+        lines.append(f"each step in history/, played by {recording.animation.name}")
     return lines

@@ -17,12 +17,12 @@ _FEWEST_ROWS = 512
 
 
 class Prediction(NamedTuple):
-    """What the logits of a batch say, without the logits.
+    """Loss and draws of a batch, without its logits.
 
     Attributes:
         loss: scalar float32, mean cross-entropy in nats, differentiable.
         accuracy: scalar float32 in [0, 1], share of rows whose most likely token is the target.
-        drawn: (...) int64, one token a row at temperature 1; None if no draw was asked for.
+        drawn: (...) int64, one token a row at temperature 1; None without uniforms.
     """
 
     loss: Tensor
@@ -35,9 +35,9 @@ def linear_cross_entropy(
 ) -> Prediction:
     """Cross-entropy of head(features), as if by F.cross_entropy, but never all logits at once.
 
-    The gradient is computed with the loss, from the logits while they are there, so that nothing
-    of the size of the logits waits for the backward pass. The products are computed in the type
-    that autocast asks for, everything between them in float32.
+    The gradient is computed with the loss, chunk by chunk, so that nothing of the size of the
+    logits is stored for the backward pass. Matrix products are computed in the dtype of autocast,
+    everything between them in float32.
 
     Args:
         features: (..., dim) float.
@@ -48,7 +48,7 @@ def linear_cross_entropy(
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     shape = targets.shape
-    loss, right, drawn = _LinearCrossEntropy.apply(
+    loss, accuracy, drawn = _LinearCrossEntropy.apply(
         features.flatten(0, -2),
         head.weight,
         head.bias,
@@ -57,7 +57,7 @@ def linear_cross_entropy(
         dtype or features.dtype,
         torch.is_grad_enabled(),
     )
-    return Prediction(loss, right, None if drawn is None else drawn.view(shape))
+    return Prediction(loss, accuracy, None if drawn is None else drawn.view(shape))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -72,47 +72,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        # What needs a gradient says so under no_grad, too, and in here none is ever enabled.
+        # needs_input_grad is True under no_grad, too, and gradients are always disabled in here.
         learns = grad_enabled and any(ctx.needs_input_grad[:3])
         with torch.autocast(features.device.type, enabled=False):
             x, matrix = features.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
             grads = _Gradients(x, weight, bias) if learns else None
-            losses, hits, draws = [], [], []
+            losses, num_correct, draws = [], [], []
             for rows in _chunks(len(x), len(weight), x.device):
                 logits = nn.functional.linear(x[rows], matrix, offset).float()
                 target = targets[rows, None]
                 total = logits.logsumexp(-1, keepdim=True)
                 losses.append((total - logits.gather(1, target)).sum())
-                hits.append((logits.argmax(-1) == target[:, 0]).sum())
+                num_correct.append((logits.argmax(-1) == target[:, 0]).sum())
                 if uniforms is not None:
                     draws.append(draw_tokens(logits, uniforms[rows]))
                 if grads is not None:
-                    error = logits.sub_(total).exp_()
-                    error.scatter_add_(1, target, torch.full_like(total, -1.0))
-                    grads.add(rows, error, x[rows], matrix)
+                    grad_logits = logits.sub_(total).exp_()
+                    grad_logits.scatter_add_(1, target, torch.full_like(total, -1.0))
+                    grads.add(rows, grad_logits, x[rows], matrix)
         if grads is not None:
             ctx.save_for_backward(grads.features, grads.weight, grads.bias)
         ctx.count, ctx.dtypes = len(x), (features.dtype, weight.dtype)
         loss = torch.stack(losses).sum() / len(x)
-        right = torch.stack(hits).sum() / len(x)
+        accuracy = torch.stack(num_correct).sum() / len(x)
         drawn = torch.cat(draws) if draws else None
-        ctx.mark_non_differentiable(*(value for value in (right, drawn) if value is not None))
-        return loss, right, drawn
+        ctx.mark_non_differentiable(*(value for value in (accuracy, drawn) if value is not None))
+        return loss, accuracy, drawn
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias = ctx.saved_tensors
-        scale, (features_dtype, weight_dtype) = by_loss / ctx.count, ctx.dtypes
+        scale, (features_dtype, weight_dtype) = grad_loss / ctx.count, ctx.dtypes
         return (
             (features * scale).to(features_dtype),
             (weight * scale).to(weight_dtype),
             None if bias is None else (bias * scale).to(weight_dtype),
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -124,13 +121,13 @@ class _Gradients:
         self.weight = torch.zeros_like(weight, dtype=torch.float32)
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
-    def add(self, rows: slice, error: Tensor, x: Tensor, matrix: Tensor) -> None:
-        """error: (rows, vocab) float32, softmax minus one-hot; x: (rows, dim)."""
+    def add(self, rows: slice, grad_logits: Tensor, x: Tensor, matrix: Tensor) -> None:
+        """grad_logits: (rows, vocab) float32, softmax minus one-hot; x: (rows, dim)."""
         if self.bias is not None:
-            self.bias += error.sum(0)
-        error = error.to(x.dtype)
-        torch.mm(error, matrix, out=self.features[rows])
-        self.weight += error.T @ x
+            self.bias += grad_logits.sum(0)
+        grad_logits = grad_logits.to(x.dtype)
+        torch.mm(grad_logits, matrix, out=self.features[rows])
+        self.weight += grad_logits.T @ x
 
 
 def _chunks(rows: int, vocab: int, device: torch.device) -> list[slice]:

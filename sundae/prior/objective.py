@@ -19,7 +19,7 @@ Denoise = Callable[[Tensor], Tensor]
 
 
 class UnrollStep(NamedTuple):
-    """What one unroll step contributes.
+    """The result of one unroll step.
 
     Attributes:
         loss: scalar, mean cross-entropy over all positions in nats, differentiable.
@@ -70,8 +70,8 @@ def unroll(
 ) -> Iterator[UnrollStep]:
     """Yield the loss of each unroll step; the objective is their mean.
 
-    The steps share no graph, because the sample between them carries no gradient. A caller that
-    goes backward on each as it comes therefore holds the activations of one step at a time.
+    The steps share no graph, because the sample between them carries no gradient: with a backward
+    pass after each, only the activations of one step are in memory at a time.
 
     Args:
         denoise: (batch, length) int64 -> logits (batch, length, vocab); with a head, the features
@@ -80,15 +80,15 @@ def unroll(
         unroll_steps: at least 1.
         vocab_size: number of distinct tokens.
         generator: source of all randomness.
-        head: the network's last map, dim -> vocab, if `denoise` leaves it out: then the logits
-            never stand in memory as a whole, see `sundae.prior.linear_cross_entropy`.
+        head: the network's last map, dim -> vocab, if `denoise` leaves it out: then the logits are
+            never in memory as a whole, see `sundae.prior.linear_cross_entropy`.
     """
     rates = corruption_rates(len(tokens), generator)
     current = corrupt(tokens, rates, vocab_size, generator)
     for step in range(unroll_steps):
         outputs = denoise(current)
         uniforms = None
-        if step + 1 < unroll_steps:  # nobody looks at the last sample
+        if step + 1 < unroll_steps:  # the last sample is not used
             uniforms = torch.rand(tokens.shape, generator=generator, device=generator.device)
         if head is None:
             predicted = _predict(outputs, tokens, uniforms)
@@ -101,7 +101,7 @@ def unroll(
 
 
 def _predict(logits: Tensor, targets: Tensor, uniforms: Tensor | None) -> Prediction:
-    """What `linear_cross_entropy` returns, from logits (batch, length, vocab)."""
+    """As `linear_cross_entropy`, from logits (batch, length, vocab)."""
     with torch.no_grad():
         accuracy = (logits.argmax(dim=-1) == targets).float().mean()
         drawn = None if uniforms is None else draw_tokens(logits, uniforms)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from sundae.common.errors import UserError
 from sundae.config.run_file import TrainerConfig
@@ -64,7 +65,7 @@ class Batches:
 
     def training(self, step: int) -> Iterator[Batch]:
         """The endless mini-batches that follow after some optimiser steps."""
-        sampler = ShuffledBatches(
+        indices = shuffled_batches(
             len(self.train_data),
             self.mini_batch_size,
             seed=self.seed,
@@ -72,15 +73,13 @@ class Batches:
             world=self._world,
             start=step * self.accumulate,
         )
-        return self._load(self.train_data, sampler)
+        return self._load(self.train_data, indices)
 
     def evaluation(self) -> Iterator[Batch]:
         """A fixed, shuffled choice of held-out rows, dealt out to the processes."""
-        count = len(self.eval_data)
-        if self.cfg.nb_batches[1]:
-            count = min(count, self.cfg.nb_batches[1] * self.mini_batch_size)
+        limit = self.cfg.nb_batches[1] * self.mini_batch_size or None
         generator = torch.Generator().manual_seed(derive_seed(self.seed, EVAL_TAG))
-        order = torch.randperm(len(self.eval_data), generator=generator)[:count]
+        order = torch.randperm(len(self.eval_data), generator=generator)[:limit]
         rows = order[self._rank :: self._world]
         return self._load(self.eval_data, [b.tolist() for b in rows.split(self.mini_batch_size)])
 
@@ -96,41 +95,27 @@ class Batches:
             yield {name: rows.to(self.device, non_blocking=True) for name, rows in batch.items()}
 
 
-class ShuffledBatches(Sampler[list[int]]):
+def shuffled_batches(
+    rows: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1, start: int = 0
+) -> Iterator[list[int]]:
     """Endless batches: every epoch a new permutation, continued without a gap.
 
     With several processes each takes its slice of every global batch. A batch may reach from one
     epoch into the next, so all batches are full.
+
+    Args:
+        start: number of batches (of one process) that an earlier part of the run has used.
     """
-
-    def __init__(
-        self,
-        rows: int,
-        batch_size: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        start: int = 0,
-    ) -> None:
-        """start: number of batches (of one process) that an earlier part of the run has used."""
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.rank, self.world, self.start = rank, world, start
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
-
-    def _row(self, position: int) -> int:
-        epoch, offset = divmod(position, self.rows)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-            self._epoch, self._order = epoch, torch.randperm(self.rows, generator=generator)
-        return int(self._order[offset])
-
-    def __iter__(self) -> Iterator[list[int]]:
-        batch = self.start
-        while True:
-            first = (batch * self.world + self.rank) * self.batch_size
-            yield [self._row(first + i) for i in range(self.batch_size)]
-            batch += 1
+    current, order = -1, torch.empty(0, dtype=torch.long)
+    for batch in count(start):
+        first, indices = (batch * world + rank) * batch_size, []
+        for position in range(first, first + batch_size):
+            epoch, offset = divmod(position, rows)
+            if epoch != current:
+                generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+                current, order = epoch, torch.randperm(rows, generator=generator)
+            indices.append(int(order[offset]))
+        yield indices
 
 
 def split_batch(cfg: TrainerConfig, processes: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from sundae.prior.network import build_network
 from sundae.prior.objective import unroll
 from sundae.prior.run import RUN_FILE
 from sundae.training.batches import Batch
-from sundae.training.data import learned_classes, open_datasets
+from sundae.training.data import open_datasets
 from sundae.training.experiment import Built, Experiment
 from sundae.training.trainer import Losses
 
@@ -30,7 +30,8 @@ class PriorExperiment(Experiment):
     ) -> None:
         """codec: identity of the codec of the tokens."""
         super().__init__(cfg, data)
-        self.codec, self.classes = codec, learned_classes(cfg, data[0])
+        self.codec = codec
+        self.classes = list(data[0].latents.classes or ()) if cfg.net.conditional else None
 
     @classmethod
     def open(cls, cfg: RunConfig, codec: str, checkpoint: Checkpoint | None) -> PriorExperiment:

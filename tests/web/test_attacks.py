@@ -1,9 +1,7 @@
 """The served page, attacked over HTTP: files, hosts, origins, passwords, sizes, floods, users."""
 
-import argparse
 import base64
 import http.client
-import importlib
 import json
 import threading
 import uuid
@@ -67,7 +65,7 @@ class Client:
     def post(self, path: str, values: Any) -> Answer:
         return self("POST", path, json.dumps(values), **{"Content-Type": "application/json"})
 
-    def upload(self, content: bytes, name: str = "picture.png") -> Answer:
+    def upload(self, content: bytes, name: str = "image.png") -> Answer:
         boundary = uuid.uuid4().hex
         head = f'Content-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
         body = f"--{boundary}\r\n{head}".encode() + content + f"\r\n--{boundary}--\r\n".encode()
@@ -197,16 +195,15 @@ def test_gradio_itself_refuses_them_too(run: Path, secret: Path, tmp_path: Path)
     """Behind the guard, so that neither lock depends on the other."""
     from fastapi.testclient import TestClient
 
+    from sundae.editing.sampler import Sampler
     from sundae.interactive.server import _app, _prepare_environment
     from sundae.interactive.session_files import SessionFiles
+    from sundae.interactive.settings import Settings
 
-    names = ("seed", "cfg_path", "raw_weights", "precision", "cuda_vqgan")
-    args = argparse.Namespace(resume=run, no_cuda=True, quiet=True, overrides=[])
-    vars(args).update(dict.fromkeys(names))
-    session = importlib.import_module("sample-interactive").open_session(args)
+    sampler = Sampler.from_pretrained(run, device="cpu")
     files = SessionFiles(tmp_path / "files")
     _prepare_environment(files.root)
-    app = _app(session, session.settings(), None, files, 1)
+    app = _app(Settings(sampler, sampler.cfg.sampling), None, files, 1)
     with TestClient(app) as client:
         page = Page(client.get("/config").json())
         value = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
@@ -405,7 +402,7 @@ def test_values_beyond_what_the_controls_allow_are_refused(
     user: Client, page: Page, changes: dict[str, Any]
 ) -> None:
     _, said = sampled(user, page, **changes)
-    assert "pictures in" not in said
+    assert "images in" not in said
     assert '"success":false' in said
     assert len(said) < 20_000
 
@@ -474,11 +471,11 @@ def test_two_users_do_not_get_at_each_others_files(
 
 def test_names_are_text_and_never_markup(user: Client, page: Page) -> None:
     endpoint = next(d for d in page.endpoints if d["api_name"] == "_open")
-    uploaded = user.upload(b"no picture", "<img src=x onerror=alert(1)>.png").json()[0]
+    uploaded = user.upload(b"no image", "<img src=x onerror=alert(1)>.png").json()[0]
     value = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
     session = tab()
     call = {"data": [value], "fn_index": endpoint["id"], "session_hash": session}
     assert user.post("/gradio_api/queue/join", call).status == 200
     said = user.events(session)
-    assert "cannot be read as a picture" in said
+    assert "cannot be read as an image" in said
     assert "<img" not in said

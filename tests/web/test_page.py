@@ -92,14 +92,14 @@ def finished(page: Any, tab: str, seed: int) -> str:
 
 
 def sources_of(page: Any, tab: str) -> list[str]:
-    """Addresses of the pictures of a gallery."""
+    """Addresses of the images of a gallery."""
     sources: list[str] = page.eval_on_selector_all(
-        f"#{tab}-pictures .thumbnail-item img", "images => images.map(image => image.src)"
+        f"#{tab}-images .thumbnail-item img", "images => images.map(image => image.src)"
     )
     return sources
 
 
-def pictures_of(page: Any, tab: str) -> list[np.ndarray]:
+def images_of(page: Any, tab: str) -> list[np.ndarray]:
     """What a gallery shows, as the browser fetched it: (height, width) uint8 each."""
     bodies = [page.request.get(source).body() for source in sources_of(page, tab)]
     return [np.asarray(Image.open(io.BytesIO(body)).convert("L")) for body in bodies]
@@ -131,8 +131,8 @@ def drawn(page: Any, count: int) -> list[np.ndarray]:
     """The first two of so many samples; the number must be another than before."""
     set_number(page, "samples", count)
     page.click("#sample-start")
-    page.locator("#sample-status").filter(has_text=f"{count} pictures in").wait_for()
-    return pictures_of(page, "sample")[:2]
+    page.locator("#sample-status").filter(has_text=f"{count} images in").wait_for()
+    return images_of(page, "sample")[:2]
 
 
 def downloaded(page: Any, button: str) -> tuple[str, bytes]:
@@ -141,16 +141,16 @@ def downloaded(page: Any, button: str) -> tuple[str, bytes]:
     return started.value.suggested_filename, Path(started.value.path()).read_bytes()
 
 
-def open_picture_tab(page: Any, picture: Path) -> None:
-    page.get_by_role("tab", name="Work on a picture").click()
+def open_edit_tab(page: Any, image: Path) -> None:
+    page.get_by_role("tab", name="Edit an image").click()
     page.wait_for_selector("#editor canvas")
     page.locator("#upload").locator("xpath=..").locator("input[type=file]").first.set_input_files(
-        picture
+        image
     )
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def halves(tmp_path: Path) -> Path:
     """4x4 pixels, white at the left and black at the right."""
     image = Image.new("L", (4, 4), 255)
     image.paste(0, (2, 0, 4, 4))
@@ -167,13 +167,13 @@ def test_samples_appear_while_they_refine(page: Any, server: Server, screenshot:
         seen |= set(sources_of(page, "sample")[:1])
         if len(seen) == 2:
             screenshot("refining")
-    assert len(seen) >= 3  # the first picture changed, and changed again
-    assert finished(page, "sample", 5).startswith("5 pictures in ")
-    shown = pictures_of(page, "sample")
+    assert len(seen) >= 3  # the first image changed, and changed again
+    assert finished(page, "sample", 5).startswith("5 images in ")
+    shown = images_of(page, "sample")
     stored = sorted(server.folder.glob("*/0*.png"))[-5:]
-    for picture, path in zip(shown, stored, strict=True):
+    for pixels, path in zip(shown, stored, strict=True):
         with Image.open(path) as image:  # enlarged, hard pixels staying hard
-            assert np.array_equal(picture[24::48, 24::48], np.asarray(image.convert("L")))
+            assert np.array_equal(pixels[24::48, 24::48], np.asarray(image.convert("L")))
     screenshot("samples")
 
 
@@ -181,17 +181,17 @@ def test_a_seed_is_shown_and_can_be_used_again(page: Any) -> None:
     set_number(page, "steps", 4)
     page.click("#sample-start")
     said = page.locator("#sample-status")
-    said.filter(has_text="5 pictures in").wait_for()
+    said.filter(has_text="5 images in").wait_for()
     seed = said.inner_text().rsplit("seed ", 1)[1].strip(" .\n")
-    first = pictures_of(page, "sample")
+    first = images_of(page, "sample")
     page.click("#reuse")
     box = "document.querySelector('#seed textarea, #seed input').value"
     page.wait_for_function(f"seed => {box} === seed", arg=seed)
     set_number(page, "samples", 3)
     page.click("#sample-start")
-    said.filter(has_text="3 pictures in").wait_for()
+    said.filter(has_text="3 images in").wait_for()
     assert said.inner_text().endswith(f"seed {seed}.")
-    again = pictures_of(page, "sample")
+    again = images_of(page, "sample")
     assert len(again) == 3
     assert all(np.array_equal(one, other) for one, other in zip(first, again))
     page.click("#renew")
@@ -220,7 +220,7 @@ def test_a_value_ends_where_it_began_unless_the_box_says_otherwise(page: Any) ->
 def test_a_class_and_a_strategy_are_chosen(page: Any, screenshot: Any) -> None:
     set_number(page, "steps", 4)
     drawn(page, 9)
-    names = page.locator("#sample-pictures .thumbnail-item")
+    names = page.locator("#sample-images .thumbnail-item")
     assert [name.strip() for name in names.all_inner_texts()] == ["zero", "one", "two"] * 3
     assert "4 of 4 steps (renoise)" in page.locator("#sample-status").inner_text()
     choose(page, "class", "two")
@@ -260,15 +260,15 @@ def test_a_history_is_a_film_strip_to_take_home(page: Any, screenshot: Any) -> N
 
 
 def test_a_painted_hole_is_repainted(
-    page: Any, picture: Path, screenshot: Callable[[str], None]
+    page: Any, halves: Path, screenshot: Callable[[str], None]
 ) -> None:
     set_number(page, "steps", 4)
-    open_picture_tab(page, picture)
-    assert until(lambda: has(page, "#editor", (0, 0, 0)) > 5000)  # the picture's right half
+    open_edit_tab(page, halves)
+    assert until(lambda: has(page, "#editor", (0, 0, 0)) > 5000)  # the image's right half
     unpainted = has(page, "#editor", BRUSH)
 
     def painted() -> bool:
-        """Touch two pixels of the picture, left of its middle, which is that of the canvas."""
+        """Touch two pixels of the image, left of its middle, which is that of the canvas."""
         box = page.locator("#editor canvas").first.bounding_box()
         middle, centre = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(middle - 36, centre - 36)
@@ -281,51 +281,51 @@ def test_a_painted_hole_is_repainted(
     page.wait_for_timeout(2000)  # for it to hand the stroke on
     screenshot("painted")
     use_seed(page, 7)
-    page.click("#picture-start")
-    finished(page, "picture", 7)
-    answers = np.stack(pictures_of(page, "picture"))[:, 24::48, 24::48]
-    assert answers.shape == (5, 4, 4)
-    changed = (answers != np.repeat([255, 0], 2)).any(axis=0)
+    page.click("#edit-start")
+    finished(page, "edit", 7)
+    edits = np.stack(images_of(page, "edit"))[:, 24::48, 24::48]
+    assert edits.shape == (5, 4, 4)
+    changed = (edits != np.repeat([255, 0], 2)).any(axis=0)
     assert changed.any()
     hole = np.zeros((4, 4), bool)
     hole[1:3, 1] = True
     assert not changed[~hole].any()  # what is known is kept
-    name, _ = downloaded(page, "#picture-download-grid")
+    name, _ = downloaded(page, "#edit-download-grid")
     assert name == "grid.png"
     screenshot("inpainted")
 
 
-def test_outpainting_and_variations(page: Any, picture: Path, screenshot: Any) -> None:
+def test_outpainting_and_variations(page: Any, halves: Path, screenshot: Any) -> None:
     set_number(page, "steps", 4)
-    open_picture_tab(page, picture)
+    open_edit_tab(page, halves)
     assert until(lambda: has(page, "#editor", (0, 0, 0)) > 5000)
     page.get_by_label("Outpaint").check()
     page.wait_for_selector("#add-right")
     use_seed(page, 8)
-    page.click("#picture-start")
-    finished(page, "picture", 8)
-    answers = pictures_of(page, "picture")
-    assert {answer.shape for answer in answers} == {(192, 288)}  # 4x4 pixels and two at the right
-    left = np.stack(answers)[:, 24::48, 24::48]
+    page.click("#edit-start")
+    finished(page, "edit", 8)
+    edits = images_of(page, "edit")
+    assert {edit.shape for edit in edits} == {(192, 288)}  # 4x4 pixels and two at the right
+    left = np.stack(edits)[:, 24::48, 24::48]
     assert (left[..., :2] == 255).all() and (left[..., 2:4] == 0).all()
     screenshot("outpainted")
     page.get_by_label("Image to image").check()
     use_seed(page, 9)
-    page.click("#picture-start")
-    finished(page, "picture", 9)
-    assert {answer.shape for answer in pictures_of(page, "picture")} == {(192, 192)}
+    page.click("#edit-start")
+    finished(page, "edit", 9)
+    assert {edit.shape for edit in images_of(page, "edit")} == {(192, 192)}
 
 
 def test_mistakes_are_told_in_the_page(page: Any, tmp_path: Path, screenshot: Any) -> None:
-    page.get_by_role("tab", name="Work on a picture").click()
-    page.click("#picture-start")
-    page.get_by_text("choose a picture first").first.wait_for()
+    page.get_by_role("tab", name="Edit an image").click()
+    page.click("#edit-start")
+    page.get_by_text("choose an image first").first.wait_for()
     bad = tmp_path / "notes.png"
-    bad.write_text("not a picture")
-    open_picture_tab(page, bad)
-    page.get_by_text("notes.png cannot be read as a picture").first.wait_for()
+    bad.write_text("not an image")
+    open_edit_tab(page, bad)
+    page.get_by_text("notes.png cannot be read as an image").first.wait_for()
     use_seed(page, -1)
-    page.click("#picture-start")
+    page.click("#edit-start")
     page.get_by_text("seed: expected an integer from 0").first.wait_for()
     screenshot("mistakes")
     assert "Traceback" not in page.content()
@@ -334,7 +334,7 @@ def test_mistakes_are_told_in_the_page(page: Any, tmp_path: Path, screenshot: An
 def test_stopping_leaves_nothing_behind(page: Any, server: Server) -> None:
     before = sorted(server.folder.iterdir())
     page.click("#sample-start")
-    page.wait_for_selector("#sample-pictures .thumbnail-item img")
+    page.wait_for_selector("#sample-images .thumbnail-item img")
     said = page.locator("#sample-status")
     page.click("#sample-stop")
     said.filter(has_text="Stopped.").wait_for()
@@ -343,4 +343,4 @@ def test_stopping_leaves_nothing_behind(page: Any, server: Server) -> None:
     assert said.inner_text().strip() == "Stopped."  # no step has come late
     set_number(page, "steps", 4)
     page.click("#sample-start")  # and the next one is not stopped
-    said.filter(has_text="5 pictures in").wait_for()
+    said.filter(has_text="5 images in").wait_for()
