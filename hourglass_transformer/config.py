@@ -81,11 +81,9 @@ class Level:
     config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False),
 )
 class NetConfig:
-    """[net]: an hourglass transformer (arXiv 2110.13711) on a 2-D grid (arXiv 2206.12351).
+    """[net]: an hourglass transformer (arXiv 2110.13711) on a 2-D grid (arXiv 2206.12351)."""
 
-    A new key is declared here and read by the layer that it is for. What only the grid decides is
-    checked by `check_grid`.
-    """
+    # A new key is declared here and read by the layer that it is for.
 
     section: ClassVar[str] = "net"
 
