@@ -5,9 +5,9 @@ from pathlib import Path
 
 import utils
 from sundae.codec.vqgan import load_vqgan
-from sundae.codec.vqgan.codec import INPUT_RANGES
 from sundae.codec.vqgan.convert import rounded, save_codec
-from sundae.codec.vqgan.quantise import DISTANCES
+from sundae.config.flags import add_flags
+from sundae.config.sections import VQGANConfig
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,14 +18,7 @@ def parse_args() -> argparse.Namespace:
         "destination", type=Path, metavar="DST", help="NAME.safetensors, or a folder"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
-    parser.add_argument(
-        "--input-range",
-        choices=INPUT_RANGES,
-        help="pixels of the network, [-1, 1] or [0, 1], where no file says",
-    )
-    parser.add_argument(
-        "--distance", choices=DISTANCES, help="distance of the codebook search, where no file says"
-    )
+    add_flags(parser, VQGANConfig, "input_range", "distance")
     parser.add_argument(
         "--prefix", help="names before those of the VQ-GAN in a combined checkpoint"
     )

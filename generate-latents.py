@@ -11,6 +11,8 @@ from tqdm import tqdm
 import utils
 from sundae.codec.encoding import generate_latents
 from sundae.codec.vqgan import load_vqgan
+from sundae.config.flags import add_flags
+from sundae.config.sections import VQGANConfig
 from sundae.data.format import SKIPPED_NAME
 
 
@@ -56,16 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="start afresh and drop what --latents-out holds"
     )
-    parser.add_argument(
-        "--input-range",
-        metavar="RANGE",
-        help="pixels of the network, signed ([-1, 1]) or unit ([0, 1]), where no file says",
-    )
-    parser.add_argument(
-        "--distance",
-        metavar="RULE",
-        help="distance of the codebook search, where no file says: l2, cosine, dot or gumbel",
-    )
+    add_flags(parser, VQGANConfig, "input_range", "distance")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,

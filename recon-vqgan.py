@@ -7,11 +7,11 @@ from tqdm import tqdm
 
 import utils
 from sundae.codec.vqgan import load_vqgan
-from sundae.codec.vqgan.codec import INPUT_RANGES
-from sundae.codec.vqgan.quantise import DISTANCES
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
 from sundae.common.images import list_images, save_grid
+from sundae.config.flags import add_flags
+from sundae.config.sections import VQGANConfig
 from sundae.evaluation.reconstruction import FITS, reconstruct, side_by_side
 
 
@@ -47,14 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", type=positive, default=8, help="images at once (default: 8)"
     )
-    parser.add_argument(
-        "--input-range",
-        choices=INPUT_RANGES,
-        help="pixels of the network, [-1, 1] or [0, 1], where no file says",
-    )
-    parser.add_argument(
-        "--distance", choices=DISTANCES, help="distance of the codebook search, where no file says"
-    )
+    add_flags(parser, VQGANConfig, "input_range", "distance")
     utils.add_common_flags(parser, "--seed", "--no-cuda", "--precision", "--legacy-cfg", "--quiet")
     return parser.parse_args()
 

@@ -77,16 +77,6 @@ class Architecture:
             **_stack_facts(self.decoder, self.stem, extra_blocks=1, prefix="decoder_"),
         }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
-        """The inverse of `asdict`; TypeError or KeyError for other values."""
-        lists = ("widths", "blocks", "attention")
-        halves = {
-            half: Stack(**{**values[half], **{name: tuple(values[half][name]) for name in lists}})
-            for half in ("encoder", "decoder")
-        }
-        return cls(**{**values, **halves})
-
 
 def _stack_facts(stack: Stack, stem: int, *, extra_blocks: int, prefix: str) -> dict[str, Any]:
     blocks = [number - extra_blocks for number in stack.blocks]
