@@ -1,7 +1,7 @@
 """A folder of images turned into packed latents by a codec."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,7 @@ class ImageFolder:
     """Images to encode.
 
     Attributes:
-        root: the folder.
-        sources: paths relative to it, in natural order.
+        sources: paths relative to `root`, in natural order.
         classes: names of its sub-folders in natural order, or None.
         labels: class index of each source, or None.
     """
@@ -74,17 +73,13 @@ def generate_latents(
 
     Args:
         codec: on `device` already.
-        dataset_in: images, flat or in folders.
-        latents_out: folder to create.
         size: (height, width) in pixels that images are scaled to cover and centre cropped to;
             None takes the resolution that the codec was trained for, where it has one.
-        batch_size: images encoded at once.
         num_workers: processes that read images; 0 reads in this one.
         mirror: follow each image's row by the row of its mirror image.
         use_class: take the sub-folders of dataset_in as classes.
         strict: stop at an image that cannot be read instead of skipping it.
         overwrite: drop the contents of latents_out.
-        device: where to encode.
         progress: called with (images done, images in all) first, and after every batch.
 
     Raises:
@@ -104,7 +99,10 @@ def generate_latents(
         already_done = min(total, writer.num_shards * batch_size)
         progress(already_done, total)
         batches = _ImageBatches(folder, size, batch_size)
-        for images, skipped in _load(batches, writer.num_shards, num_workers):
+        rest = range(writer.num_shards, len(batches))
+        for images, skipped in DataLoader(
+            batches, batch_size=None, sampler=rest, num_workers=num_workers
+        ):
             if strict and skipped:
                 index, reason = next(iter(skipped.items()))
                 raise UserError(
@@ -188,12 +186,6 @@ class _ImageBatches(Dataset[Batch]):
             except BadImage as error:
                 skipped[index] = error.reason
         return torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2), skipped
-
-
-def _load(batches: _ImageBatches, first: int, num_workers: int) -> Iterable[Batch]:
-    """The batches from `first` on."""
-    rest = range(first, len(batches))
-    return DataLoader(batches, batch_size=None, sampler=rest, num_workers=num_workers)
 
 
 def _encode(codec: Codec, images: Tensor, mirror: bool) -> np.ndarray:

@@ -11,13 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sundae.common.errors import UserError
-from sundae.data.format import (
-    MANIFEST_NAME,
-    SHARDS_NAME,
-    TOKENS_NAME,
-    load_array,
-    read_manifest,
-)
+from sundae.data.format import MANIFEST_NAME, SHARDS_NAME, TOKENS_NAME, load_array, read_manifest
 
 Batch = dict[str, Tensor]
 
@@ -168,8 +162,6 @@ def check_agreement(
     """Checks that a data set is what a run expects, before any work.
 
     Args:
-        latents: the data.
-        vocab_size: codes that the network knows.
         latent_shape: (h, w) that the network is built for.
         num_classes: classes that the network knows; None when it is unconditional.
         codec_identity: of the codec that decodes samples; None leaves it unchecked.
