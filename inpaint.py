@@ -6,6 +6,7 @@ a mask goes the same way. --canvas and --whole keep more of an image, by more wi
 
 import argparse
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 import utils
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
+from sundae.config.flags import add_flags, values_of
 from sundae.editing.files import name_images, prepare_out_dir, read_edits, write_samples
 from sundae.editing.masks import MASK_KINDS, mask_kind, read_mask
 from sundae.editing.request import EditRequest, parse_margins
@@ -62,11 +64,7 @@ def parse_args() -> argparse.Namespace:
                       "toned to meet its edge (half a patch)")  # fmt: skip
     for kind, sizes in MASK_KINDS.items():
         group = parser.add_argument_group(f"sizes of --inpaint-strategy {kind}")
-        for name, field in sizes.__pydantic_fields__.items():
-            number = int if field.annotation is int else float
-            note = "" if field.default is None else f" ({field.default:g})"
-            group.add_argument(f"--{kind}-{name}", type=number, metavar="N",
-                               help=f"{field.description}{note}")  # fmt: skip
+        add_flags(group, sizes)
     utils.add_sampling_flags(parser)
     flag("--raw-weights", action="store_true", help="the weights, not their moving average")
     flag("--cuda-vqgan", action="store_true", help="encode and decode on the GPU")
@@ -83,7 +81,8 @@ def parse_edit(args: argparse.Namespace) -> EditRequest:
         flag = "--no-composite" if args.no_composite else "--feather"
         raise UserError(f"{flag} is about the edge of a hole, --image-to-image has none; drop one")
     kind = args.inpaint_strategy or (None if given else "classic")
-    mask = mask_kind(kind, vars(args))
+    sizes = [values_of(args, sizes).items() for sizes in MASK_KINDS.values()]
+    mask = mask_kind(kind, dict(chain(*sizes)))
     return EditRequest(
         mask=mask if args.mask is None else read_mask(args.mask),
         outpaint=args.outpaint and parse_margins(args.outpaint),

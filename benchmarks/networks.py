@@ -4,22 +4,22 @@
     python benchmarks/networks.py config/emoji/64.toml config/emoji/64-fast.toml --seeds 0 \\
         --max-steps 400 --set vqgan.checkpoint=pretrained/emoji/vqgan.safetensors
 
-The first run file is what the others are held against. All are trained as train.py does, for as
-many optimiser steps, on the same batches with the same noise; the learning rate's schedule is
-stretched over these steps, its warm-up at most a quarter of them. With --equal-flops each further
-network is also trained for as many FLOPs as the first: its steps times the ratio of the GFLOP of a
-forward pass. Runs of one seed follow each other, so a busy machine slows all networks alike.
+The first run file is the reference. All are trained as train.py does, for as many optimiser steps,
+on the same batches with the same noise; the learning rate's schedule is stretched over these steps,
+its warm-up at most a quarter of them. With --equal-flops each further network is also trained for
+as many FLOPs as the first: its steps times the ratio of the GFLOP of a forward pass. Runs of one
+seed follow each other, so a busy machine slows all networks alike.
 
 - gflop: of a forward pass of one sample; seconds: of training alone, after one step of each
   network that does not count (compiling, where it is on, does);
 - loss, accuracy: of the averaged weights on all held-out data, the mean over unroll steps;
-- frechet@N: of samples drawn in N steps, without early stopping, to the held-out pictures, whose
+- frechet@N: of samples drawn in N steps, without early stopping, to the held-out images, whose
   classes they have: squared, of grey levels where tokens are pixels (as benchmarks/strategies.py),
   else of features of EfficientNet-lite0 (as benchmarks/pretrained.py; this needs the codec, the
-  pictures and requirements-train-vqgan.txt). Few samples make it too large, so compare only
-  numbers of one table; the last line is the distance of as many training pictures;
-- classified@N: share of samples that a support-vector classifier of the training digits takes for
-  the class they were asked for.
+  images and requirements-train-vqgan.txt). Few samples make it too large, so compare only numbers
+  of one table; the last line is the distance of as many training images;
+- classified@N: classifier accuracy, the share of samples that a support-vector classifier of the
+  training digits takes for their class.
 
 The table shows the mean over seeds and, behind ±, the standard deviation. The JSON file is written
 anew after every run.
@@ -29,23 +29,31 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from budgets import Run, open_data, plan_runs
-from judges import Data, Judge, judge_samples, open_judge, real_distance
-from measuring import machine
+from measuring import machine, machine_line
+from scoring import Data, Decoded, Digits, Scorer, draw, real_distance
 
+from sundae.codec.interface import PixelCodec, open_codec
+from sundae.common.errors import UserError
 from sundae.common.files import make_folder, write_text
-from sundae.config.run_file import RunConfig, dump_toml
-from sundae.sampling.prior import Prior
+from sundae.common.naming import printable
+from sundae.config.run_file import RunConfig, dump_toml, load_config, update_config
+from sundae.evaluation.cost import Cost
+from sundae.sampling.sampler import BaseSampler
+from sundae.training.data import open_datasets
 from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
 from sundae.training.prior import PriorExperiment
@@ -53,6 +61,98 @@ from sundae.training.trainer import Trainer
 from utils import add_common_flags, choose_device, run_cli, say
 
 FILES = [Path("config/digits/demo.toml"), Path("config/digits/fast.toml")]
+
+_NEVER = 10**9
+# Networks are compared on one task.
+_SAME = ("unroll_steps", "data", "vqgan", "trainer.batch_size")
+
+
+# -- what is trained ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network and how long it is trained."""
+
+    name: str
+    cfg: RunConfig
+    parameters: int
+    flop: int  # of a forward pass of one sample
+
+    @classmethod
+    def open(cls, path: Path, overrides: Sequence[str]) -> "Run":
+        """A run file's network, evaluated only at its end and never saved."""
+        cfg = load_config(path, overrides)
+        flags = {"trainer.nb_batches": [_NEVER, 0], "trainer.save_outputs": False}
+        cfg, cost = update_config(cfg, flags, str(path)), Cost(cfg)
+        return cls(str(path), cfg, cost.parameters, cost.forward_flops())
+
+    def lasting(self, steps: int) -> "Run":
+        """The same network trained for another number of steps."""
+        kwargs = dict(self.cfg.trainer.lr_scheduler_kwargs)
+        if "nb_warmup_steps" in kwargs:
+            kwargs["nb_warmup_steps"] = min(kwargs["nb_warmup_steps"], steps // 4)
+        if "nb_training_steps" in kwargs:
+            kwargs["nb_training_steps"] = steps
+        changes = {"trainer.max_steps": steps, "trainer.lr_scheduler_kwargs": kwargs}
+        return replace(self, cfg=update_config(self.cfg, changes, self.name))
+
+
+def plan_runs(
+    files: Sequence[Path], overrides: Sequence[str], steps: int, equal_flops: bool
+) -> list[Run]:
+    """All that is trained with every seed.
+
+    Args:
+        steps: optimiser steps of each; 0 takes those of the first file.
+        equal_flops: train those after the first also for as many FLOPs as the first.
+
+    Raises:
+        UserError: the run files do not train on the same, or without an end.
+    """
+    first, *others = (Run.open(path, overrides) for path in files)
+    for other, key in product(others, _SAME):
+        if attrgetter(key)(other.cfg) != attrgetter(key)(first.cfg):
+            raise UserError(
+                f"{other.name} and {first.name} differ in {key}, so that their losses mean "
+                "different things; make them equal"
+            )
+    steps = steps or first.cfg.trainer.max_steps
+    if not steps:
+        raise UserError(f"{first.name} trains until stopped; say how long with --max-steps")
+    runs = [run.lasting(steps) for run in (first, *others)]
+    if equal_flops:
+        equal = [(run, max(1, round(steps * first.flop / run.flop))) for run in others]
+        runs += [run.lasting(count) for run, count in equal if count != steps]
+    return runs
+
+
+def open_data(cfg: RunConfig, images: Path) -> Data:
+    """Training and held-out data; UserError saying how to make what is missing."""
+    for root in filter(None, (cfg.data.root, cfg.data.train_root, cfg.data.eval_root)):
+        if root.is_dir():
+            continue
+        command = f"python generate-discrete-mnist.py {root.parent.name} {root.parent}"
+        if cfg.vqgan is not None:
+            command = (
+                f"python generate-latents.py --ckpt-path {cfg.vqgan.checkpoint} "
+                f"--dataset-in {images} --latents-out {root}"
+            ) + (" --use-class" if cfg.net.conditional else "")
+        raise UserError(f"the data folder {root} does not exist; make it with: {command}")
+    known = cfg.vqgan is None or cfg.vqgan.checkpoint.exists()
+    return open_datasets(cfg, open_codec(cfg).identity if known else "")
+
+
+def open_scorer(cfg: RunConfig, data: Data, images: Path, count: int) -> Scorer | None:
+    """The scorer of `count` samples of a run; None, after saying why, where there is none."""
+    try:
+        return Digits.open(cfg) if cfg.vqgan is None else Decoded(cfg, data, images, count)
+    except UserError as error:
+        print(printable(f"samples are not scored: {error}"), file=sys.stderr)
+        return None
+
+
+# -- measuring ------------------------------------------------------------------------------------
 
 
 def learn(cfg: RunConfig, data: Data, seed: int, device: torch.device) -> Trainer:
@@ -67,9 +167,9 @@ def learn(cfg: RunConfig, data: Data, seed: int, device: torch.device) -> Traine
 
 
 def measure(
-    run: Run, data: Data, judge: Judge | None, seed: int, args: argparse.Namespace
+    run: Run, data: Data, scorer: Scorer | None, seed: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Train once and judge the result: a line of the JSON file."""
+    """Train once and score the result: an entry of the JSON file."""
     trainer = learn(run.cfg, data, seed, choose_device(args.no_cuda, quiet=True))
     found = {
         "network": run.name,
@@ -81,13 +181,23 @@ def measure(
         "loss": trainer.state.metrics["eval/loss"],
         "accuracy": trainer.state.metrics["eval/accuracy"],
     }
-    if judge is None:
+    if scorer is None:
         return found
-    use_amp = run.cfg.trainer.arithmetic != "fp32"
-    prior = Prior(trainer.state.eval_net, run.cfg, trainer.device, use_amp=use_amp)
-    return found | judge_samples(
-        prior, data[1], judge, seed, args.nb_samples, {run.cfg.sampling.steps, *args.steps}
-    )
+    sampler = BaseSampler(
+        trainer.state.eval_net, PixelCodec(2), run.cfg,  # tokens only
+        device=trainer.device, precision=run.cfg.trainer.arithmetic,
+    )  # fmt: skip
+    classes = None
+    if run.cfg.net.conditional:  # those of some held-out images
+        order = np.random.default_rng(0).permutation(len(data[1]))
+        rows: Any = np.resize(order, args.nb_samples)
+        classes = data[1].__getitems__(rows)["classes"]
+    for steps in sorted({run.cfg.sampling.steps, *args.steps}):
+        sampling = replace(run.cfg.sampling, steps=steps, early_stop=False)
+        tokens = draw(sampler, sampling, seed, classes, args.nb_samples)
+        for name, value in scorer.score(tokens, classes).items():
+            found[f"{'classified' if name == 'accuracy' else name}@{steps}"] = value
+    return found
 
 
 def cell(name: str, values: list[float]) -> str:
@@ -119,18 +229,18 @@ def parse_args() -> argparse.Namespace:
     """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
-    flag("files", nargs="*", type=Path, default=FILES, metavar="FILE", help="run files, the one to "
-         "compare with first (config/digits/demo.toml and fast.toml)")  # fmt: skip
+    flag("files", nargs="*", type=Path, default=FILES, metavar="FILE", help="run files, the "
+         "reference first (config/digits/demo.toml and fast.toml)")  # fmt: skip
     add_common_flags(parser, "--set", "--no-cuda", "--quiet")
     flag("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(0 1 2)")
-    flag("--max-steps", type=int, default=0, metavar="N", help="of the optimiser, for all (as the "
-         "first run file says)")  # fmt: skip
+    flag("--max-steps", type=int, default=0, metavar="N", help="of the optimiser, for all (the "
+         "first run file's)")  # fmt: skip
     flag("--equal-flops", action="store_true", help="train the others for equal FLOPs, too")
     flag("--nb-samples", type=int, default=200, metavar="N", help="of each run (200)")
     flag("--steps", type=int, nargs="+", default=[], metavar="N", help="of sampling, beside the "
          "run file's own")  # fmt: skip
-    flag("--pictures", type=Path, default=Path("data/emoji"), metavar="DIR", help="those that the "
-         "latents were made from (data/emoji)")  # fmt: skip
+    flag("--images", type=Path, default=Path("data/emoji"), metavar="DIR",
+         help="those that the latents were made from (data/emoji)")  # fmt: skip
     flag("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     flag("--json", type=Path, metavar="FILE", help="write all numbers there")
     args = parser.parse_args()
@@ -147,12 +257,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = choose_device(args.no_cuda, args.quiet)
     runs = plan_runs(args.files, args.overrides, args.max_steps, args.equal_flops)
-    data = open_data(runs[0].cfg, args.pictures)
-    judge = open_judge(runs[0].cfg, data, args.pictures, args.nb_samples)
+    data = open_data(runs[0].cfg, args.images)
+    scorer = open_scorer(runs[0].cfg, data, args.images, args.nb_samples)
     about = machine(device.type) | {"nb_samples": args.nb_samples}
     found: dict[str, Any] = {
         "machine": about,
-        "real_frechet": judge and real_distance(judge, args.nb_samples),
+        "real_frechet": scorer and real_distance(scorer, args.nb_samples),
         "configs": {run.name: dump_toml(run.cfg) for run in runs[: len(args.files)]},
         "results": [],
     }
@@ -162,13 +272,13 @@ def main() -> None:
         learn(run.lasting(1).cfg, data, 0, device)
     order = list(product(args.seeds, runs))
     for seed, run in tqdm(order, unit="run", disable=args.quiet or None):
-        found["results"].append(measure(run, data, judge, seed, args))
+        found["results"].append(measure(run, data, scorer, seed, args))
         if args.json:
             write_text(args.json, json.dumps(found, indent=2) + "\n")
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(machine_line(about))
     print_table(found["results"])
-    if judge is not None:
-        print(f"frechet of as many training pictures: {found['real_frechet']:.4g}")
+    if scorer is not None:
+        print(f"frechet of as many training images: {found['real_frechet']:.4g}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a step of train-vqgan.py holds in memory, discriminator and perceptual loss included.
 
-python benchmarks/vqgan_memory.py config/vqgan/ffhq1024.yaml
+    python benchmarks/vqgan_memory.py config/vqgan/ffhq1024.yaml
 
-One optimiser step on random pictures with random weights, which take as much memory as trained
+One optimiser step on random images with random weights, which take as much memory as trained
 ones; so nothing has to be downloaded for LPIPS. On a CPU the peak is that of the whole process less
 what it held before the networks were built.
 """

@@ -226,7 +226,7 @@ def test_samples_on_a_canvas(script: Run, prior: Path, tmp_path: Path) -> None:
         (["--block-height", "0.5"], "--block-height needs --inpaint-strategy block"),
         (
             ["--inpaint-strategy", "grid", "--grid-count", "0"],
-            "--grid-count 0: expected",
+            "--grid-count: expected an integer at least 1",
         ),
         (["--outpaint", "1,2,3"], "--outpaint 1,2,3: expected LEFT,RIGHT,TOP,BOTTOM"),
         (["--outpaint", "0,0,0,0"], "at least one side must be above 0"),

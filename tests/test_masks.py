@@ -124,12 +124,16 @@ def test_sizes_out_of_range_are_refused(kind: str, sizes: dict[str, float]) -> N
         ("circle", {}, "--inpaint-strategy circle: expected one of block, random, grid, classic"),
         (
             "block",
-            {"block_height": 1.5},
-            "--block-height 1.5: expected a number less",
+            {"mask.block.height": 1.5},
+            "--block-height: expected a number above 0 and at most 1, got 1.5",
         ),
-        ("random", {"random_smallest": 0.5}, "--random: smallest is above largest; exchange them"),
-        ("block", {"grid_count": 2}, "--grid-count needs --inpaint-strategy grid"),
-        (None, {"grid_count": 2}, "--grid-count needs --inpaint-strategy grid"),
+        (
+            "random",
+            {"mask.random.smallest": 0.5},
+            "--random-smallest: is above largest",
+        ),
+        ("block", {"mask.grid.count": 2}, "--grid-count needs --inpaint-strategy grid"),
+        (None, {"mask.grid.count": 2}, "--grid-count needs --inpaint-strategy grid"),
     ],
 )
 def test_flags_that_make_no_mask_are_one_line(

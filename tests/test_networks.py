@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import Ended, write_run_file
 
-from benchmarks import budgets
+from benchmarks import networks
 from sundae.config.run_file import load_config
 
 SCHEDULE = {
@@ -76,7 +76,7 @@ def test_a_run_does_not_depend_on_those_before_it(
 
 
 def test_the_schedule_is_stretched_over_the_steps(files: Callable[..., list[Path]]) -> None:
-    run = budgets.open_run(files({})[0], [])
+    run = networks.Run.open(files({})[0], [])
     for steps, warm_up in ((8, 2), (400, 100), (1600, 100)):
         trainer = run.lasting(steps).cfg.trainer
         assert trainer.max_steps == steps

@@ -85,8 +85,12 @@ class Key:
 
 
 def flag_of(section: str, name: str) -> str:
-    """The command-line flag of a key: '--end-temperature', '--wandb-project'."""
-    return "--" + (f"wandb-{name}" if section == "wandb" else name).replace("_", "-")
+    """The command-line flag of a key: '--end-temperature', '--wandb-project'.
+
+    Flags of [wandb], and of a section 'mask.block', begin with its name, its last one.
+    """
+    prefix = section if section == "wandb" else section.partition(".")[2]
+    return "--" + (f"{prefix}-{name}" if prefix else name).replace("_", "-")
 
 
 def keys_of(cls: type) -> dict[str, Key]:

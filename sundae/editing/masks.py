@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from hourglass_transformer.config import ConfigError
 from sundae.common.errors import UserError
 from sundae.common.images import BadImage, load_image, to_rgb
+from sundae.config.sections import STRICT
+from sundae.config.values import Values
 
 Size = tuple[int, int]  # (height, width)
 
@@ -49,17 +52,25 @@ class MaskKind(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BlockMask:
     """One rectangle; what reaches over the edge is cut off."""
+
+    section: ClassVar[str] = "mask.block"
 
     height: float = Field(0.5, gt=0, le=1, description="share of the image's height")
     width: float = Field(0.5, gt=0, le=1, description="share of the image's width")
     top: float | None = Field(
-        None, ge=0, lt=1, description="share of the image's height above it (drawn for each image)"
+        None,
+        ge=0,
+        lt=1,
+        description="share of the image's height above it; by default drawn for each image",
     )
     left: float | None = Field(
-        None, ge=0, lt=1, description="share of the image's width left of it (drawn for each image)"
+        None,
+        ge=0,
+        lt=1,
+        description="share of the image's width left of it; by default drawn for each image",
     )
 
     def make(self, size: Size, generator: torch.Generator) -> Tensor:
@@ -67,20 +78,22 @@ class BlockMask:
         return _rectangle(size, (self.height, self.width), (self.top, self.left), generator)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RandomMask:
     """Several rectangles of random sizes at random places, which may overlap."""
+
+    section: ClassVar[str] = "mask.random"
 
     count: int = Field(6, ge=1, description="number of blocks")
     smallest: float = Field(
         0.1, gt=0, le=1, description="smallest share of the image's sides that a block has"
     )
-    largest: float = Field(0.3, gt=0, le=1, description="largest share")
+    largest: float = Field(0.3, gt=0, le=1, description="largest share of the image's sides")
 
     @model_validator(mode="after")
     def _check_order(self) -> RandomMask:
         if self.smallest > self.largest:
-            raise ValueError("smallest is above largest; exchange them")
+            raise ConfigError("mask.random.smallest", "is above largest; exchange them")
         return self
 
     def make(self, size: Size, generator: torch.Generator) -> Tensor:
@@ -92,9 +105,11 @@ class RandomMask:
         return mask
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GridMask:
     """Squares in rows and columns, each in the middle of its cell."""
+
+    section: ClassVar[str] = "mask.grid"
 
     count: int = Field(4, ge=1, description="squares along each side")
     share: float = Field(0.5, gt=0, le=1, description="masked share of each square's cell, by side")
@@ -105,9 +120,11 @@ class GridMask:
         return rows[:, None] & columns
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClassicMask:
     """The centre, half of each side by default: the hole of arXiv 1604.07379."""
+
+    section: ClassVar[str] = "mask.classic"
 
     share: float = Field(0.5, gt=0, le=1, description="share of the image's sides")
 
@@ -124,34 +141,24 @@ MASK_KINDS: dict[str, type[Any]] = {
 }
 
 
-def mask_kind(kind: str | None, sizes: Mapping[str, Any]) -> MaskKind | None:
-    """A kind of mask with the sizes that the flags of inpaint.py give.
+def mask_kind(kind: str | None, flags: Mapping[str, Any]) -> MaskKind | None:
+    """A kind of mask with the sizes that flags give.
 
     Args:
         kind: a key of MASK_KINDS, or None, which takes no sizes.
-        sizes: 'block_height' for --block-height and so on, of all kinds; None where not given.
+        flags: of all kinds, 'mask.block.height' for --block-height and so on; None where not given.
 
     Raises:
         UserError: no such kind, a size of another kind, or one out of range.
     """
     if kind is not None and kind not in MASK_KINDS:
         raise UserError(f"--inpaint-strategy {kind}: expected one of {', '.join(MASK_KINDS)}")
-    values = {}
-    for other, declared in MASK_KINDS.items():
-        for name in declared.__pydantic_fields__:
-            value = sizes.get(f"{other}_{name}")
-            if value is not None and other != kind:
-                raise UserError(f"--{other}-{name} needs --inpaint-strategy {other}")
-            if value is not None:
-                values[name] = value
-    try:
-        return None if kind is None else MASK_KINDS[kind](**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:
-            raise UserError(f"--{kind}: {first['ctx']['error']}") from None
-        expected = first["msg"].replace("Input should be", "expected a number")
-        raise UserError(f"--{kind}-{first['loc'][0]} {first['input']}: {expected}") from None
+    values = Values.merged({}, "mask", flags=flags)
+    sizes = values.tables.get("mask", {})
+    for other in sizes.keys() - {kind}:
+        flag = values.at(f"mask.{other}.{next(iter(sizes[other]))}")
+        raise UserError(f"{flag} needs --inpaint-strategy {other}")
+    return None if kind is None else values.checked(MASK_KINDS[kind], sizes.get(kind, {}))
 
 
 def _rectangle(
