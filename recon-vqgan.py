@@ -25,28 +25,21 @@ def positive(text: str) -> int:
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", type=Path, metavar="IMG_OR_DIR", help="an image or a folder")
-    parser.add_argument(
-        "--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN"
-    )
-    parser.add_argument("--cfg-path", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
-    parser.add_argument(
-        "--out", type=Path, default=Path("recon.png"), help="image to write (default: recon.png)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the image")
-    parser.add_argument(
-        "--size", type=positive, metavar="N", help="scale the shorter side to N pixels first"
-    )
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("images", type=Path, metavar="IMG_OR_DIR", help="an image or a folder")
+    flag("--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN")
+    flag("--cfg-path", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
+    flag("--out", type=Path, default=Path("recon.png"), help="image to write (default: recon.png)")
+    flag("--overwrite", action="store_true", help="replace the image")
+    flag("--size", type=positive, metavar="N", help="scale the shorter side to N pixels first")
+    flag(
         "--fit",
         choices=FITS,
         default="resize",
         help="treatment of sides that are no multiple of the patch size (default: resize)",
     )
-    parser.add_argument("--rows", type=positive, default=8, help="pairs to show (default: 8)")
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, help="images at once (default: 8)"
-    )
+    flag("--rows", type=positive, default=8, help="pairs to show (default: 8)")
+    flag("--batch-size", type=positive, default=8, help="images at once (default: 8)")
     add_flags(parser, VQGANConfig, "input_range", "distance")
     utils.add_common_flags(parser, "--seed", "--no-cuda", "--precision", "--legacy-cfg", "--quiet")
     return parser.parse_args()

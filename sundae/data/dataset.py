@@ -49,16 +49,6 @@ class Latents:
         """(h, w) of one token grid."""
         return self.tokens.shape[1], self.tokens.shape[2]
 
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or None without classes."""
-        return None if self.classes is None else len(self.classes)
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether some rows are mirror images of others."""
-        return len(self.tokens) > len(self.sources)
-
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         if isinstance(self.tokens, np.memmap):
@@ -169,7 +159,7 @@ def check_agreement(
     Raises:
         UserError: naming both values and the key to change.
     """
-    root, classes = latents.root, latents.num_classes
+    root, classes = latents.root, latents.classes and len(latents.classes)
     if latents.latent_shape != latent_shape:
         found, expected = list(latents.latent_shape), list(latent_shape)
         keys = f"set the latent_shape to {found} and data.sequence_length to their product"

@@ -126,7 +126,8 @@ def new_vqgan(config: Path | str, *, precision: Precision = "auto") -> VQGANCode
 def build(arch: Architecture, rules: Rules, tensors: Tensors, source: Path) -> VQGAN:
     """A VQGAN holding `tensors` (canonical names) as float32; no weight is initialised first.
 
-    Raises UserError naming a tensor that is missing, extra, of another shape or not finite.
+    Raises:
+        UserError: naming a tensor that is missing, extra, of another shape or not finite.
     """
     with torch.device("meta"):
         model = VQGAN(arch, rules.distance)
@@ -135,8 +136,7 @@ def build(arch: Architecture, rules: Rules, tensors: Tensors, source: Path) -> V
         problem = "is missing" if name in expected else "has no place in this network"
         raise UserError(f"{source}: the tensor {name} {problem}")
     for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            found = tuple(tensors[name].shape)
+        if (found := tuple(tensors[name].shape)) != shape:
             raise UserError(f"{source}: {name} has shape {found}, the network needs {shape}")
         if not tensors[name].is_floating_point():
             raise UserError(f"{source}: {name} has dtype {tensors[name].dtype}, expected floats")
@@ -170,10 +170,7 @@ def _locate(checkpoint: Path, config: Path | None) -> tuple[Path, Path | None]:
 def _family(
     naming: Naming, declaration: Declaration, tensors: Tensors, weights: Path
 ) -> str | None:
-    """The family by config and by tensors; None when only the caller can say.
-
-    Raises UserError when the two disagree.
-    """
+    """The family by config and by tensors, which have to agree; None when only the caller knows."""
     declared = declaration.family
     if declared is None and naming is LLAMAGEN:
         return "llamagen"
