@@ -41,14 +41,7 @@ NAMES = (*_IDX_DATASETS, *_ALIASES, "digits")
 
 @dataclass(frozen=True)
 class GreyImages:
-    """One side of a data set.
-
-    Attributes:
-        pixels: (N, h, w) unsigned integers from 0, black, to `white`.
-        labels: (N,) class indices.
-        sources: N names, each the place of the image in the original set.
-        white: the largest grey value.
-    """
+    """One side of a data set: (N, h, w) integers from 0 to `white`, N class indices and names."""
 
     pixels: np.ndarray
     labels: np.ndarray
