@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,6 @@ def load_vqgan(
     *,
     input_range: str | None = None,
     distance: str | None = None,
-    tanh_out: bool | None = None,
     prefix: str | None = None,
     precision: Precision = "auto",
 ) -> VQGANCodec:
@@ -63,7 +61,6 @@ def load_vqgan(
         input_range: signed ([-1, 1]) or unit ([0, 1]), where the file does not say: diffusers'
             VQModel.
         distance: l2, cosine, dot or gumbel; with input_range it replaces a missing config.
-        tanh_out: whether the decoder ends in tanh; false unless the config says so.
         prefix: which VQ-GAN of a combined checkpoint; default the one that makes the tokens.
         precision: fp32, bf16 or auto, see `VQGANCodec`.
 
@@ -75,7 +72,7 @@ def load_vqgan(
     weights, config_path = _locate(Path(checkpoint), None if config is None else Path(config))
     if input_range is not None:
         input_range = _RANGE_NAMES.get(input_range.replace(" ", ""), input_range)
-    stated = {"distance": distance, "input_range": input_range, "tanh_out": tanh_out}
+    stated = {"distance": distance, "input_range": input_range}
     if config_path is not None and (description := _native_description(config_path)):
         return _load_native(weights, config_path, description, stated, precision)
     tensors = strip_prefix(read_tensors(weights), prefix, weights)
@@ -208,9 +205,7 @@ def _rules(family: str | None, declaration: Declaration, stated: Stated, weights
             f"{weights}: {title} does not say its pixel range; state input_range: signed for "
             "[-1, 1] (ports of LDM), unit for [0, 1] (aMUSEd)"
         )
-    tanh_out = declaration.get("tanh_out", False if declaration.fields else None)
-    tanh_out = _agreed("tanh_out", stated, tanh_out, title)
-    return Rules(distance, input_range, bool(tanh_out))
+    return Rules(distance, input_range, bool(declaration.get("tanh_out")))
 
 
 def _native_description(path: Path) -> dict[str, Any] | None:
@@ -241,8 +236,8 @@ def _load_native(
     except (KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is damaged ({reason}); convert again") from error
-    for key, value in asdict(rules).items():
-        _agreed(key, stated, value, "the converted file")
+    for key in stated:
+        _agreed(key, stated, getattr(rules, key), "the converted file")
     model = build(arch, rules, read_tensors(weights), weights)
     codec = VQGANCodec(model, rules, family=family, resolution=resolution, precision=precision)
     if codec.identity != identity:
