@@ -1,7 +1,7 @@
 """Networks and sampling on a pretended CUDA device: the CPU's results, and nothing waited for.
 
 `fake_cuda` says what that device refuses: a tensor that is made or left on the CPU fails here. The
-other test_fake_cuda_*.py do the same for training, and for codecs, pictures and scripts.
+other test_fake_cuda_*.py do the same for training, and for codecs, images and scripts.
 """
 
 import copy

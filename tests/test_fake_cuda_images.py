@@ -76,7 +76,7 @@ def test_grey_levels(cuda: FakeCuda) -> None:
     assert_same(lambda d: [codec.encode(images.to(d)), codec.decode(codec.encode(images.to(d)))])
 
 
-# -- pictures -------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["pixels", "taming"])
@@ -172,7 +172,7 @@ def script_on(
     return on
 
 
-def draw_pictures(folder: Path, count: int, side: int) -> Path:
+def draw_images(folder: Path, count: int, side: int) -> Path:
     folder.mkdir()
     for number, image in enumerate(random_images(count, side, side)):
         save_image(image, folder / f"{number}.png")
@@ -186,7 +186,7 @@ def test_scripts_of_a_prior(
     run_file: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    cfg, image = run_file({"trainer.compile": False}), draw_pictures(tmp_path / "in", 1, 4)
+    cfg, image = run_file({"trainer.compile": False}), draw_images(tmp_path / "in", 1, 4)
 
     def run(device: torch.device) -> list[Tensor]:
         script, folder = script_on(device), tmp_path / device.type
@@ -208,7 +208,7 @@ def test_scripts_of_a_codec(
 ) -> None:
     distance = lpips()
     monkeypatch.setitem(_LOADERS, "none", lambda: copy.deepcopy(distance))
-    images = draw_pictures(tmp_path / "in", 12, 16)
+    images = draw_images(tmp_path / "in", 12, 16)
     training = codec_values(
         max_steps=2, nb_batches=[2, 1], disc_start=1, disc_width=8, disc_layers=2, compile=False,
         batch_size=2, random_crop=1.25, use_amp=False, eval_fraction=0.2, perceptual="none",
