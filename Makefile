@@ -20,7 +20,7 @@ install = if $(BIN)/uv --version >/dev/null 2>&1; then \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo emoji test test-web format clean
+.PHONY: help setup demo emoji test test-web docs format clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -70,6 +70,9 @@ test-web: $(WEB)  ## drive the web page in a headless Chromium
 		echo "'$(CHROMIUM)' was not found: install Chromium (on Debian: apt install chromium)," \
 			"or name one, as in: make test-web CHROMIUM=google-chrome" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -m web tests/web
+
+docs: $(RUNTIME)  ## write docs/settings.md from the declarations of the keys
+	$(BIN)/python docs/make_settings.py
 
 format: $(DEV)  ## format the code
 	$(BIN)/ruff check --fix-only .

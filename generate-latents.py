@@ -95,7 +95,7 @@ def main() -> None:
         distance=args.distance,
         precision=args.precision,
     ).to(device)
-    if utils.explicit(args.compile, device.type == "cuda"):
+    if device.type == "cuda" if args.compile is None else args.compile:
         codec.compile(quiet=args.quiet)
     start = time.perf_counter()
     with tqdm(unit="img", disable=True if args.no_tqdm or args.quiet else None) as bar:

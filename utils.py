@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,13 @@ from sundae.common.precision import PRECISIONS
 from sundae.config.flags import add_flags, values_of
 from sundae.config.sections import SamplingConfig, TrainerConfig, WandbConfig
 
-Value = TypeVar("Value")
-
 
 def run_cli(main: Callable[[], None]) -> None:
     """Run a script's `main` and end as a shell expects.
 
-    A UserError, or too little memory, becomes one printable line on stderr and exit code 2, Ctrl-C
-    one line and 130; a reader that went away (`| head`) ends the script quietly with 141. Other
-    exceptions keep their traceback.
+    A UserError, or running out of memory, becomes one printable line on stderr and exit code 2,
+    Ctrl-C one line and 130; a reader that went away (`| head`) ends the script quietly with 141.
+    Other exceptions are raised with their traceback.
     """
     try:
         main()
@@ -38,7 +36,7 @@ def run_cli(main: Callable[[], None]) -> None:
         sys.exit(2)
     except (torch.OutOfMemoryError, MemoryError) as error:
         print(
-            f"error: the memory does not suffice ({str(error).splitlines()[0][:80]}); lower "
+            f"error: out of memory ({str(error).splitlines()[0][:80]}); lower "
             "--batch-size, --nb-samples or trainer.mini_batch_size",
             file=sys.stderr,
         )
@@ -58,7 +56,7 @@ def say(line: str) -> None:
 
 
 def choose_device(no_cuda: bool, quiet: bool = False) -> torch.device:
-    """CUDA where there is some and `no_cuda` is false, else the CPU, which is said once."""
+    """CUDA where there is some and `no_cuda` is false, else the CPU, with one line about it."""
     if no_cuda:
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -81,11 +79,6 @@ def seed_everything(seed: int | None) -> int:
     np.random.seed(seed)
     torch.manual_seed(seed)
     return seed
-
-
-def explicit(value: Value | None, default: Value) -> Value:
-    """A flag's value when it was given, 0 and False included, else the default."""
-    return default if value is None else value
 
 
 def seed_number(text: str) -> int:

@@ -81,11 +81,9 @@ class Level:
     config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False),
 )
 class NetConfig:
-    """[net]: an hourglass transformer (arXiv 2110.13711) on a 2-D grid (arXiv 2206.12351).
+    """[net]: an hourglass transformer (arXiv 2110.13711) on a 2-D grid (arXiv 2206.12351)."""
 
-    A new key is declared here and read by the layer that it is for. What only the grid decides is
-    checked by `check_grid`.
-    """
+    # A new key is declared here and read by the layer that it is for.
 
     section: ClassVar[str] = "net"
 
@@ -207,18 +205,21 @@ class NetConfig:
                 "net.num_classes",
                 "is missing or 0 but net.conditional is true; say how many classes the data has",
             )
-        for key, words in (
-            ("num_classes", "classes"),
-            ("class_dropout", "as the chance to hide a class"),
-        ):
-            if (value := getattr(self, key)) and not self.conditional:
-                raise ConfigError(
-                    f"net.{key}",
-                    f"{value} {words} but net.conditional is false; set it to true or drop {key}",
-                )
+        if self.num_classes and not self.conditional:
+            raise ConfigError(
+                "net.num_classes",
+                f"{self.num_classes} classes but net.conditional is false; set it to true or drop "
+                "num_classes",
+            )
+        if self.class_dropout and not self.conditional:
+            raise ConfigError(
+                "net.class_dropout",
+                "there is no class to hide, net.conditional is false; set it to true or drop "
+                "class_dropout",
+            )
 
     def _check_dims(self) -> None:
-        if not self.dims:
+        if self.dims is None:
             return
         if len(self.dims) != self.num_levels + 1:
             raise ConfigError(

@@ -114,7 +114,7 @@ def attend(
 
     Args:
         q: (batch, heads, queries, width), k and v: (batch, heads, keys, width).
-        mask: bool, broadcast to (batch, heads, queries, keys): who may look at whom.
+        mask: bool, broadcast to (batch, heads, queries, keys): which queries see which keys.
         dropout: probability with which a weight is left out.
     """
     if _plain(q, k):
@@ -200,7 +200,7 @@ class Attention(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """x: (batch, queries, dim), context: (batch, keys, its dim) if it crosses -> shape of x, or
-        (batch, count, dim) where only the queries at positions (batch, count) are asked for.
+        (batch, count, dim) of the queries at positions (batch, count) only.
         """
         # Windows need their tokens side by side, so there all queries are computed.
         early, late = (positions, None) if self.windows is None else (None, positions)
@@ -217,7 +217,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around a GELU, or around a SiLU gate when the config asks for a GLU."""
+    """Two linear maps around a GELU, or around a SiLU gate with `use_glu`."""
 
     def __init__(self, cfg: NetConfig, level: Level) -> None:
         super().__init__()

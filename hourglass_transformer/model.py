@@ -70,7 +70,7 @@ class Stage(nn.Module):
             self.valley.reset_tables()
 
     def _run(self, part: nn.Module, *inputs: Any) -> Tensor:
-        """A layer; one that keeps only its inputs for the backward pass where that is asked for."""
+        """A layer; with gradient checkpointing it saves only its inputs for the backward pass."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
@@ -83,17 +83,17 @@ class Stage(nn.Module):
         own = self.tables[0] if self.tables is not None else None
         last = [*self.before, *([] if self.down is None else [self.up]), *self.after][-1]
 
-        def wanted(part: nn.Module) -> Tensor | None:
+        def positions_of(part: nn.Module) -> Tensor | None:
             return positions if part is last else None
 
         for layer in self.before:
-            x = self._run(layer, x, None, own, own, wanted(layer))
+            x = self._run(layer, x, None, own, own, positions_of(layer))
         if self.down is not None:
             across = (self.tables[1], self.tables[2]) if self.tables is not None else None
             coarse = self.valley(self._run(self.down, x, across))
-            x = self._run(self.up, coarse, x, across, wanted(self.up))
+            x = self._run(self.up, coarse, x, across, positions_of(self.up))
         for layer in self.after:
-            x = self._run(layer, x, None, own, own, wanted(layer))
+            x = self._run(layer, x, None, own, own, positions_of(layer))
         return x
 
 
@@ -173,8 +173,8 @@ class HourglassTransformer(nn.Module):
     ) -> Tensor:
         """Args:
             tokens: (batch, height*width) int64 in [0, vocab_size), raster order.
-            classes: (batch,) int64 in [0, num_classes), or num_classes for any class where there
-                is a null class; required by a conditional network only.
+            classes: (batch,) int64 in [0, num_classes), or num_classes, the null class, where
+                it is learned; required by a conditional network only.
             positions: (batch, count) int64 in [0, height*width): logits for these only, which saves
                 most of a large vocabulary's and of the last layer's cost; all unless given.
             head: apply `to_logits`; without it the result is what that map takes, so that a caller
@@ -188,10 +188,8 @@ class HourglassTransformer(nn.Module):
             ValueError: classes are missing, or given to an unconditional network.
         """
         if (classes is None) != (self.class_embedding is None):
-            wanted = "needs" if self.class_embedding is not None else "takes no"
-            raise ValueError(
-                f"this network {wanted} classes: num_classes is {self.cfg.num_classes}"
-            )
+            verb = "needs" if self.class_embedding is not None else "takes no"
+            raise ValueError(f"this network {verb} classes: num_classes is {self.cfg.num_classes}")
         x = self.token_embedding(tokens)
         if self.class_embedding is not None:
             x = x + self.class_embedding(classes)[:, None]

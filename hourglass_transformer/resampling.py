@@ -54,7 +54,7 @@ class _Resample(nn.Module):
 
 
 class Downsample(_Resample):
-    """Shorten: one token a cell; then, by attention, that token looks at the tokens of its cell."""
+    """Shorten: one token a cell, which then attends to the tokens of its cell."""
 
     def __init__(self, cfg: NetConfig, fine: Level, coarse: Level) -> None:
         super().__init__(cfg, fine, level=coarse, context=fine)
@@ -93,9 +93,9 @@ class Downsample(_Resample):
 
 
 class Upsample(_Resample):
-    """Lengthen: every token of a cell from the cell's one; then all look at the whole coarse grid.
+    """Lengthen: every token of a cell from the cell's one; all then attend to the coarse grid.
 
-    Where the fine grid has windows, each looks at the coarse tokens of its window instead.
+    Where the fine grid has windows, each attends to the coarse tokens of its window only.
 
     A cell's own coarse token alone would be a single key, whose softmax is constant: queries and
     keys would never learn.

@@ -57,12 +57,12 @@ class Partition:
 
 
 class Windows(nn.Module):
-    """Keeps attention within windows. Nothing of it is learned or saved."""
+    """Restricts attention to windows. It has no parameters and no saved state."""
 
     mask: Tensor | None
 
     def __init__(self, queries: Partition, keys: Partition) -> None:
-        """Window number n of the queries looks at window number n of the keys. Only partitions of
+        """Window number n of the queries attends to window number n of the keys. Only partitions of
         one and the same grid may be displaced.
         """
         super().__init__()

@@ -26,7 +26,7 @@ LEVELS = 5
 
 
 def write_tiny_data(root: Path, count: int, classes: int = len(CLASSES)) -> Path:
-    """Pictures of 4x4 pixels in 5 grey levels: the brighter, the later the class."""
+    """Images of 4x4 pixels in 5 grey levels: the brighter, the later the class."""
     labels = np.arange(count) % classes
     noise = np.random.default_rng(count).integers(0, 2, (count, 4, 4))
     manifest = Manifest(
@@ -44,7 +44,7 @@ def write_tiny_data(root: Path, count: int, classes: int = len(CLASSES)) -> Path
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train (24 pictures) and eval (12), three classes each."""
+    """A folder with train (24 images) and eval (12), three classes each."""
     root = tmp_path_factory.mktemp("data")
     write_tiny_data(root / "train", 24)
     write_tiny_data(root / "eval", 12)

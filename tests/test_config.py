@@ -1,5 +1,6 @@
 """The run file: what it accepts, what it stores, and what it says about mistakes."""
 
+import argparse
 import json
 import tomllib
 from pathlib import Path
@@ -7,11 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from docs.make_settings import PAGE, page
+from sundae.codec_training.config import TrainingConfig
 from sundae.common.errors import UserError
+from sundae.config import run_file
+from sundae.config.flags import add_flags, values_of
 from sundae.config.keys import keys_of
+from sundae.config.reference import section_table
 from sundae.config.run_file import RunConfig, dump_toml, load_config, parse_config, update_config
-from sundae.config.sections import ScheduleName, TrainerConfig, schedule_keys
+from sundae.config.sections import (
+    STRICT,
+    SamplingConfig,
+    ScheduleName,
+    TrainerConfig,
+    schedule_keys,
+)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("config/**/*.toml"))
@@ -356,3 +370,39 @@ def test_schedules_take_what_ptpts_take(name: str) -> None:
     for key in values.keys() - required - optional:
         with pytest.raises(TypeError):
             get_scheduler(name, optimizer, **{k: values[k] for k in required | {key}})
+
+
+def test_a_declared_key_is_in_the_run_file_the_flags_and_the_docs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @dataclass(frozen=True, kw_only=True, config=STRICT)
+    class Sparkling(SamplingConfig):
+        sparkle: float = Field(default=0.5, ge=0, le=1, description="share of glitter")
+
+    monkeypatch.setitem(run_file.SECTIONS, "sampling", Sparkling)
+    assert parse().sampling.sparkle == 0.5  # type: ignore[attr-defined]
+    assert parse("sampling.sparkle=1").to_dict()["sampling"]["sparkle"] == 1.0
+    assert "--set sampling.sparkle: expected a number at least 0 and at most 1, got 2" in error_of(
+        "sampling.sparkle=2"
+    )
+    assert "did you mean 'sparkle'" in error_of("sampling.sparkel=1")
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Sparkling)
+    assert "share of glitter (at least 0 and at most 1) [0.5]" in " ".join(
+        parser.format_help().split()
+    )
+    flags = values_of(parser.parse_args(["--sparkle", "0.25"]), Sparkling)
+    assert parse_config(tomllib.loads(MINIMAL), "x", flags=flags).sampling.sparkle == 0.25  # type: ignore[attr-defined]
+
+    row = "| `sparkle` | a number at least 0 and at most 1 | `0.5` | share of glitter |"
+    assert row in section_table(Sparkling)
+
+
+@pytest.mark.parametrize("section", [*run_file.SECTIONS.values(), TrainingConfig])
+def test_every_key_has_a_description(section: type) -> None:
+    assert all(key.description for key in keys_of(section).values())
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run make docs"

@@ -1,4 +1,4 @@
-"""A folder of real pictures, in every form people have them, all the way to samples."""
+"""A folder of real images, in every form people have them, all the way to samples."""
 
 import csv
 import math
@@ -35,7 +35,7 @@ IN_ORDER = [
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)
 
 
-def write_pictures(root: Path) -> dict[str, Pixels]:
+def write_images(root: Path) -> dict[str, Pixels]:
     """Cuts of two photographs, one class each; returns what a viewer shows of each file."""
     temple, flower = load_sample_images().images
     (root / "2").mkdir(parents=True)
@@ -90,7 +90,7 @@ def run_values(case: Case, latents: Path, exp_dir: Path) -> dict[str, Any]:
     return {
         "unroll_steps": 2,
         "trainer": {
-            "exp_name": "pictures",
+            "exp_name": "images",
             "exp_dir": str(exp_dir),
             "batch_size": 4,
             "nb_batches": [2, 0],
@@ -125,7 +125,7 @@ def tensor_of(pixels: Pixels) -> Tensor:
 
 
 def share_of_equal(tokens: np.ndarray, codec: Codec, pixels: Pixels) -> float:
-    """How many of a row's tokens are what the codec itself says to the picture.
+    """How many of a row's tokens are what the codec itself says to the image.
 
     All but one in a hundred counts as all: sums round differently in batches of different sizes,
     and a latent between two codes may fall to either.
@@ -134,7 +134,7 @@ def share_of_equal(tokens: np.ndarray, codec: Codec, pixels: Pixels) -> float:
 
 
 def check_latents(latents: Latents, codec: Codec, shown: dict[str, Pixels]) -> None:
-    """Every readable picture and its mirror image, in natural order, and nothing else."""
+    """Every readable image and its mirror image, in natural order, and nothing else."""
     assert list(latents.sources) == IN_ORDER
     assert latents.classes == ("2", "10")
     assert latents.labels is not None
@@ -161,22 +161,22 @@ def check_run(run: Path, codec: Codec) -> None:
 
 
 def check_samples(folder: Path, count: int) -> None:
-    """As many pictures as asked for, each of the right size, none flat, no two alike."""
-    pictures = [np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))]
-    assert len(pictures) == count
-    assert {picture.shape for picture in pictures} == {(SIDE, SIDE, 3)}
-    assert min(picture.std() for picture in pictures) > 1
-    assert len({picture.tobytes() for picture in pictures}) == count
+    """As many images as requested, each of the right size, none flat, no two alike."""
+    images = [np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))]
+    assert len(images) == count
+    assert {image.shape for image in images} == {(SIDE, SIDE, 3)}
+    assert min(image.std() for image in images) > 1
+    assert len({image.tobytes() for image in images}) == count
 
 
 def psnr_of(codec: Codec, pixels: Pixels) -> float:
-    """Of a picture's way through the codec, in decibels."""
+    """Of an image's way through the codec, in decibels."""
     images = tensor_of(pixels)
     error = codec.decode(codec.encode(images)) - images
     return -10 * math.log10(error.square().mean())
 
 
-def test_from_a_folder_of_pictures_to_samples(
+def test_from_a_folder_of_images_to_samples(
     tmp_path: Path, script: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same arithmetic on every machine, so that tokens can be compared one by one.
@@ -184,11 +184,11 @@ def test_from_a_folder_of_pictures_to_samples(
     case = CASES["taming"](tmp_path)
     codec = load_vqgan(case.checkpoint, case.config)
     vqgan = ["--cfg-path", case.config, "--ckpt-path", case.checkpoint]
-    pictures, latents, run = (tmp_path / name for name in ("pictures", "latents", "run"))
-    shown = write_pictures(pictures)
+    images, latents, run = (tmp_path / name for name in ("images", "latents", "run"))
+    shown = write_images(images)
 
     ended = script(
-        *("generate-latents", *vqgan, "--dataset-in", pictures, "--latents-out", latents),
+        *("generate-latents", *vqgan, "--dataset-in", images, "--latents-out", latents),
         *("--use-class", "--size", SIDE, "--batch-size", 3),
     )
     assert ended.code == 0, ended
@@ -196,7 +196,7 @@ def test_from_a_folder_of_pictures_to_samples(
     (skipped,) = (latents / "skipped.txt").read_text().splitlines()
     assert re.fullmatch(rf"{BROKEN}\t.*truncated.*", skipped)
 
-    run_file = tmp_path / "pictures.toml"
+    run_file = tmp_path / "images.toml"
     run_file.write_text(tomli_w.dumps(run_values(case, latents, tmp_path)), encoding="utf-8")
     ended = script("train", "--cfg-path", run_file, "--run-dir", run, "--seed", 0)
     assert ended.code == 0, ended
@@ -208,11 +208,11 @@ def test_from_a_folder_of_pictures_to_samples(
     subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
     check_samples(tmp_path / "samples", 5)
 
-    ended = script("recon-vqgan", pictures, *vqgan, "--out", tmp_path / "all.png", "--rows", 3)
+    ended = script("recon-vqgan", images, *vqgan, "--out", tmp_path / "all.png", "--rows", 3)
     assert ended.out.startswith(f"{len(IN_ORDER)} images: PSNR ")
-    assert f"skipped {pictures / BROKEN}: " in ended.out
+    assert f"skipped {images / BROKEN}: " in ended.out
     assert Image.open(tmp_path / "all.png").size == (2 * (SIDE + 2) + 2, 3 * (SIDE + 2) + 2)
-    ended = script("recon-vqgan", pictures / "2/1.png", *vqgan, "--out", tmp_path / "one.png")
+    ended = script("recon-vqgan", images / "2/1.png", *vqgan, "--out", tmp_path / "one.png")
     assert f"PSNR {psnr_of(codec, shown['2/1.png']):.2f} dB" in ended.out
 
 
@@ -223,10 +223,10 @@ def test_a_checkpoint_that_does_not_say_its_range_is_encoded_as_stated(
     (tmp_path / "vqgan").mkdir()
     case = CASES["diffusers"](tmp_path / "vqgan")
     shown = cut(load_sample_images().images[0], 0)
-    (tmp_path / "pictures").mkdir()
-    Image.fromarray(shown).save(tmp_path / "pictures/1.png")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(shown).save(tmp_path / "images/1.png")
     command = ["generate-latents", "--ckpt-path", case.checkpoint, "--size", SIDE, "--no-aug"]
-    command += ["--dataset-in", tmp_path / "pictures", "--latents-out", tmp_path / "latents"]
+    command += ["--dataset-in", tmp_path / "images", "--latents-out", tmp_path / "latents"]
     assert "input_range" in script(*command).refusal()
     for stated in ("signed", "unit"):
         assert script(*command, "--input-range", stated, "--overwrite").code == 0

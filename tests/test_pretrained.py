@@ -1,4 +1,4 @@
-"""The trained pair in the box: small, whole, and what scripts take when nothing is said."""
+"""The bundled model: small, whole, and the default of the scripts."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -101,7 +101,6 @@ def test_common_flags_parse_and_an_explicit_zero_is_a_value() -> None:
     utils.add_common_flags(parser)
     args = parser.parse_args(["--seed", "0", "--set", "a=1", "--set", "b=2", "--legacy-cfg"])
     assert (args.seed, args.overrides, args.legacy_cfg) == (0, ["a=1", "b=2"], True)
-    assert (utils.explicit(args.seed, 7), utils.explicit(None, 7)) == (0, 7)
     assert parser.parse_args([]).overrides == []
     for seed in ("-1", "1.5", "x", str(2**32)):
         with pytest.raises(SystemExit, match="2"):

@@ -1,4 +1,8 @@
-"""The run file: its sections, each key declared once, and how it is read and overridden.
+"""The run file: sections whose keys are declared once, and what is made of the declarations.
 
-It imports common.
+A key of [trainer], [data], [vqgan], [sampling] or [wandb] is one field in `sections`, a key of
+[net] one in `hourglass_transformer.config`. `keys` describes fields, from which `flags` makes
+command-line flags and `reference` the table of the docs; `values` and `run_file` read and check.
+
+It imports common and the network's configuration.
 """

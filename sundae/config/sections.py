@@ -307,12 +307,12 @@ class VQGANConfig:
 class SamplingConfig:
     """[sampling]: how images are sampled, by every script and in training.
 
-    An `end_` that is not given equals the start. "slider" is how far a control of the page reaches,
-    and its step.
+    An `end_` that is not given equals the start.
     """
 
     section: ClassVar[str] = "sampling"
 
+    # "slider": how far a control of the page reaches, and its step.
     steps: int = Field(
         default=100,
         ge=1,
