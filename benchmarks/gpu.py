@@ -315,7 +315,7 @@ def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int
 def keep_efficiency(path: Path) -> None:
     """Add what was measured to the file that the planner reads; say so where that fails."""
     if path.exists():
-        from sundae.evaluation.plan import read_efficiency  # packages that may be missing at the start
+        from sundae.evaluation.plan import read_efficiency  # may lack packages
 
         try:
             measured = {**read_efficiency(MEASURED), **read_efficiency(path)}
