@@ -17,7 +17,6 @@ import secrets
 import sys
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -59,19 +58,6 @@ _RESPONSE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may use the page: everybody, unless there is a password or a token.
-
-    Attributes:
-        password: "USER:PASSWORD".
-        token: secret of the link that opens the page.
-    """
-
-    password: str | None = None
-    token: str | None = None
 
 
 class HostNames:
@@ -126,15 +112,24 @@ class Guard:
     Args:
         app: Gradio's application.
         names: hosts that requests may be addressed to.
-        access: who may use the page.
         files: what may be read of the disk.
         port: port of the server.
+        password: "USER:PASSWORD". Without it and a token, everybody may use the page.
+        token: secret of the link that opens the page.
     """
 
     def __init__(
-        self, app: ASGIApp, *, names: HostNames, access: Access, files: SessionFiles, port: int
+        self,
+        app: ASGIApp,
+        *,
+        names: HostNames,
+        files: SessionFiles,
+        port: int,
+        password: str | None = None,
+        token: str | None = None,
     ) -> None:
-        self.app, self.names, self.access, self.files = app, names, access, files
+        self.app, self.names, self.files = app, names, files
+        self._password, self._token = password, token
         self._session_cookie, self._access_cookie = session_cookie(port), f"sundae-access-{port}"
         self._owners: OrderedDict[str, str] = OrderedDict()  # of Gradio's session hashes
         self._wrong_password = asyncio.Lock()
@@ -150,7 +145,10 @@ class Guard:
         request = _Request(scope, receive)
         try:
             self._check_address(request)
-            await self._check_access(request)
+            if self._token is not None:
+                self._check_token(request, self._token)
+            if self._password is not None:
+                await self._check_password(request, self._password)
             _check_route(request)
             body = await self._check_contents(request)
         except ClientDisconnect:
@@ -177,21 +175,12 @@ class Guard:
                 403, "this page is not served under that host name; see --allow-host"
             )
         origin = request.header("origin").lower()
-        foreign = bool(origin) and origin not in (
-            f"http://{host.lower()}",
-            f"https://{host.lower()}",
-        )
+        foreign = origin not in ("", f"http://{host.lower()}", f"https://{host.lower()}")
         if request.header("sec-fetch-site") in ("cross-site", "same-site"):
-            link = request.path == "/" and request.header("sec-fetch-mode") == "navigate"
-            foreign |= not link
+            is_link = request.path == "/" and request.header("sec-fetch-mode") == "navigate"
+            foreign |= not is_link
         if foreign:
             raise HTTPException(403, "requests of other sites are refused")
-
-    async def _check_access(self, request: _Request) -> None:
-        if self.access.token is not None:
-            self._check_token(request, self.access.token)
-        if self.access.password is not None:
-            await self._check_password(request, self.access.password)
 
     def _check_token(self, request: _Request, token: str) -> None:
         """The token comes once, by the link, and from then on as a cookie."""
@@ -203,7 +192,7 @@ class Guard:
 
     async def _check_password(self, request: _Request, password: str) -> None:
         given = _basic_credentials(request.header("authorization"))
-        if given is not None and _equal(given, password):
+        if _equal(given, password):
             return
         if given is not None:
             await self._delay_wrong_password()

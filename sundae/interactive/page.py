@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from sundae.common.animation import enlarged, within
 from sundae.common.errors import UserError
+from sundae.common.images import enlarged, within
 from sundae.editing.request import EditRequest, Fit, Margins
 from sundae.interactive.controls import AT_ONCE, Controls
 from sundae.interactive.painting import painted_mask, read_upload

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sundae.common.animation import within
 from sundae.common.errors import UserError
-from sundae.common.images import BadImage, load_image
+from sundae.common.images import BadImage, load_image, within
 from sundae.editing.masks import resize_mask
 
 # Pixels of the longer side of an image that is edited, at most, for the sake of memory and time.
