@@ -61,14 +61,10 @@ _RESPONSE_HEADERS = {
 
 
 class HostNames:
-    """Names that a server is reached by.
+    """Names that a server is reached by, without a port, which a tunnel or a container may change.
 
     Any other name in a request belongs to a site that poses as this one (DNS rebinding). An address
-    cannot be rebound: a server that listens at all addresses accepts each of them.
-
-    Args:
-        names: without a port, which a tunnel or a container may change.
-        any_address: whether every IP address is accepted.
+    cannot be rebound: a server that listens at all addresses accepts each (`any_address`).
     """
 
     def __init__(self, names: set[str], *, any_address: bool = False) -> None:
@@ -318,9 +314,9 @@ class _Exchange:
     """
 
     def __init__(self, guard: Guard, request: _Request, send: Send, body: bytes | None) -> None:
-        """body: of the request, where it has been read."""
         self.left = False
-        self._guard, self._request, self._send, self._pending = guard, request, send, body
+        self._guard, self._request, self._send = guard, request, send
+        self._pending = body  # of the request, where it has been read
         self._body = bytearray()  # of the response to an upload
         self._started = self._ended = False
 
@@ -360,10 +356,9 @@ class _Exchange:
 
 
 def _check_route(request: _Request) -> None:
-    is_get = request.method in ("GET", "HEAD")
-    if request.path not in _ROUTES.get(request.method, ()) and not (
-        is_get and request.path.startswith(_GET_PREFIXES)
-    ):
+    if request.path in _ROUTES.get(request.method, ()):
+        return
+    if request.method not in ("GET", "HEAD") or not request.path.startswith(_GET_PREFIXES):
         raise HTTPException(404, "there is nothing here")
 
 

@@ -126,11 +126,10 @@ class _EditTab:
             label="keep the image's size",
             info=f"else its centre is brought to {width}x{height}; large ones take longer",
         )
-        groups = [inpainting, outpainting, varying]
         self.task.change(
             lambda task: [gr.update(visible=task == name) for name in _TASKS],
             self.task,
-            groups,
+            [inpainting, outpainting, varying],
             **AT_ONCE,
         )
 
