@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sundae.common.errors import UserError
-from sundae.config.run_file import TrainerConfig
+from sundae.config.sections import TrainerConfig
 from sundae.data.dataset import collate_batched
 
 Batch = dict[str, Tensor]
