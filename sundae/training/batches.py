@@ -8,14 +8,11 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sundae.common.errors import UserError
 from sundae.config.run_file import TrainerConfig
-from sundae.data.dataset import collate_batched
-
-Batch = dict[str, Tensor]
+from sundae.data.dataset import Batch, collate_batched
 
 # Mixed into the seed of everything in an evaluation: its rows and its noise are always the same,
 # so that its curve shows the network alone.

@@ -15,7 +15,7 @@ from sundae.prior.objective import unroll
 from sundae.prior.run import RUN_FILE
 from sundae.training.batches import Batch
 from sundae.training.data import open_datasets
-from sundae.training.experiment import Built, Experiment
+from sundae.training.experiment import Experiment
 from sundae.training.trainer import Losses
 
 
@@ -49,10 +49,13 @@ class PriorExperiment(Experiment):
             check_same_classes(experiment.classes, checkpoint)
         return experiment
 
-    def build(self, device: torch.device, accumulate: int) -> Built:
+    def build(self, device: torch.device, accumulate: int) -> tuple[nn.Module, PriorTask]:
         net = build_network(self.cfg)
         net.set_gradient_checkpointing(self.cfg.trainer.gradient_checkpointing)
-        return Built(net, PriorTask(self.cfg), [net])
+        return net, PriorTask(self.cfg)
+
+    def compilable(self, net: nn.Module) -> list[nn.Module]:
+        return [net]
 
     def dump(self) -> str:
         return dump_toml(self.cfg)
@@ -86,10 +89,10 @@ class PriorTask:
             generator=generator,
             head=head,
         )
-        for number, (loss, accuracy) in enumerate(steps, start=1):
-            metrics = {"loss": loss, "accuracy": accuracy}
+        for number, step in enumerate(steps, start=1):
+            metrics = {"loss": step.loss, "accuracy": step.accuracy}
             metrics |= {f"{name}_{number}": value for name, value in metrics.items()}
-            yield loss, metrics
+            yield step.loss, metrics
 
 
 def head_of(net: nn.Module) -> nn.Linear | None:
@@ -104,13 +107,8 @@ def drop_classes(
     """Replace each class by the null class with a probability (arXiv 2207.12598, algorithm 1).
 
     Args:
-        classes: (batch,) int64.
-        probability: in [0, 1].
-        null_class: number of the null class.
+        classes: (batch,) int64, as is what is returned.
         generator: on the device of the classes.
-
-    Returns:
-        (batch,) int64.
     """
     dropped = torch.rand(len(classes), generator=generator, device=classes.device) < probability
     return classes.masked_fill(dropped, null_class)
