@@ -40,13 +40,12 @@ from sundae.prior.linear_cross_entropy import linear_cross_entropy
 from sundae.prior.network import build_network
 from sundae.prior.objective import unroll
 from sundae.sampling.grids import SampleGrids
-from sundae.training.data import open_datasets
 from sundae.training.ema import EMA
 from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means
 from sundae.training.optimizers import make_optimizer
-from sundae.training.prior import PriorExperiment, PriorTask
+from sundae.training.prior import PriorExperiment, PriorTask, open_datasets
 from sundae.training.trainer import Trainer
 
 Config = Callable[..., RunConfig]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from hourglass_transformer import HourglassTransformer
+from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, dump_toml
-from sundae.data.dataset import TokenDataset
+from sundae.data.dataset import Latents, TokenDataset, check_agreement, open_latents
+from sundae.data.splits import split_rows
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
 from sundae.prior.network import build_network
 from sundae.prior.objective import unroll
 from sundae.prior.run import RUN_FILE
 from sundae.training.batches import Batch
-from sundae.training.data import open_datasets
 from sundae.training.experiment import Experiment
 from sundae.training.trainer import Losses
 
@@ -112,3 +115,54 @@ def drop_classes(
     """
     dropped = torch.rand(len(classes), generator=generator, device=classes.device) < probability
     return classes.masked_fill(dropped, null_class)
+
+
+def open_datasets(cfg: RunConfig, codec_identity: str) -> tuple[TokenDataset, TokenDataset]:
+    """(training, held-out) rows of a run's data, checked against the network and the codec.
+
+    Raises:
+        UserError: the data is missing or does not belong to this run; see `check_agreement`.
+    """
+    data = cfg.data
+    if data.root is not None:
+        latents = _open(cfg, data.root, codec_identity)
+        assert data.split_sizes is not None
+        rows = split_rows(latents, data.split_sizes)
+        train, held_out = (TokenDataset(latents, some) for some in rows)
+    else:
+        assert data.train_root is not None and data.eval_root is not None
+        roots = data.train_root, data.eval_root
+        train, held_out = (TokenDataset(_open(cfg, root, codec_identity)) for root in roots)
+        if cfg.net.conditional and train.latents.classes != held_out.latents.classes:
+            raise UserError(
+                f"{data.train_root} and {data.eval_root} have different classes; "
+                "generate both from folders of the same names"
+            )
+    if cfg.net.conditional:
+        _check_every_class_has_images(train)
+    return train, held_out
+
+
+def _open(cfg: RunConfig, root: Path, codec_identity: str) -> Latents:
+    latents = open_latents(root)
+    check_agreement(
+        latents,
+        vocab_size=cfg.data.vocab_size,
+        latent_shape=cfg.grid_shape,
+        num_classes=cfg.net.num_classes if cfg.net.conditional else None,
+        codec_identity=codec_identity,
+    )
+    return latents
+
+
+def _check_every_class_has_images(data: TokenDataset) -> None:
+    latents = data.latents
+    if latents.labels is None or latents.classes is None:
+        return
+    present = set(latents.labels[latents.images[data.rows]].tolist())
+    for number, name in enumerate(latents.classes):
+        if number not in present:
+            raise UserError(
+                f"{latents.root}: class '{name}' has no images to train on; add some or "
+                "generate the data again without it"
+            )
