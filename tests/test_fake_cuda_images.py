@@ -160,7 +160,7 @@ def script_on(
     def on(device: torch.device) -> Script:
         monkeypatch.setattr(Accelerator, "device", device)
         for module in modules:
-            monkeypatch.setattr(module, "choose_device", lambda *_: device, raising=False)
+            monkeypatch.setattr(module, "choose_device", lambda *_, **__: device, raising=False)
             monkeypatch.setattr(module, "Accelerator", lambda **_: accelerator(), raising=False)
 
         def run(name: str, *arguments: object) -> None:

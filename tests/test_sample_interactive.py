@@ -125,7 +125,7 @@ def test_class_names_cannot_control_the_terminal(
     assert not set("\x1b\x9b") & set(ended.out)
 
 
-def test_a_bad_value_is_asked_again_and_enter_keeps_the_old_one(talk: Talk) -> None:
+def test_a_bad_value_is_read_again_and_enter_keeps_the_old_one(talk: Talk) -> None:
     ended = talk("3", "steps", "ten", "0", "9", "3", "steps", "x", "", "4")
     lines = ended.out.splitlines()
     assert "steps: an integer at least 1; Enter keeps 3" in lines
@@ -135,7 +135,7 @@ def test_a_bad_value_is_asked_again_and_enter_keeps_the_old_one(talk: Talk) -> N
     assert ended.code == 0
 
 
-def test_an_unknown_choice_is_asked_again(talk: Talk) -> None:
+def test_an_unknown_choice_is_read_again(talk: Talk) -> None:
     ended = talk("6", "sampel", "s", "exit")
     assert "expected a number from 1 to 5 or a name, got '6'" in ended.out
     assert "got 'sampel'; did you mean 'sample'?" in ended.out

@@ -23,7 +23,7 @@ class Server:
     Attributes:
         process: that serves it.
         folder: its --out-dir.
-        calls: lists the foreign hosts it asked for; does not exist as long as there are none.
+        calls: list of the foreign hosts it called; does not exist while there are none.
         link: what it said to open.
     """
 

@@ -1,6 +1,6 @@
 """The page, driven in a headless Chromium: `make test-web`. Screenshots go to $SCREENSHOTS, if set.
 
-Neither the server nor the page may ask another host for anything.
+Neither the server nor the page may request anything of another host.
 """
 
 import io
@@ -50,16 +50,16 @@ def page(server: Server, browser: Any) -> Iterator[Any]:
     """The page, freshly opened."""
     page = browser.new_page(viewport={"width": 1360, "height": 900})
     page.set_default_timeout(PATIENCE * 1000)
-    asked: list[str] = []
+    requested: list[str] = []
     complaints: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(server.url)
     page.wait_for_selector("#sample-start")
     yield page
     page.close()
-    others = [url for url in asked if not url.startswith((server.url, "data:", "blob:"))]
+    others = [url for url in requested if not url.startswith((server.url, "data:", "blob:"))]
     assert others == []
     assert [text for text in complaints if "Content Security Policy" in text] == []
 
