@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sundae.codec.vqgan.quantise import Quantiser
+from sundae.codec.vqgan.quantise import Quantiser, perplexity
 from sundae.codec_training.codebook import (
     CodebookManager,
     kmeans,
     nearest,
-    perplexity,
     restart,
 )
 from sundae.common.finite import NonFiniteError

@@ -14,8 +14,6 @@ from sundae.codec.vqgan.quantise import Quantiser
 from sundae.common.finite import NonFiniteError
 from sundae.training.processes import broadcast_tensor, sum_over_processes
 
-INITIALISATIONS = ("kmeans", "data", "uniform")
-
 _KEPT_PER_CODE = 4  # recent latents to choose from
 _KMEANS_STEPS = 10
 
@@ -159,12 +157,3 @@ def occurrences(tokens: Tensor, codebook_size: int) -> Tensor:
     flat = tokens.flatten()
     ones = torch.ones_like(flat, dtype=torch.float32)
     return ones.new_zeros(codebook_size).scatter_add_(0, flat, ones)
-
-
-def perplexity(counts: Tensor) -> Tensor:
-    """How many codes the occurrences of each, (codebook_size,) float, amount to: a scalar.
-
-    exp of the entropy of the frequencies (nats): 1 when one code is all, the codebook size when all
-    are equally frequent.
-    """
-    return torch.special.entr(counts / counts.sum()).sum().exp()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sundae.codec.vqgan.backbone import VQGAN
-from sundae.codec_training.codebook import CodebookManager, occurrences, perplexity
+from sundae.codec.vqgan.quantise import perplexity
+from sundae.codec_training.codebook import CodebookManager, occurrences
 from sundae.codec_training.config import CodecRunConfig
 from sundae.codec_training.dataset import augment, recolour
 from sundae.codec_training.discriminator import PatchDiscriminator

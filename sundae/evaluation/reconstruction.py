@@ -15,7 +15,7 @@ from torchmetrics.functional.image import (
 )
 
 from sundae.codec.interface import Codec
-from sundae.codec_training.codebook import perplexity
+from sundae.codec.vqgan.quantise import perplexity
 from sundae.common.errors import UserError
 from sundae.common.images import BadImage, load_image, resize_and_crop, to_tensor
 

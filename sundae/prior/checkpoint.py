@@ -101,7 +101,13 @@ class Checkpoint:
         try:
             weights = self._read_weights(ema)
         except NonFiniteError as error:
-            raise UserError(f"{error}; {self._to_sample_instead(ema)}") from error
+            run = run_containing(self.folder)
+            good = _last_good(
+                list_checkpoints(run) if run else [],
+                lambda folder: open_checkpoint(folder)._read_weights(ema),
+            )
+            remedy = f"the last good checkpoint of the run is {good} (--resume {good})"
+            raise UserError(f"{error}; {remedy if good else _INSTEAD}") from error
         with torch.device("meta"):
             net = build_network(self.config)
         weights = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
@@ -142,16 +148,6 @@ class Checkpoint:
         check_finite(named_tensors(optimizer, "optimizer"), path)
         average = load_weights(self.folder / EMA) if (self.folder / EMA).exists() else None
         return load_weights(self.folder / MODEL), average, state
-
-    def _to_sample_instead(self, ema: bool) -> str:
-        run = run_containing(self.folder)
-        good = _last_good(
-            list_checkpoints(run) if run else [],
-            lambda folder: open_checkpoint(folder)._read_weights(ema),
-        )
-        if good is None:
-            return _INSTEAD
-        return f"the last good checkpoint of the run is {good} (--resume {good})"
 
 
 def open_checkpoint(path: Path, *, kind: str = "prior", prefer_best: bool = True) -> Checkpoint:

@@ -38,7 +38,6 @@ class Batches:
     """The batches of one process, on its device.
 
     Attributes:
-        train_data, eval_data: training and held-out rows.
         mini_batch_size: rows of one forward pass.
         accumulate: mini-batches of one optimiser step.
         per_evaluation: mini-batches between two evaluations.

@@ -73,22 +73,20 @@ class PriorTask:
     """The SUNDAE objective: one loss for every unroll step."""
 
     def __init__(self, cfg: RunConfig) -> None:
-        self.num_losses = cfg.unroll_steps
-        self.vocab_size = cfg.data.vocab_size
-        self.conditional = cfg.net.conditional
-        self.num_classes, self.class_dropout = cfg.net.num_classes, cfg.net.class_dropout
+        self.num_losses, self.cfg = cfg.unroll_steps, cfg
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
         """Yield (loss, metrics) of each unroll step; see `sundae.prior.objective.unroll`."""
-        classes = batch["classes"] if self.conditional else None
-        if classes is not None and net.training and self.class_dropout:
-            classes = drop_classes(classes, self.class_dropout, self.num_classes, generator)
+        cfg = self.cfg.net
+        classes = batch["classes"] if cfg.conditional else None
+        if classes is not None and net.training and cfg.class_dropout:
+            classes = drop_classes(classes, cfg.class_dropout, cfg.num_classes, generator)
         head = head_of(net)
         steps = unroll(
             lambda tokens: net(tokens, classes, **({} if head is None else {"head": False})),
             batch["tokens"],
             unroll_steps=self.num_losses,
-            vocab_size=self.vocab_size,
+            vocab_size=self.cfg.data.vocab_size,
             generator=generator,
             head=head,
         )
@@ -157,8 +155,7 @@ def _open(cfg: RunConfig, root: Path, codec_identity: str) -> Latents:
 
 def _check_every_class_has_images(data: TokenDataset) -> None:
     latents = data.latents
-    if latents.labels is None or latents.classes is None:
-        return
+    assert latents.labels is not None and latents.classes is not None  # see `check_agreement`
     present = set(latents.labels[latents.images[data.rows]].tolist())
     for number, name in enumerate(latents.classes):
         if number not in present:

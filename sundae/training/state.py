@@ -142,6 +142,6 @@ class TrainingState:
 
     def _restore_progress(self, progress: dict[str, Any]) -> None:
         self.since_eval, self.elapsed = progress["since_eval"], progress["elapsed"]
-        self.best = progress["best"]
-        sums = {name: value.to(self.accelerator.device) for name, value in progress["sums"].items()}
-        self.means.sums, self.means.weights = sums, progress["weights"]
+        self.best, self.means.weights = progress["best"], progress["weights"]
+        device = self.accelerator.device
+        self.means.sums = {name: value.to(device) for name, value in progress["sums"].items()}
