@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from sundae.codec_training.config import load_codec_config, parse_codec_config
+from sundae.codec_training.config import CodecRunConfig, load_codec_config, parse_codec_config
 from sundae.codec_training.experiment import CodecExperiment
-from sundae.prior.checkpoint import open_checkpoint
+from sundae.common.errors import UserError
+from sundae.prior.checkpoint import Checkpoint, open_checkpoint
 from sundae.training.experiment import check_run, run_training
-from utils import add_common_flags, add_training_flags, choose_device, run_cli, training_config
+from utils import add_common_flags, add_training_flags, choose_device, run_cli, training_flags
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,10 +23,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_config(args: argparse.Namespace, checkpoint: Checkpoint | None) -> CodecRunConfig:
+    """The run file, or the one in the checkpoint; flags win."""
+    flags = training_flags(args, "training")
+    if args.cfg_path is not None:
+        return load_codec_config(args.cfg_path, args.overrides, flags)
+    if checkpoint is None:
+        raise UserError("nothing to train: give --cfg-path FILE, or --resume RUN to go on")
+    values = checkpoint.info.config
+    return parse_codec_config(values, str(checkpoint.folder), args.overrides, flags)
+
+
 def main() -> None:
     args = parse_args()
     checkpoint = args.resume and open_checkpoint(args.resume, kind="vqgan", prefer_best=False)
-    cfg = training_config(args, checkpoint, "training", load_codec_config, parse_codec_config)
+    cfg = read_config(args, checkpoint)
     wandb = args.wandb or args.wandb_offline
     check_run(cfg.trainer, args.run_dir, checkpoint, wandb=wandb)
     experiment = CodecExperiment(cfg, args.dataset_in)

@@ -4,12 +4,13 @@ import argparse
 import sys
 
 from sundae.codec.interface import open_codec
-from sundae.config.run_file import load_config, parse_config
-from sundae.prior.checkpoint import open_checkpoint
+from sundae.common.errors import UserError
+from sundae.config.run_file import RunConfig, load_config, parse_config
+from sundae.prior.checkpoint import Checkpoint, open_checkpoint
 from sundae.sampling.grids import SampleGrids
 from sundae.training.experiment import check_run, run_training
 from sundae.training.prior import PriorExperiment
-from utils import add_common_flags, add_training_flags, choose_device, run_cli, training_config
+from utils import add_common_flags, add_training_flags, choose_device, run_cli, training_flags
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,10 +24,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_config(args: argparse.Namespace, checkpoint: Checkpoint | None) -> RunConfig:
+    """The run file, or the one in the checkpoint; flags win."""
+    flags = training_flags(args, "trainer")
+    if args.cfg_path is not None:
+        return load_config(args.cfg_path, args.overrides, flags)
+    if checkpoint is None:
+        raise UserError("nothing to train: give --cfg-path FILE, or --resume RUN to go on")
+    values = checkpoint.info.config
+    return parse_config(values, str(checkpoint.folder), args.overrides, flags)
+
+
 def main() -> None:
     args = parse_args()
     checkpoint = open_checkpoint(args.resume, prefer_best=False) if args.resume else None
-    cfg = training_config(args, checkpoint, "trainer", load_config, parse_config)
+    cfg = read_config(args, checkpoint)
     wandb = args.wandb or args.wandb_offline
     check_run(cfg.trainer, args.run_dir, checkpoint, wandb=wandb)
     codec = open_codec(cfg)

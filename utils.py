@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,6 @@ from sundae.common.naming import printable
 from sundae.common.precision import PRECISIONS
 from sundae.config.flags import add_flags, values_of
 from sundae.config.sections import SamplingConfig, TrainerConfig, WandbConfig
-
-if TYPE_CHECKING:
-    from sundae.prior.checkpoint import Checkpoint
-
-Config = TypeVar("Config")
 
 
 def run_cli(main: Callable[[], None]) -> None:
@@ -171,18 +166,11 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     flag("--wandb-offline", action="store_true", help="as --wandb, but with the log on disk only")
 
 
-def training_config(
-    args: argparse.Namespace,
-    checkpoint: "Checkpoint | None",
-    section: str,
-    load: Callable[..., Config],
-    parse: Callable[..., Config],
-) -> Config:
-    """The run file, or the one in the checkpoint; the flags of `add_training_flags` win.
+def training_flags(args: argparse.Namespace, section: str) -> dict[str, Any]:
+    """Dotted keys of the run file that the flags of `add_training_flags` set, None where not given.
 
     Args:
         section: of the training loop, "trainer" or "training".
-        load, parse: as `sundae.config.run_file.load_config` and `parse_config`.
     """
     precision = args.precision
     loop = {
@@ -192,12 +180,7 @@ def training_config(
         "use_cuda": False if args.no_cuda else None,
         "save_outputs": False if args.no_save else None,
     }
-    flags = {f"{section}.{name}": value for name, value in loop.items()} | {
+    return {f"{section}.{name}": value for name, value in loop.items()} | {
         **values_of(args, WandbConfig, "project", "entity"),
         "wandb.mode": "offline" if args.wandb_offline else None,
     }
-    if args.cfg_path is not None:
-        return load(args.cfg_path, args.overrides, flags)
-    if checkpoint is None:
-        raise UserError("nothing to train: give --cfg-path FILE, or --resume RUN to go on")
-    return parse(checkpoint.info.config, str(checkpoint.folder), args.overrides, flags)
