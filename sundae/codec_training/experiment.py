@@ -71,8 +71,10 @@ class CodecExperiment(Experiment):
 
     @torch.no_grad()
     def log_reconstructions(self, trainer: Trainer) -> None:
-        """A trainer's hook: the first training.nb_pictures held-out images above their
-        reconstructions, as RUN/reconstructions/step-*.png."""
+        """A trainer's hook: held-out images above reconstructions, RUN/reconstructions/step-*.png.
+
+        At most training.nb_pictures are shown, the first.
+        """
         codec = unwrapped(trainer.state.eval_net).eval()
         generator, made = torch.Generator(trainer.device), []
         for images in self._shown.split(trainer.batches.mini_batch_size):
