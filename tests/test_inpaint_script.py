@@ -237,7 +237,7 @@ def test_samples_on_a_canvas(script: Run, prior: Path, tmp_path: Path) -> None:
         (["--image-to-image", "0.5", "--no-composite"], "--no-composite is about the edge"),
         (["--canvas", "400x400"], "pixels are written with px"),
         (["--canvas", "3x8"], "smaller than the 4x4"),
-        (["--class", "three"], "--class three: expected one of zero, one, two"),
+        (["--class", "three"], "class three: expected one of zero, one, two"),
         (["--strategy", "best"], "--strategy"),
         (["--resume", "nowhere"], "nowhere does not exist"),
         (["--out-dir", "text.png"], "cannot write to text.png"),

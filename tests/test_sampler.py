@@ -107,7 +107,7 @@ def test_settings_are_checked_as_a_run_file_is(config: Config) -> None:
         sampler.refine(1, steps=0)  # before the first sample
     with pytest.raises(UserError, match="class_dropout"):
         sampler.refine(1, guidance=2.0)
-    with pytest.raises(UserError, match="--class d: expected one of a, b, c, or 0 to 2"):
+    with pytest.raises(UserError, match="class d: expected one of a, b, c, or 0 to 2"):
         sampler.refine(1, classes="d")
     with pytest.raises(UserError, match="smaller than the 4x4"):
         sampler.refine(1, canvas=(3, 4))
@@ -147,19 +147,26 @@ def test_a_larger_canvas_makes_larger_images(config: Config) -> None:
     assert image.size == (9, 5)
 
 
+def test_compile_is_no_setting_of_a_sampler_that_is_made(config: Config) -> None:
+    sampler = sampler_of(config())
+    assert sampler.settings(compile=None, steps=3).steps == 3
+    with pytest.raises(UserError, match="compile is fixed when the sampler is made"):
+        sampler.refine(1, compile=True)
+
+
 def test_edits_have_the_null_class_unless_one_is_named(config: Config) -> None:
     sampler = sampler_of(config({"net.class_dropout": 0.1}))
     rows = sampler.class_rows(None, 2, null_default=True)
     assert rows is not None and rows.tolist() == [3, 3]
     rows = sampler.class_rows("b", 2, null_default=True, guided=True)
     assert rows is not None and rows.tolist() == [1, 1]
-    with pytest.raises(UserError, match="--guidance leads towards a class: name one with --class"):
+    with pytest.raises(UserError, match="guidance leads towards a class: name one"):
         sampler.class_rows(None, 2, null_default=True, guided=True)
     rows = sampler_of(config()).class_rows(None, 2, null_default=True)
     assert rows is not None and rows.tolist() == [0, 1]
     plain = sampler_of(config({"net.conditional": False, "net.num_classes": 0}))
     assert plain.class_rows(None, 2) is None
-    with pytest.raises(UserError, match="--class: the network was trained without classes"):
+    with pytest.raises(UserError, match="class a: the network was trained without classes"):
         plain.class_rows("a", 2)
 
 

@@ -492,8 +492,8 @@ def test_existing_images_are_kept_unless_overwriting_is_asked_for(
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--class", "three"], "--class three: expected one of zero, one, two, or 0 to 2"),
-        (["--class", "3"], "--class 3: expected one of"),
+        (["--class", "three"], "class three: expected one of zero, one, two, or 0 to 2"),
+        (["--class", "3"], "class 3: expected one of"),
         (["--nb-samples", "0"], "--nb-samples: expected an integer at least 1, got 0"),
         (["--steps", "0"], "--steps: expected an integer at least 1, got 0"),
         (["--temperature", "-1"], "--temperature: expected a number at least 0"),
@@ -581,7 +581,7 @@ def test_an_unconditional_network_samples_and_has_no_classes_to_choose(
     settings = UNCONDITIONAL | {"net.type": "transformer", "net.depth": 1, "trainer.ema_decay": 0.0}
     assert script("train", "--cfg-path", run_file(settings), "--run-dir", run).code == 0
     common = ("sample", "--resume", run, "--out-dir", out)
-    assert "trained without classes; leave it out" in script(*common, "--class", "1").refusal()
+    assert "trained without classes; name none" in script(*common, "--class", "1").refusal()
     assert script(*common).code == 0
     assert len(sampled(out)) == 5
 

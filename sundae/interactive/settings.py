@@ -119,7 +119,7 @@ class Settings:
             if value is None and not KEYS[name].optional:
                 raise UserError(f"{name}: expected {KEYS[name].expected}, got nothing")
         chosen = values.pop("class", self.classes)
-        classes = tuple(known[class_number(name, known, named="class")] for name in chosen)
+        classes = tuple(known[class_number(name, known)] for name in chosen)
         extras = asdict(self.extras) | {n: v for n, v in values.items() if n in EXTRAS}
         changes = {name: value for name, value in values.items() if name not in EXTRAS}
         try:

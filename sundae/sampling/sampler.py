@@ -1,4 +1,4 @@
-"""The front door of generation: a network with its codec, ready to sample."""
+"""A network with its codec, ready to sample: `BaseSampler`, which `sundae.Sampler` extends."""
 
 from __future__ import annotations
 
@@ -356,8 +356,14 @@ class BaseSampler:
         """[sampling] with some keys changed, checked as a run file is.
 
         Raises:
-            UserError: no such key, or a value out of range, or one that the network does not allow.
+            UserError: no such key, or a value out of range, or one that the network does not allow;
+                or another value of `compile`, which `from_pretrained` reads.
         """
+        if changes.get("compile", self.cfg.sampling.compile) != self.cfg.sampling.compile:
+            raise UserError(
+                "compile is fixed when the sampler is made: "
+                "from_pretrained(overrides=['sampling.compile=true'])"
+            )
         if not changes:
             return self.cfg.sampling
         values = self.cfg.to_dict()
@@ -392,23 +398,22 @@ class BaseSampler:
         if not self.class_names:
             if names:
                 source = self.checkpoint.folder if self.checkpoint else "the network"
-                raise UserError(f"--class: {source} was trained without classes; leave it out")
+                raise UserError(
+                    f"class {names[0]}: {source} was trained without classes; name none"
+                )
             return None
         null = self.cfg.net.null_class
         if null_default and not names and null is not None:
             if guided:
-                raise UserError("--guidance leads towards a class: name one with --class")
+                raise UserError("guidance leads towards a class: name one, or set guidance to 1")
             return torch.full((count,), null)
         every = range(len(self.class_names))
         numbers = [class_number(str(name), self.class_names) for name in names or every]
         return torch.tensor(numbers)[torch.arange(first, first + count) % len(numbers)]
 
 
-def class_number(name: str, names: Sequence[str], *, named: str = "--class") -> int:
+def class_number(name: str, names: Sequence[str]) -> int:
     """The index of a class given by name, or by number where no class has that name.
-
-    Args:
-        named: how an error calls what the class was given by.
 
     Raises:
         UserError: there is no such class.
@@ -417,7 +422,7 @@ def class_number(name: str, names: Sequence[str], *, named: str = "--class") -> 
         return names.index(name)
     if name.isdecimal() and int(name) < len(names):
         return int(name)
-    raise UserError(f"{named} {name}: expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
+    raise UserError(f"class {name}: expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
 
 
 def sample_seeds(seed: int, count: int, first: int = 0) -> Tensor:
