@@ -5,36 +5,26 @@ from pathlib import Path
 
 import utils
 from sundae.codec.vqgan import load_vqgan
-from sundae.codec.vqgan.codec import INPUT_RANGES
 from sundae.codec.vqgan.convert import rounded, save_codec
-from sundae.codec.vqgan.quantise import DISTANCES
+from sundae.config.flags import add_flags
+from sundae.config.sections import VQGANConfig
 
 
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint file or folder")
-    parser.add_argument(
-        "destination", type=Path, metavar="DST", help="NAME.safetensors, or a folder"
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
-    parser.add_argument(
-        "--input-range",
-        choices=INPUT_RANGES,
-        help="pixels of the network, [-1, 1] or [0, 1], where no file says",
-    )
-    parser.add_argument(
-        "--distance", choices=DISTANCES, help="distance of the codebook search, where no file says"
-    )
-    parser.add_argument(
-        "--prefix", help="names before those of the VQ-GAN in a combined checkpoint"
-    )
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("source", type=Path, metavar="SRC", help="checkpoint file or folder")
+    flag("destination", type=Path, metavar="DST", help="NAME.safetensors, or a folder")
+    flag("--config", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
+    add_flags(parser, VQGANConfig, "input_range", "distance")
+    flag("--prefix", help="names before those of the VQ-GAN in a combined checkpoint")
+    flag(
         "--half",
         action="store_true",
         help="float16: half the size, but another codec; encode data with the result",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DST")
+    flag("--overwrite", action="store_true", help="replace DST")
     return parser.parse_args()
 
 

@@ -10,15 +10,16 @@ from sundae.datasets.digits import NAMES, write_pixel_dataset
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
+    flag("out", metavar="OUT", type=Path, help="folder to create")
+    flag(
         "--levels",
         type=int,
         metavar="N",
         help="grey levels, 2 to 256 (default: 17 for digits, otherwise 256)",
     )
-    parser.add_argument(
+    flag(
         "--data-dir",
         type=Path,
         default=Path("data"),
@@ -29,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     exists.add_argument(
         "--skip-existing", action="store_true", help="succeed when OUT holds the same data already"
     )
-    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    flag("--quiet", action="store_true", help="print errors only")
     return parser.parse_args()
 
 

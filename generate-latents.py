@@ -11,6 +11,8 @@ from tqdm import tqdm
 import utils
 from sundae.codec.encoding import generate_latents
 from sundae.codec.vqgan import load_vqgan
+from sundae.config.flags import add_flags
+from sundae.config.sections import VQGANConfig
 from sundae.data.format import SKIPPED_NAME
 
 
@@ -25,53 +27,35 @@ def size_in_pixels(text: str) -> tuple[int, int]:
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cfg-path", type=Path, metavar="FILE", help="YAML of the VQ-GAN")
-    parser.add_argument(
-        "--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN"
-    )
-    parser.add_argument(
-        "--dataset-in", type=Path, required=True, metavar="DIR", help="folder of images"
-    )
-    parser.add_argument(
-        "--latents-out", type=Path, required=True, metavar="DIR", help="folder to create"
-    )
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("--cfg-path", type=Path, metavar="FILE", help="YAML of the VQ-GAN")
+    flag("--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN")
+    flag("--dataset-in", type=Path, required=True, metavar="DIR", help="folder of images")
+    flag("--latents-out", type=Path, required=True, metavar="DIR", help="folder to create")
+    flag(
         "--size",
         type=size_in_pixels,
         help="256 or 256x512 (height x width); default: what the VQ-GAN was trained for",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="images at once (default: 32)"
-    )
-    parser.add_argument(
+    flag("--batch-size", type=int, default=32, metavar="N", help="images at once (default: 32)")
+    flag(
         "--nb-workers",
         type=int,
         default=0,
         metavar="N",
         help="processes that read images (default: 0)",
     )
-    parser.add_argument("--no-aug", action="store_true", help="leave out the mirror images")
-    parser.add_argument("--use-class", action="store_true", help="one class a sub-folder")
-    parser.add_argument("--strict", action="store_true", help="stop at an unreadable image")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start afresh and drop what --latents-out holds"
-    )
-    parser.add_argument(
-        "--input-range",
-        metavar="RANGE",
-        help="pixels of the network, signed ([-1, 1]) or unit ([0, 1]), where no file says",
-    )
-    parser.add_argument(
-        "--distance",
-        metavar="RULE",
-        help="distance of the codebook search, where no file says: l2, cosine, dot or gumbel",
-    )
-    parser.add_argument(
+    flag("--no-aug", action="store_true", help="leave out the mirror images")
+    flag("--use-class", action="store_true", help="one class a sub-folder")
+    flag("--strict", action="store_true", help="stop at an unreadable image")
+    flag("--overwrite", action="store_true", help="start afresh and drop what --latents-out holds")
+    add_flags(parser, VQGANConfig, "input_range", "distance")
+    flag(
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="torch.compile the encoder, whose first batch then takes long (default: on a GPU)",
     )
-    parser.add_argument("--no-tqdm", action="store_true", help="no progress bar")
+    flag("--no-tqdm", action="store_true", help="no progress bar")
     utils.add_common_flags(parser, "--seed", "--no-cuda", "--precision", "--legacy-cfg", "--quiet")
     return parser.parse_args()
 

@@ -10,20 +10,17 @@ from sundae.datasets.emoji import BACKGROUNDS, write_emoji
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
-    parser.add_argument(
-        "--size", type=int, default=256, metavar="N", help="side in pixels (default: 256)"
-    )
-    parser.add_argument(
-        "--background", choices=BACKGROUNDS, default="grey", help="light grey (default) or white"
-    )
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("out", metavar="OUT", type=Path, help="folder to create")
+    flag("--size", type=int, default=256, metavar="N", help="side in pixels (default: 256)")
+    flag("--background", choices=BACKGROUNDS, default="grey", help="light grey (default) or white")
+    flag(
         "--no-skin-tones",
         dest="skin_tones",
         action="store_false",
         help="leave out the variants in five skin tones, 1,520 of the images",
     )
-    parser.add_argument(
+    flag(
         "--tarballs",
         type=Path,
         metavar="DIR",

@@ -7,11 +7,11 @@ from tqdm import tqdm
 
 import utils
 from sundae.codec.vqgan import load_vqgan
-from sundae.codec.vqgan.codec import INPUT_RANGES
-from sundae.codec.vqgan.quantise import DISTANCES
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
 from sundae.common.images import list_images, save_grid
+from sundae.config.flags import add_flags
+from sundae.config.sections import VQGANConfig
 from sundae.evaluation.reconstruction import FITS, reconstruct, side_by_side
 
 
@@ -25,36 +25,22 @@ def positive(text: str) -> int:
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", type=Path, metavar="IMG_OR_DIR", help="an image or a folder")
-    parser.add_argument(
-        "--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN"
-    )
-    parser.add_argument("--cfg-path", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
-    parser.add_argument(
-        "--out", type=Path, default=Path("recon.png"), help="image to write (default: recon.png)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the image")
-    parser.add_argument(
-        "--size", type=positive, metavar="N", help="scale the shorter side to N pixels first"
-    )
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("images", type=Path, metavar="IMG_OR_DIR", help="an image or a folder")
+    flag("--ckpt-path", type=Path, required=True, metavar="FILE", help="checkpoint of the VQ-GAN")
+    flag("--cfg-path", type=Path, metavar="FILE", help="YAML or JSON of the VQ-GAN")
+    flag("--out", type=Path, default=Path("recon.png"), help="image to write (default: recon.png)")
+    flag("--overwrite", action="store_true", help="replace the image")
+    flag("--size", type=positive, metavar="N", help="scale the shorter side to N pixels first")
+    flag(
         "--fit",
         choices=FITS,
         default="resize",
         help="treatment of sides that are no multiple of the patch size (default: resize)",
     )
-    parser.add_argument("--rows", type=positive, default=8, help="pairs to show (default: 8)")
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, help="images at once (default: 8)"
-    )
-    parser.add_argument(
-        "--input-range",
-        choices=INPUT_RANGES,
-        help="pixels of the network, [-1, 1] or [0, 1], where no file says",
-    )
-    parser.add_argument(
-        "--distance", choices=DISTANCES, help="distance of the codebook search, where no file says"
-    )
+    flag("--rows", type=positive, default=8, help="pairs to show (default: 8)")
+    flag("--batch-size", type=positive, default=8, help="images at once (default: 8)")
+    add_flags(parser, VQGANConfig, "input_range", "distance")
     utils.add_common_flags(parser, "--seed", "--no-cuda", "--precision", "--legacy-cfg", "--quiet")
     return parser.parse_args()
 

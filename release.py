@@ -15,11 +15,10 @@ from sundae.prior.release import release
 def parse_args() -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to create")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace OUT, except its README.md"
-    )
+    flag = parser.add_argument
+    flag("run", type=Path, metavar="RUN", help="run folder or checkpoint")
+    flag("out", type=Path, metavar="OUT", help="folder to create")
+    flag("--overwrite", action="store_true", help="replace OUT, except its README.md")
     return parser.parse_args()
 
 

@@ -19,7 +19,8 @@ from hourglass_transformer import HourglassTransformer
 from sundae.codec.interface import PixelCodec
 from sundae.common.compiling import compile_modules
 from sundae.common.precision import autocast, has_bf16
-from sundae.config.run_file import RunConfig, SamplingConfig, load_config
+from sundae.config.run_file import RunConfig, load_config
+from sundae.config.sections import SamplingConfig
 from sundae.evaluation.cost import Cost
 from sundae.prior.network import build_network
 from sundae.sampling.sampler import BaseSampler, sample_seeds

@@ -23,7 +23,7 @@ from textbook import Textbook, sample
 from torch import Tensor
 
 from sundae.codec.vqgan import VQGANCodec, new_vqgan
-from sundae.config.run_file import SamplingConfig
+from sundae.config.sections import SamplingConfig
 from sundae.evaluation.cost import Cost, flop_of, parameter_count
 
 # Steps of a call that measures one step: enough to drown what a call costs once.

@@ -1,12 +1,15 @@
 """Write docs/settings.md from the declarations of the keys: python docs/make_settings.py"""
 
+import inspect
+import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sundae.codec_training.config import TrainingConfig
-from sundae.config.reference import section_table
+from sundae.config.keys import Key, keys_of
 from sundae.config.run_file import SECTIONS
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -27,6 +30,27 @@ def page() -> str:
     own = [name for name in TrainingConfig.__annotations__ if name != "section"]
     tables = [section_table(cls) for cls in SECTIONS.values()]
     return "\n\n".join([HEAD, *tables, section_table(TrainingConfig, own)]) + "\n"
+
+
+def section_table(cls: type, names: Iterable[str] = ()) -> str:
+    """A heading, the section's docstring and a Markdown table of its keys.
+
+    Args:
+        cls: the section.
+        names: of its keys; all unless given.
+    """
+    keys = keys_of(cls)
+    title, _, meaning = (cls.__doc__ or "").partition(": ")
+    meaning = inspect.cleandoc(meaning[:1].upper() + meaning[1:])
+    rows = "\n".join(_row(keys[name]) for name in names or keys)
+    head = "| key | value | default | meaning |\n|---|---|---|---|"
+    return f"## {title}\n\n{meaning}\n\n{head}\n{rows}"
+
+
+def _row(key: Key) -> str:
+    default = "unset" if key.default is None else f"`{json.dumps(key.default, default=str)}`"
+    cells = [f"`{key.name}`", key.expected, "required" if key.required else default]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, key.description]) + " |"
 
 
 if __name__ == "__main__":

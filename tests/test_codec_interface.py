@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sundae.codec.interface import ChunkedCodec, PixelCodec, open_codec
+from sundae.codec.interface import PixelCodec, open_codec
 from sundae.common.errors import UserError
 from sundae.config.run_file import load_config
+from sundae.sampling.image_codec import ImageCodec
 
 DEMO = Path(__file__).parents[1] / "config/digits/demo.toml"
 
@@ -85,6 +86,6 @@ def test_no_more_is_decoded_at_once_than_fits() -> None:
             return super().decode(tokens)
 
     tokens = torch.randint(5, (7, 2, 1))
-    decoded = ChunkedCodec(Large(5)).decode(tokens)
+    decoded = ImageCodec(Large(5)).decode(tokens)
     assert torch.equal(decoded, PixelCodec(5).decode(tokens))
     assert sizes == [2, 2, 2, 1]  # a megapixel at a time

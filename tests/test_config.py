@@ -11,13 +11,12 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from docs.make_settings import PAGE, page
+from docs.make_settings import PAGE, page, section_table
 from sundae.codec_training.config import TrainingConfig
 from sundae.common.errors import UserError
 from sundae.config import run_file
 from sundae.config.flags import add_flags, values_of
 from sundae.config.keys import keys_of
-from sundae.config.reference import section_table
 from sundae.config.run_file import RunConfig, dump_toml, load_config, parse_config, update_config
 from sundae.config.sections import (
     STRICT,

@@ -19,7 +19,7 @@ from test_fake_cuda_training import lpips
 from torch import Tensor
 from vqgan_cases import CASES, random_images
 
-from sundae.codec.interface import ChunkedCodec, Codec, PixelCodec
+from sundae.codec.interface import Codec, PixelCodec
 from sundae.codec.vqgan import VQGANCodec, load_vqgan
 from sundae.codec_training.perceptual import _LOADERS
 from sundae.common.images import load_image, save_image, to_pil, to_tensor
@@ -29,6 +29,7 @@ from sundae.editing.compositing import composite, fill_masked
 from sundae.editing.files import known_part
 from sundae.editing.request import EditRequest, Margins
 from sundae.interactive.settings import Settings
+from sundae.sampling.image_codec import ImageCodec
 from sundae.sampling.output import write_samples
 
 Config = Callable[..., RunConfig]
@@ -72,7 +73,7 @@ def test_a_codec_of_every_family_in_bfloat16(codec: VQGANCodec, precision: str) 
 
 
 def test_grey_levels(cuda: FakeCuda) -> None:
-    images, codec = random_images(), ChunkedCodec(PixelCodec(LEVELS))
+    images, codec = random_images(), ImageCodec(PixelCodec(LEVELS))
     assert_same(lambda d: [codec.encode(images.to(d)), codec.decode(codec.encode(images.to(d)))])
 
 

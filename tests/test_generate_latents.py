@@ -102,7 +102,6 @@ def test_without_mirror_images_and_classes(images: Path, tmp_path: Path) -> None
     encode(images, tmp_path / "out", mirror=False, use_class=False)
     latents = open_latents(tmp_path / "out")
     assert len(latents) == 7
-    assert not latents.mirrored
     assert latents.classes is None
     assert all(len(side) for side in split_rows(latents, (5, 2)))
 

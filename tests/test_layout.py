@@ -87,6 +87,11 @@ def test_the_library_imports_no_script_and_no_utils() -> None:
         assert not packages_of(path) & forbidden, path.name
 
 
+def test_flags_are_made_in_one_module_of_the_library() -> None:
+    parsing = {p for p in (ROOT / "sundae").rglob("*.py") if "argparse" in imports_of(p)}
+    assert parsing == {ROOT / "sundae" / "config" / "flags.py"}
+
+
 def test_every_module_of_the_library_is_in_a_room() -> None:
     library = ROOT / "sundae"
     assert [path.name for path in library.glob("*.py")] == ["__init__.py"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sundae.common.errors import UserError
 from sundae.common.images import load_image, to_tensor
-from sundae.config.run_file import WandbConfig
+from sundae.config.sections import WandbConfig
 from sundae.training.logbook import Logbook, start_wandb
 
 

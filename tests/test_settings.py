@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
 from sundae.common.images import to_pil, to_tensor
-from sundae.config.run_file import RunConfig, SamplingConfig
+from sundae.config.run_file import RunConfig
+from sundae.config.sections import SamplingConfig
 from sundae.editing.request import EditRequest
 from sundae.editing.sampler import Sampler
 from sundae.interactive.settings import Settings

@@ -22,7 +22,8 @@ from torch import Tensor
 
 import utils
 from hourglass_transformer import model
-from sundae.config.run_file import SamplingConfig, load_config
+from sundae.config.run_file import load_config
+from sundae.config.sections import SamplingConfig
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.run import list_checkpoints
 from sundae.sampling.sampler import BaseSampler

@@ -15,8 +15,8 @@ import torch
 
 import utils
 from sundae.common.errors import UserError
-from sundae.config.run_file import RunConfig, SamplingConfig, update_config
-from sundae.config.sections import FEW_STEPS
+from sundae.config.run_file import RunConfig, update_config
+from sundae.config.sections import FEW_STEPS, SamplingConfig
 
 ROOT = Path(__file__).parents[1]
 

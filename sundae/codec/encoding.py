@@ -1,8 +1,8 @@
 """A folder of images turned into packed latents by a codec."""
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +22,10 @@ Batch = tuple[Tensor, dict[int, str]]
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """Images to encode.
-
-    Attributes:
-        root: the folder.
-        sources: paths relative to it, in natural order.
-        classes: names of its sub-folders in natural order, or None.
-        labels: class index of each source, or None.
-    """
-
-    root: Path
-    sources: tuple[str, ...]
-    classes: tuple[str, ...] | None
-    labels: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
 class EncodingReport:
-    """The result of generate_latents.
+    """What generate_latents has done.
 
     Attributes:
-        num_images: images found.
         rows: token grids written, mirror images included.
         skipped: reason by path, of the images that could not be read.
         already_done: images that an earlier, interrupted run had dealt with.
@@ -74,57 +56,68 @@ def generate_latents(
 
     Args:
         codec: on `device` already.
-        dataset_in: images, flat or in folders.
-        latents_out: folder to create.
         size: (height, width) in pixels that images are scaled to cover and centre cropped to;
             None takes the resolution that the codec was trained for, where it has one.
-        batch_size: images encoded at once.
         num_workers: processes that read images; 0 reads in this one.
         mirror: follow each image's row by the row of its mirror image.
         use_class: take the sub-folders of dataset_in as classes.
         strict: stop at an image that cannot be read instead of skipping it.
         overwrite: drop the contents of latents_out.
-        device: where to encode.
         progress: called with (images done, images in all) first, and after every batch.
 
     Raises:
         UserError: no images, an empty class, an impossible size, or latents_out is finished, was
             begun with other settings, is being written by another process, or cannot be written to.
     """
-    folder = list_image_folder(dataset_in, use_class)
     size = _checked_size(codec, size)
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
     if num_workers < 0:
         raise UserError(f"--nb-workers is {num_workers}, expected at least 0")
-    total = len(folder.sources)
-    settings = _settings(codec, folder, size, batch_size, mirror)
+    planned = _plan(codec, dataset_in, size, mirror, use_class)
+    total = len(planned.sources)
+    settings = _settings(planned, getattr(codec, "precision", None), size, batch_size)
     with folder_lock(latents_out):
         writer = ShardWriter(latents_out, settings, overwrite=overwrite)
         already_done = min(total, writer.num_shards * batch_size)
         progress(already_done, total)
-        batches = _ImageBatches(folder, size, batch_size)
-        for images, skipped in _load(batches, writer.num_shards, num_workers):
+        batches = _ImageBatches(dataset_in, planned.sources, size, batch_size)
+        rest = range(writer.num_shards, len(batches))
+        for images, skipped in DataLoader(
+            batches, batch_size=None, sampler=rest, num_workers=num_workers
+        ):
             if strict and skipped:
                 index, reason = next(iter(skipped.items()))
                 raise UserError(
-                    f"cannot read {folder.root / folder.sources[index]}: {reason}; "
+                    f"cannot read {dataset_in / planned.sources[index]}: {reason}; "
                     "repair it, or leave out --strict to skip it, and run again"
                 )
             writer.append(_encode(codec, images.to(device), mirror), skipped)
             progress(min(total, writer.num_shards * batch_size), total)
-        return _finish(writer, folder, codec, size, mirror, already_done)
+        rows, skipped = _finish(writer, planned, dataset_in)
+    return EncodingReport(total, rows, skipped, already_done)
 
 
-def list_image_folder(root: Path, use_class: bool) -> ImageFolder:
-    """Lists the images below a folder in natural order.
-
-    Raises:
-        UserError: there are none; with use_class also an empty class or an image of no class.
-    """
+def _plan(
+    codec: Codec, root: Path, size: tuple[int, int], mirror: bool, use_class: bool
+) -> Manifest:
+    """What the latents of a folder are if every image can be read."""
     sources = tuple(path.relative_to(root).as_posix() for path in list_images(root))
-    if not use_class:
-        return ImageFolder(root, sources, None, None)
+    classes, labels = _classes_of(sources, root) if use_class else (None, None)
+    return Manifest(
+        codec=codec.identity,
+        codebook_size=codec.codebook_size,
+        latent_shape=(size[0] // codec.factor, size[1] // codec.factor),
+        mirrored=mirror,
+        classes=classes,
+        sources=sources,
+        labels=labels,
+        origin=f"images scaled and centre cropped to {size[0]}x{size[1]}",
+    )
+
+
+def _classes_of(sources: tuple[str, ...], root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names of the sub-folders in natural order, and the index of each image's."""
     outside = [source for source in sources if "/" not in source]
     if outside:
         raise UserError(f"{root / outside[0]} belongs to no class: put it into a sub-folder")
@@ -136,7 +129,7 @@ def list_image_folder(root: Path, use_class: bool) -> ImageFolder:
     if empty:
         name = classes[min(empty)]
         raise UserError(f"class '{name}' has no images: add some to {root / name} or remove it")
-    return ImageFolder(root, sources, classes, labels)
+    return classes, labels
 
 
 def _checked_size(codec: Codec, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -154,17 +147,17 @@ def _checked_size(codec: Codec, size: tuple[int, int] | None) -> tuple[int, int]
 
 
 def _settings(
-    codec: Codec, folder: ImageFolder, size: tuple[int, int], batch_size: int, mirror: bool
+    planned: Manifest, precision: str | None, size: tuple[int, int], batch_size: int
 ) -> Settings:
     """All that decides the bytes of the result; an interrupted run goes on with the same only."""
-    sources = "\n".join(folder.sources).encode("utf-8", "surrogateescape")
+    sources = "\n".join(planned.sources).encode("utf-8", "surrogateescape")
     return {
-        "codec": codec.identity,
-        "precision": getattr(codec, "precision", None),
+        "codec": planned.codec,
+        "precision": precision,
         "size": size,
         "batch_size": batch_size,  # rounding inside a codec may depend on it
-        "mirrored": mirror,
-        "classes": folder.classes,
+        "mirrored": planned.mirrored,
+        "classes": planned.classes,
         "list_of_images": hashlib.blake2b(sources, digest_size=16).hexdigest(),
     }
 
@@ -172,28 +165,24 @@ def _settings(
 class _ImageBatches(Dataset[Batch]):
     """batch index -> (readable images (n, 3, H, W) uint8, reason by index of unreadable ones)."""
 
-    def __init__(self, folder: ImageFolder, size: tuple[int, int], batch_size: int) -> None:
-        self.folder, self.size, self.batch_size = folder, size, batch_size
+    def __init__(
+        self, root: Path, sources: tuple[str, ...], size: tuple[int, int], batch_size: int
+    ) -> None:
+        self.root, self.sources, self.size, self.batch_size = root, sources, size, batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.folder.sources) // self.batch_size)
+        return -(-len(self.sources) // self.batch_size)
 
     def __getitem__(self, batch: int) -> Batch:
         images, skipped = [np.empty((0, *self.size, 3), np.uint8)], {}
         start = batch * self.batch_size
-        for index, source in enumerate(self.folder.sources[start : start + self.batch_size], start):
+        for index, source in enumerate(self.sources[start : start + self.batch_size], start):
             try:
-                image = load_image(self.folder.root / source)
+                image = load_image(self.root / source)
                 images.append(np.array(resize_and_crop(image, self.size))[None])
             except BadImage as error:
                 skipped[index] = error.reason
         return torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2), skipped
-
-
-def _load(batches: _ImageBatches, first: int, num_workers: int) -> Iterable[Batch]:
-    """The batches from `first` on."""
-    rest = range(first, len(batches))
-    return DataLoader(batches, batch_size=None, sampler=rest, num_workers=num_workers)
 
 
 def _encode(codec: Codec, images: Tensor, mirror: bool) -> np.ndarray:
@@ -206,31 +195,20 @@ def _encode(codec: Codec, images: Tensor, mirror: bool) -> np.ndarray:
     return tokens.flatten(0, 1).cpu().numpy().astype(token_dtype(codec.codebook_size))
 
 
-def _finish(
-    writer: ShardWriter,
-    folder: ImageFolder,
-    codec: Codec,
-    size: tuple[int, int],
-    mirror: bool,
-    already_done: int,
-) -> EncodingReport:
+def _finish(writer: ShardWriter, planned: Manifest, root: Path) -> tuple[int, dict[str, str]]:
+    """Joins the shards; returns the rows, and the reason of each image that could not be read."""
     by_index = writer.skipped()
-    skipped = {folder.sources[index]: reason for index, reason in by_index.items()}
+    skipped = {planned.sources[index]: reason for index, reason in by_index.items()}
     report = "".join(f"{source}\t{reason}\n" for source, reason in skipped.items())
-    readable = [index for index in range(len(folder.sources)) if index not in by_index]
+    readable = [index for index in range(len(planned.sources)) if index not in by_index]
     if not readable:
         writer.finish(None, report)
         listed = writer.root / SKIPPED_NAME
-        raise UserError(f"none of the images in {folder.root} could be read; see {listed}")
-    manifest = Manifest(
-        codec=codec.identity,
-        codebook_size=codec.codebook_size,
-        latent_shape=(size[0] // codec.factor, size[1] // codec.factor),
-        mirrored=mirror,
-        classes=folder.classes,
-        sources=tuple(folder.sources[index] for index in readable),
-        labels=folder.labels and tuple(folder.labels[index] for index in readable),
-        origin=f"images scaled and centre cropped to {size[0]}x{size[1]}",
+        raise UserError(f"none of the images in {root} could be read; see {listed}")
+    manifest = replace(
+        planned,
+        sources=tuple(planned.sources[index] for index in readable),
+        labels=planned.labels and tuple(planned.labels[index] for index in readable),
     )
     writer.finish(manifest, report)
-    return EncodingReport(len(folder.sources), manifest.rows, skipped, already_done)
+    return manifest.rows, skipped

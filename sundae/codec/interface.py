@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from sundae.common import memory
 from sundae.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,30 +71,6 @@ class PixelCodec:
 
     def to(self, device: torch.device | str) -> PixelCodec:
         """Has no weights, so there is nothing to move."""
-        return self
-
-
-class ChunkedCodec:
-    """A codec that decodes a batch in parts, so that its memory is bounded."""
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-        self.codebook_size, self.factor = codec.codebook_size, codec.factor
-        self.identity = codec.identity
-
-    def encode(self, images: Tensor) -> Tensor:
-        """As the codec itself."""
-        return self.codec.encode(images)
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """As the codec itself, a few images after the other."""
-        pixels = tokens.shape[-2] * tokens.shape[-1] * self.factor**2
-        parts = tokens.split(max(1, memory.PIXELS // pixels))
-        return torch.cat([self.codec.decode(part) for part in parts])
-
-    def to(self, device: torch.device | str) -> ChunkedCodec:
-        """Move to a device; returns the codec itself."""
-        self.codec.to(device)
         return self
 
 

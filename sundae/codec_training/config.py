@@ -17,9 +17,8 @@ from hourglass_transformer.config import ConfigError
 from sundae.codec.vqgan.architecture import Architecture
 from sundae.codec.vqgan.configs import architecture_of, parse_config
 from sundae.common.errors import UserError
-from sundae.config.keys import plain
 from sundae.config.sections import STRICT, Betas, Optimizer, Text, TrainerConfig, WandbConfig
-from sundae.config.values import Values
+from sundae.config.values import Values, plain
 from sundae.config.yaml_file import read_yaml
 
 

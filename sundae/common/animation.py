@@ -21,13 +21,9 @@ _FORMATS: dict[str, dict[str, Any]] = {
 def save_animation(
     frames: Sequence[Image.Image], path: Path, *, frame_ms: int = 100, last_ms: int = 2000
 ) -> None:
-    """Writes an animation that plays again and again, atomically.
+    """Writes RGB images of one size as an animation that plays again and again, atomically.
 
-    Args:
-        frames: RGB images of one size, at least one.
-        path: the suffix selects the format: .webp or .gif.
-        frame_ms: duration of each frame in milliseconds.
-        last_ms: duration of the last frame, which is the result.
+    The suffix selects the format, .webp or .gif. The last frame, the result, lasts `last_ms`.
 
     Raises:
         UserError: another suffix, or the file cannot be written.

@@ -21,27 +21,20 @@ _STEPS_TO_PAY = 500
 def should_compile(setting: bool | None, device: torch.device, steps: int) -> bool:
     """Whether to compile the sampling steps: as set, else on a GPU from 500 steps on.
 
-    Args:
-        setting: of the run file or a flag; None where neither says.
-        steps: of all batches together; 0 where each would have another shape.
+    `steps` counts those of all batches; 0 where each would have another shape.
     """
     return device.type == "cuda" and steps >= _STEPS_TO_PAY if setting is None else setting
 
 
 class Compiled:
-    """Runs functions of tensors compiled, where that fails as they are.
+    """Runs functions of tensors compiled, where that fails as they are, saying why unless quiet.
 
-    On CUDA they become CUDA graphs where the main thread calls.
+    On CUDA they become CUDA graphs where the main thread calls. A function is compiled when it is
+    first run with some shapes.
     """
 
     def __init__(self, device: torch.device, *, quiet: bool = False, **options: Any) -> None:
-        """Compile nothing yet: that happens when a function is first run with some shapes.
-
-        Args:
-            device: where the tensors are.
-            quiet: do not say why nothing is compiled.
-            options: for torch.compile, instead of what suits the device.
-        """
+        """options: for torch.compile, instead of what suits the device."""
         self.graphs = device.type == "cuda" and not options
         self.quiet, self.works = quiet, True
         self._options = options
@@ -52,8 +45,7 @@ class Compiled:
     ) -> tuple[Tensor, ...]:
         """function(*arguments): tensors that later calls do not overwrite.
 
-        Args:
-            function: writes to none of its arguments, so that it can be run once more.
+        The function writes to none of its arguments, so that it can be run once more.
         """
         if self.works:
             try:
@@ -85,8 +77,9 @@ def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:
 
     Go back through a compiled module once a forward pass: doing so overwrites what it needs.
 
-    Returns whether they were. When nothing can be compiled here, one line on stderr says so unless
-    quiet, and the modules stay as they are.
+    Returns:
+        Whether they were. If not, the modules stay as they are, and one line on stderr says why
+        unless quiet.
     """
     device = next((p.device for module in modules for p in module.parameters()), None)
     problem = _problem(str(device or "cpu"))
@@ -103,7 +96,7 @@ def compile_modules(*modules: nn.Module, quiet: bool = False) -> bool:
 def _problem(device: str) -> str:
     """Why a function of a few operations cannot be compiled for a device; empty when it can."""
     try:
-        torch.compile(_probe)(torch.ones(64, device=device))
+        torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, device=device))
     except Exception as error:  # the compiler's own types, a missing C++ compiler, a missing Triton
         return _reason(error)
     return ""
@@ -118,7 +111,3 @@ def _reason(error: Exception) -> str:
 
 def _say(problem: str) -> None:
     print(f"torch.compile does not work here ({problem}); going on without", file=sys.stderr)
-
-
-def _probe(x: torch.Tensor) -> torch.Tensor:
-    return (x * 2).relu().sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,12 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
             by_device.setdefault(tensor.device, {})[name] = tensor
-    bad = {name for group in by_device.values() for name in _non_finite(group)}
+    bad: set[str] = set()
+    for group in by_device.values():
+        bounds = [bound.double() for tensor in group.values() for bound in _extremes(tensor)]
+        finite = torch.isfinite(torch.stack(bounds)).view(-1, 2).all(1).tolist()
+        bad |= {name for name, fine in zip(group, finite, strict=True) if not fine}
     return next((name for name in tensors if name in bad), None)
-
-
-def _non_finite(tensors: dict[str, Tensor]) -> Iterator[str]:
-    """The names of those that are not finite, among tensors of one device."""
-    bounds = [bound.double() for tensor in tensors.values() for bound in _extremes(tensor)]
-    finite = torch.isfinite(torch.stack(bounds)).view(-1, 2).all(1).tolist()
-    yield from (name for name, fine in zip(tensors, finite, strict=True) if not fine)
 
 
 def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,14 +46,7 @@ def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: Path | None = None) -> None:
-    """Make sure that tensors hold numbers.
-
-    Args:
-        source: the file they come from, if they do.
-
-    Raises:
-        NonFiniteError: naming the file and the first tensor that holds NaN or an infinite value.
-    """
+    """Raises NonFiniteError naming the first tensor that is not finite, and the file it is from."""
     name = first_non_finite(tensors)
     if name is not None:
         place = "" if source is None else f"{source}: "
@@ -66,20 +56,13 @@ def check_finite(tensors: Mapping[str, Tensor], source: Path | None = None) -> N
 def named_tensors(values: Any, name: str) -> dict[str, Tensor]:
     """The tensors in nested dictionaries and lists, such as an optimiser's state.
 
-    Args:
-        name: what the names begin with; the keys on the way to a tensor follow, with dots between.
+    Their names are `name` and the keys on the way to them, with dots between.
     """
-    return dict(_named(values, name))
-
-
-def _named(values: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(values, Tensor):
-        yield name, values
-        return
-    pairs: Iterable[tuple[Any, Any]] = ()
-    if isinstance(values, Mapping):
-        pairs = values.items()
-    elif isinstance(values, (list, tuple)):
-        pairs = enumerate(values)
-    for key, inner in pairs:
-        yield from _named(inner, f"{name}.{key}")
+        return {name: values}
+    if isinstance(values, (list, tuple)):
+        values = dict(enumerate(values))
+    tensors: dict[str, Tensor] = {}
+    for key, inner in values.items() if isinstance(values, Mapping) else ():
+        tensors |= named_tensors(inner, f"{name}.{key}")
+    return tensors

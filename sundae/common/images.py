@@ -89,9 +89,6 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     and deeper greys are scaled: 16-bit and 32-bit integers by their range, floats by the smallest
     of 1, 255 and 65,535 that holds them.
 
-    Args:
-        background: name of a colour.
-
     Raises:
         ValueError: grey values of no known range.
     """
@@ -120,22 +117,15 @@ def _to_8bit(image: Image.Image) -> Image.Image:
 def resize_and_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     """Scales an image until it just covers `size` and cuts out its centre, with a Lanczos filter.
 
-    Args:
-        image: any size.
-        size: (height, width) in pixels, or one number for a square.
+    `size` is (height, width) in pixels, or one number for a square.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    left, top, right, bottom = crop_box((image.height, image.width), (height, width))
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+    box = crop_box((image.height, image.width), (height, width))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 
 def crop_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The part of an image in `resize_and_crop`: (left, top, right, bottom) in its pixels.
-
-    Args:
-        size: (height, width) of the image.
-        target: (height, width) after scaling.
-    """
+    """(left, top, right, bottom) of what `resize_and_crop` takes; sizes are (height, width)."""
     (height, width), (to_height, to_width) = size, target
     scale = max(to_height / height, to_width / width)
     cut_width, cut_height = min(to_width / scale, width), min(to_height / scale, height)
@@ -169,8 +159,7 @@ def make_grid(
     Args:
         images: (N, 3, H, W) float in [0, 1], N > 0.
         columns: images in a row; None makes the grid as square as possible.
-        scale: whole factor to enlarge each image by, with hard pixels; None makes tiny images large
-            enough to see.
+        scale: whole factor to enlarge by, with hard pixels; None makes tiny images recognisable.
         gap: white pixels around each image.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 
 class Interruption:
@@ -30,12 +30,7 @@ class Interruption:
             self._before = [signal.signal(kind, self._note) for kind in self._KINDS]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.enabled:
             for number, handler in zip(self._KINDS, self._before, strict=True):
                 signal.signal(number, handler)

@@ -44,7 +44,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, guarded: Path, numbers: range | None = None) -> None:
-        """Prepares a lock; see `folder_lock` and `target_lock`.
+        """See `folder_lock` and `target_lock`.
 
         Args:
             path: the lock file, in a folder that exists.
@@ -55,11 +55,7 @@ class Lock:
         self._file: int | None = None
 
     def __enter__(self) -> Self:
-        """Takes the lock.
-
-        Raises:
-            UserError: another process has it, or the folder cannot be written to.
-        """
+        """Takes the lock; UserError when another process has it or the file cannot be written."""
         self._key = self.path.resolve()
         if self._key in _held:
             raise self._refusal("this process")  # reading the file would drop the lock
@@ -135,23 +131,12 @@ class Lock:
 
 
 def folder_lock(folder: Path, numbers: range | None = None) -> Lock:
-    """The lock of a folder, which is created, by a file in it.
-
-    Args:
-        numbers: locks these numbers of the files in it only; None locks all of it.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
+    """The lock of a folder, which is created, by a file in it; see `Lock` for `numbers`."""
     return Lock(make_folder(folder) / LOCK_NAME, folder, numbers)
 
 
 def target_lock(target: Path) -> Lock:
-    """The lock of a file or folder that is replaced as a whole, by a file beside it.
-
-    Raises:
-        UserError: its folder cannot be written to.
-    """
+    """The lock of a file or folder that is replaced as a whole, by a file beside it."""
     named = named_path(target)
     return Lock(make_folder(named.parent) / f".{named.name}{LOCK_NAME}", target)
 
@@ -159,11 +144,7 @@ def target_lock(target: Path) -> Lock:
 def new_dated_folder(parent: Path, name: str) -> Path:
     """Creates PARENT/NAME_<date and time>, or with _2, _3 and so on where that exists.
 
-    Args:
-        name: any text, of which `path_component` makes one.
-
-    Raises:
-        UserError: it cannot be written.
+    `path_component` makes a file name of any `name`.
     """
     dated = f"{path_component(name)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     names = chain([dated], (f"{dated}_{number}" for number in count(2)))
@@ -178,7 +159,7 @@ def output_folder(
 
     Args:
         given: the folder, if the user named one; otherwise see `new_dated_folder`.
-        numbers: see `folder_lock`.
+        numbers: see `Lock`.
 
     Raises:
         UserError: another process fills it, or it cannot be written to.

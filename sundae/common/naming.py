@@ -53,12 +53,9 @@ def family_name(path: str) -> str:
 
 
 def path_component(name: str) -> str:
-    """A name as one component of a path, valid on all systems and not hidden.
+    """Any text as one component of a path, valid on all systems and not hidden.
 
     Names that are so already stay as they are; two names may become the same.
-
-    Args:
-        name: any text, such as a run's name in somebody else's checkpoint.
 
     Returns:
         1 to 100 bytes of UTF-8 without separators, control characters and lone surrogates; no dot

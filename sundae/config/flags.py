@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from sundae.config.keys import Key, keys_of, limit_words
+from sundae.config.keys import Key, flag_of, keys_of, limit_words
 
 _METAVARS = {int: "N", float: "X"}
 
@@ -33,24 +33,23 @@ def values_of(args: argparse.Namespace, cls: type, *names: str) -> dict[str, Any
     """Dotted key -> value of its flag; None for a flag that was not given or that there is not."""
     keys = keys_of(cls)
     chosen: Iterable[Key] = [keys[name] for name in names or keys]
-    return {f"{key.section}.{key.name}": getattr(args, _dest(key), None) for key in chosen}
+    return {key.dotted: getattr(args, _dest(key), None) for key in chosen}
 
 
 def _dest(key: Key) -> str:
-    return key.flag.removeprefix("--").replace("-", "_")
+    return flag_of(key.dotted).removeprefix("--").replace("-", "_")
 
 
 def _flag(key: Key) -> tuple[str, dict[str, Any]]:
-    """The name of a key's flag, and what argparse is told of it."""
-    flag = key.flag
-    told: dict[str, Any] = {"help": _help(key)}
+    """The name of a key's flag, and its settings for argparse."""
+    flag = flag_of(key.dotted)
+    settings: dict[str, Any] = {"help": _help(key)}
     if key.kind is not bool:
-        metavar = _METAVARS.get(key.kind, "NAME")
-        return flag, told | {"type": key.kind, "metavar": metavar}
+        return flag, settings | {"type": key.kind, "metavar": _METAVARS.get(key.kind, "NAME")}
     if key.optional:
-        return flag, told | {"action": argparse.BooleanOptionalAction}
-    told |= {"action": "store_const", "const": not key.default}
-    return flag.replace("--", "--no-") if key.default else flag, told
+        return flag, settings | {"action": argparse.BooleanOptionalAction}
+    settings |= {"action": "store_const", "const": not key.default}
+    return flag.replace("--", "--no-") if key.default else flag, settings
 
 
 def _help(key: Key) -> str:

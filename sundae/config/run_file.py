@@ -17,7 +17,6 @@ from pydantic.dataclasses import dataclass
 
 from hourglass_transformer.config import ConfigError, NetConfig
 from sundae.common.errors import UserError
-from sundae.config.keys import plain
 from sundae.config.sections import (
     STRICT,
     DataConfig,
@@ -26,21 +25,7 @@ from sundae.config.sections import (
     VQGANConfig,
     WandbConfig,
 )
-from sundae.config.values import Values
-
-__all__ = [
-    "DataConfig",
-    "NetConfig",
-    "RunConfig",
-    "SamplingConfig",
-    "TrainerConfig",
-    "VQGANConfig",
-    "WandbConfig",
-    "dump_toml",
-    "load_config",
-    "parse_config",
-    "update_config",
-]
+from sundae.config.values import Values, plain
 
 SECTIONS: dict[str, Any] = {
     cls.section: cls
@@ -134,8 +119,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and TOML, without None: `parse_config` makes it equal again."""
-        values: dict[str, Any] = plain(self)
-        return values
+        return plain(self)
 
 
 def load_config(

@@ -22,8 +22,9 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from hourglass_transformer.config import ConfigError
+from sundae.common.errors import shown, suggestion
 from sundae.common.precision import Precision
-from sundae.config.keys import describe, shown, suggestion
+from sundae.config.keys import describe
 
 OptimizerName = Literal["adam", "adamw", "adamax", "sgd", "rmsprop", "rms"]
 ScheduleName = Literal[
@@ -93,7 +94,8 @@ _SHAPE: dict[str, Any] = {"expected": "[height, width] in tokens, two integers a
 _Two = Annotated[tuple[Annotated[int, Gt(0)], Annotated[int, Gt(0)]], Strict(False)]
 _TwoFractions = Annotated[tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]], Strict(False)]
 
-# What ptpt's learning-rate schedules take.
+# Parameters of ptpt's learning-rate schedules. A new one is also read in
+# `sundae.training.schedules`, which computes them.
 _SCHEDULE_KEYS: dict[str, Any] = {
     "nb_warmup_steps": Count,
     "nb_training_steps": Annotated[int, Ge(1)],

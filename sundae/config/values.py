@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from hourglass_transformer.config import ConfigError
-from sundae.common.errors import UserError
-from sundae.config.keys import flag_of, keys_of, shown, suggestion
+from sundae.common.errors import UserError, shown, suggestion
+from sundae.config.keys import flag_of, keys_of
 
 Section = TypeVar("Section")
 
@@ -56,9 +58,8 @@ class Values:
         for dotted, value in (flags or {}).items():
             if value is not None:
                 changes[dotted] = value
-                section, _, name = dotted.rpartition(".")
-                names[dotted] = flag_of(section, name)
-        merged = cls(_copy(values), source, names)
+                names[dotted] = flag_of(dotted)
+        merged = cls(copy.deepcopy(dict(values)), source, names)
         for dotted, value in changes.items():
             merged._set(dotted, value)
         return merged
@@ -128,17 +129,13 @@ class Values:
             first = error.errors(include_url=False)[0]
         problem = first.get("ctx", {}).get("error")
         if isinstance(problem, ConfigError):
-            raise UserError(self.refusal(problem))
+            if problem.reason.startswith("is missing"):
+                raise UserError(f"{self.source}: {problem.key} {problem.reason}")
+            raise UserError(f"{self.at(problem.key)}: {problem.reason}")
         key = keys_of(cls)[str(first["loc"][0])]
-        where, value = self.at(f"{key.section}.{key.name}".lstrip(".")), table[key.name]
+        where, value = self.at(key.dotted), table[key.name]
         hint = suggestion(value, key.choices) if key.choices and isinstance(value, str) else ""
         raise UserError(f"{where}: expected {key.expected}, got {shown(value)}{hint}")
-
-    def refusal(self, error: ConfigError) -> str:
-        """A contradiction as the line that the user reads."""
-        if error.reason.startswith("is missing"):
-            return f"{self.source}: {error.key} {error.reason}"
-        return f"{self.at(error.key)}: {error.reason}"
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -153,5 +150,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     return dotted, parsed["value"] if len(parsed) == 1 else value
 
 
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+def plain(section: Any) -> dict[str, Any]:
+    """A section, or several in one, as what TOML, YAML and JSON can hold, without what is None."""
+    text = json.dumps(asdict(section), default=str)  # of paths
+    plain: dict[str, Any] = json.loads(
+        text, object_hook=lambda table: {k: v for k, v in table.items() if v is not None}
+    )
+    return plain

@@ -11,13 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sundae.common.errors import UserError
-from sundae.data.format import (
-    MANIFEST_NAME,
-    SHARDS_NAME,
-    TOKENS_NAME,
-    load_array,
-    read_manifest,
-)
+from sundae.data.format import MANIFEST_NAME, SHARDS_NAME, TOKENS_NAME, load_array, read_manifest
 
 Batch = dict[str, Tensor]
 
@@ -54,16 +48,6 @@ class Latents:
     def latent_shape(self) -> tuple[int, int]:
         """(h, w) of one token grid."""
         return self.tokens.shape[1], self.tokens.shape[2]
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or None without classes."""
-        return None if self.classes is None else len(self.classes)
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether some rows are mirror images of others."""
-        return len(self.tokens) > len(self.sources)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -168,8 +152,6 @@ def check_agreement(
     """Checks that a data set is what a run expects, before any work.
 
     Args:
-        latents: the data.
-        vocab_size: codes that the network knows.
         latent_shape: (h, w) that the network is built for.
         num_classes: classes that the network knows; None when it is unconditional.
         codec_identity: of the codec that decodes samples; None leaves it unchecked.
@@ -177,7 +159,7 @@ def check_agreement(
     Raises:
         UserError: naming both values and the key to change.
     """
-    root, classes = latents.root, latents.num_classes
+    root, classes = latents.root, latents.classes and len(latents.classes)
     if latents.latent_shape != latent_shape:
         found, expected = list(latents.latent_shape), list(latent_shape)
         keys = f"set the latent_shape to {found} and data.sequence_length to their product"

@@ -65,11 +65,8 @@ _KEY_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def token_dtype(codebook_size: int) -> np.dtype[Any]:
-    """The smallest of uint8, uint16 and uint32 that holds tokens in [0, codebook_size)."""
-    for dtype in (np.uint8, np.uint16, np.uint32):
-        if codebook_size - 1 <= np.iinfo(dtype).max:
-            return np.dtype(dtype)
-    raise ValueError(f"no token type holds a codebook of {codebook_size}")
+    """The smallest unsigned type that holds tokens in [0, codebook_size)."""
+    return np.min_scalar_type(codebook_size - 1)
 
 
 def load_array(path: Path) -> np.ndarray:

@@ -30,8 +30,7 @@ def is_finished(root: Path) -> bool:
     return (root / MANIFEST_NAME).is_file()
 
 
-def refuse_finished(root: Path) -> None:
-    """Raises UserError when a folder already holds complete packed latents."""
+def _refuse_finished(root: Path) -> None:
     if is_finished(root):
         raise UserError(
             f"{root} already holds finished latents; choose another folder or pass --overwrite"
@@ -41,12 +40,10 @@ def refuse_finished(root: Path) -> None:
 def write_latents(
     root: Path, tokens: np.ndarray, manifest: Manifest, *, overwrite: bool = False
 ) -> None:
-    """Writes a whole data set that fits in memory.
+    """Writes a whole data set that fits in memory, and creates its folder.
 
     Args:
-        root: folder to create.
         tokens: (manifest.rows, h, w) integer in [0, manifest.codebook_size).
-        manifest: description of the rows.
         overwrite: replace finished latents instead of refusing.
 
     Raises:
@@ -58,7 +55,7 @@ def write_latents(
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < manifest.codebook_size:
         raise ValueError(f"tokens must be in [0, {manifest.codebook_size})")
     if not overwrite:
-        refuse_finished(root)
+        _refuse_finished(root)
     _write(make_folder(root), [tokens], manifest)
 
 
@@ -100,6 +97,7 @@ class ShardWriter:
                 written to.
         """
         self.root, self._shards = root, root / SHARDS_NAME
+        self._settings = self._shards / "settings.json"
         with writing_to(root):
             if overwrite:
                 self._remove_shards()
@@ -109,14 +107,10 @@ class ShardWriter:
                 self._require_same(settings)
             else:
                 self._remove_shards()
-                refuse_finished(root)
+                _refuse_finished(root)
                 self._shards.mkdir()
                 write_text(self._settings, json.dumps(settings))
         self.num_shards = sum(1 for _ in self._shards.glob("[0-9]*.npz"))
-
-    @property
-    def _settings(self) -> Path:
-        return self._shards / "settings.json"
 
     def _require_same(self, settings: Settings) -> None:
         try:
@@ -132,12 +126,7 @@ class ShardWriter:
                 )
 
     def append(self, tokens: np.ndarray, skipped: dict[int, str]) -> None:
-        """Writes the next batch.
-
-        Args:
-            tokens: (rows, h, w) integer in [0, codebook_size).
-            skipped: reason by image index, of the images without rows.
-        """
+        """Writes the next batch: (rows, h, w) tokens, and why which images have no rows, by index."""
         content = {"tokens": tokens, "skipped": np.array(json.dumps(skipped))}
         with atomic_path(self._shard(self.num_shards)) as partial, partial.open("wb") as file:
             np.savez(file, **content)  # type: ignore[arg-type]

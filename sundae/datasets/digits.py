@@ -41,14 +41,7 @@ NAMES = (*_IDX_DATASETS, *_ALIASES, "digits")
 
 @dataclass(frozen=True)
 class GreyImages:
-    """One side of a data set.
-
-    Attributes:
-        pixels: (N, h, w) unsigned integers from 0, black, to `white`.
-        labels: (N,) class indices.
-        sources: N names, each the place of the image in the original set.
-        white: the largest grey value.
-    """
+    """One side of a data set: (N, h, w) integers from 0 to `white`, N class indices and names."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -70,12 +63,9 @@ def write_pixel_dataset(
 
     Args:
         name: one of NAMES.
-        out: folder to create.
         levels: grey levels, 2 to 256; None takes 17 for digits (all that it has) and 256 otherwise.
         data_dir: the folder of torchvision's downloads, e.g. data_dir/MNIST/raw.
-        overwrite: replace what is there.
         skip_existing: do nothing when out already holds the same data, complete.
-        quiet: no progress of downloads.
 
     Returns:
         Whether it wrote; False when skip_existing found the data complete.
@@ -92,8 +82,10 @@ def write_pixel_dataset(
     if not overwrite and _already_written(out, origins, skip_existing):
         return False
     classes = _DIGIT_NAMES if name == "digits" else _IDX_DATASETS[name][1]
-    load = _load_digits if name == "digits" else _IdxLoader(name, data_dir, quiet)
-    sides = {side: load(side) for side in origins}  # all is read before any is written
+    sides = {  # all is read before any is written
+        side: _load_digits(side) if name == "digits" else _load_idx(name, side, data_dir, quiet)
+        for side in origins
+    }
     with folder_lock(out):
         if not overwrite and _already_written(out, origins, skip_existing):
             return False  # by another process, meanwhile
@@ -142,37 +134,26 @@ def _load_digits(side: str) -> GreyImages:
     return GreyImages(digits.images[chosen].astype(np.uint8), digits.target[chosen], sources, 16)
 
 
-class _IdxLoader:
-    """Reads a data set from IDX files in torchvision's layout, downloading them when missing."""
-
-    def __init__(self, name: str, data_dir: Path, quiet: bool) -> None:
-        self.folder = _IDX_DATASETS[name][0]
-        self.raw = data_dir / self.folder / "raw"
-        if any(_find(self.raw, file) is None for file in _IDX_FILES):
-            _download(self.folder, data_dir, quiet)
-
-    def __call__(self, side: str) -> GreyImages:
-        prefix = _IDX_PREFIX[side]
-        pixels = read_idx(self._path(f"{prefix}-images-idx3-ubyte"))
-        labels = read_idx(self._path(f"{prefix}-labels-idx1-ubyte"))
-        if pixels.ndim != 3 or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
-            raise UserError(
-                f"{self.raw}: the {prefix} files hold images {pixels.shape} and labels "
-                f"{labels.shape}, which do not belong together; replace them"
-            )
-        sources = tuple(f"{prefix}/{index:05d}" for index in range(len(pixels)))
-        return GreyImages(pixels, labels, sources, 255)
-
-    def _path(self, file: str) -> Path:
-        path = _find(self.raw, file)
-        if path is None:
-            raise UserError(f"{self.raw / file} is missing; put it there, plain or as .gz")
-        return path
+def _load_idx(name: str, side: str, data_dir: Path, quiet: bool) -> GreyImages:
+    """One side of a data set in IDX files of torchvision's layout, downloaded when missing."""
+    folder, prefix = _IDX_DATASETS[name][0], _IDX_PREFIX[side]
+    raw = data_dir / folder / "raw"
+    if not all(_idx_path(raw, file).is_file() for file in _IDX_FILES):
+        _download(folder, data_dir, quiet)
+    pixels = read_idx(_idx_path(raw, f"{prefix}-images-idx3-ubyte"))
+    labels = read_idx(_idx_path(raw, f"{prefix}-labels-idx1-ubyte"))
+    if pixels.ndim != 3 or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
+        raise UserError(
+            f"{raw}: the {prefix} files hold images {pixels.shape} and labels "
+            f"{labels.shape}, which do not belong together; replace them"
+        )
+    sources = tuple(f"{prefix}/{index:05d}" for index in range(len(pixels)))
+    return GreyImages(pixels, labels, sources, 255)
 
 
-def _find(raw: Path, file: str) -> Path | None:
-    candidates = (raw / file, raw / f"{file}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+def _idx_path(raw: Path, file: str) -> Path:
+    """The plain file, else the gzipped one."""
+    return raw / file if (raw / file).is_file() else raw / f"{file}.gz"
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -19,7 +19,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from sundae.common.errors import UserError
@@ -58,12 +57,10 @@ def write_emoji(
     """Writes OUT/GROUP/CODEPOINTS.png, or BASE@CODEPOINTS.png for a variant, whole or not at all.
 
     Args:
-        out: folder to create.
         size: side in pixels.
         background: key of BACKGROUNDS; what shows where an emoji is transparent.
-        skin_tones: whether to keep the variants of an emoji in five skin tones.
+        skin_tones: whether to include the variants of an emoji in five skin tones.
         tarballs: folder that holds the two npm packages as .tgz; None fetches them with npm.
-        overwrite: replace what is there.
         skip_existing: do nothing when `out` holds the same images already.
 
     Returns:
@@ -96,13 +93,18 @@ def _write(
     """Images of each group, written by `settings`, from the two unpacked packages."""
     group_of = read_groups(groups / "data-by-emoji.json")
     paths = sorted((images / "assets").glob("*.webp"))
-    chosen = [p for p in paths if settings["skin_tones"] or not has_skin_tone(codepoints(p.stem))]
+    if not settings["skin_tones"]:
+        paths = [p for p in paths if not any(c in _SKIN_TONES for c in codepoints(p.stem))]
     counts: Counter[str] = Counter()
     with atomic_folder(out) as folder:
-        for path in tqdm(chosen, unit="img", disable=True if quiet else None):
+        for path in tqdm(paths, unit="img", disable=True if quiet else None):
             group = group_of.get(bare(codepoints(path.stem)), "flags")  # tagged regional flags
             (folder / group).mkdir(exist_ok=True)
-            image = on_background(path, settings["size"], BACKGROUNDS[settings["background"]])
+            try:
+                image = load_image(path, BACKGROUNDS[settings["background"]])
+            except BadImage as error:
+                raise UserError(f"{IMAGES}: {path.name} cannot be read; fetch it again") from error
+            image = resize_and_crop(image, settings["size"])
             image.save(folder / group / f"{file_name(path.stem)}.png")
             counts[group] += 1
         manifest = json.dumps({**settings, "counts": counts}, indent=2, sort_keys=True)
@@ -113,11 +115,6 @@ def _write(
 def codepoints(name: str) -> tuple[int, ...]:
     """'1f44b-1f3fb' -> (0x1F44B, 0x1F3FB)."""
     return tuple(int(part, 16) for part in re.split("[-_]", name))
-
-
-def has_skin_tone(points: tuple[int, ...]) -> bool:
-    """Whether an emoji is one of the variants in a certain skin tone."""
-    return any(point in _SKIN_TONES for point in points)
 
 
 def bare(points: tuple[int, ...]) -> tuple[int, ...]:
@@ -150,15 +147,6 @@ def read_groups(path: Path) -> dict[tuple[int, ...], str]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{GROUPS} is not laid out as expected: {error}") from error
-
-
-def on_background(path: Path, size: int, background: str) -> Image.Image:
-    """An image with transparency -> opaque RGB, size x size."""
-    try:
-        flat = load_image(path, background)
-    except BadImage as error:
-        raise UserError(f"{IMAGES}: {path.name} cannot be read; fetch it again") from error
-    return resize_and_crop(flat, size)
 
 
 def _taken(out: Path, settings: dict[str, Any], skip_existing: bool) -> bool:

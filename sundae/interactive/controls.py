@@ -52,7 +52,7 @@ class Controls:
         for name, value in values.items():
             if name in self._given and not given[self._given[name]]:
                 values[name] = None
-            elif isinstance(value, float) and value.is_integer() and int in KEYS[name].options:
+            elif isinstance(value, float) and value.is_integer() and int in KEYS[name].types:
                 values[name] = int(value)  # browsers know but one kind of number
         return self.defaults.changed(**values).changed_by_text("seed", seed)
 

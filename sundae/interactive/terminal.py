@@ -10,9 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sundae.common.errors import UserError
+from sundae.common.errors import UserError, suggestion
 from sundae.common.naming import printable
-from sundae.config.keys import suggestion
 from sundae.interactive.recording import Recording, new_folder, record
 from sundae.interactive.settings import Settings
 

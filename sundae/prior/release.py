@@ -1,13 +1,8 @@
-"""A prior and its codec as one folder to give away.
+"""A prior and its codec as one folder to give away; release.py says which files it holds.
 
-OUT/checkpoint.json       what it is: step, config, classes, codec, metrics
-OUT/model.safetensors     the averaged weights in float16
-OUT/vqgan.safetensors     the codec, in float16, and what it is in vqgan.json
-OUT/README.md             kept when OUT is replaced
-
-Nothing else is ever in OUT. Of the run file everything is kept but what says where and who its
-author is: data folders and exp_dir keep their last component where they lead out of the project,
-exp_name becomes one component of a path, and project, entity and name of [wandb] are left out.
+Of the run file everything is in it but what says where and who its author is: of data folders and
+exp_dir that lead out of the project only the last component is left, exp_name becomes one component
+of a path, and project, entity and name of [wandb] are left out.
 """
 
 from __future__ import annotations
@@ -132,18 +127,17 @@ def _self_contained(checkpoint: Checkpoint) -> dict[str, Any]:
     """The run file, naming the codec that lies beside it and nothing of its author's machine."""
     source = str(checkpoint.folder)
     values = update_config(checkpoint.config, {"vqgan.checkpoint": CODEC}, source).to_dict()
-    _drop(values["vqgan"], "config", "input_range", "distance")
-    _drop(values["wandb"], "project", "entity", "name")
+    left_out = {
+        "vqgan": ("config", "input_range", "distance"),
+        "wandb": ("project", "entity", "name"),
+    }
+    for section, keys in left_out.items():
+        values[section] = {k: v for k, v in values[section].items() if k not in keys}
     values["trainer"]["exp_name"] = path_component(values["trainer"]["exp_name"])
     for section, key in (("trainer", "exp_dir"), *(("data", key) for key in _DATA_FOLDERS)):
         if key in values[section]:  # loading needs [data] to name some folder, but does not open it
             values[section][key] = _portable(values[section][key])
     return values
-
-
-def _drop(values: dict[str, Any], *keys: str) -> None:
-    for key in keys:
-        values.pop(key, None)
 
 
 def _portable(path: str) -> str:

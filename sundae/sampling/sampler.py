@@ -21,12 +21,8 @@ from sundae.common.compiling import Compiled, should_compile
 from sundae.common.errors import UserError
 from sundae.common.images import to_pil
 from sundae.common.precision import Precision, cast_linears_to_bf16, uses_bf16
-from sundae.config.run_file import (
-    RunConfig,
-    SamplingConfig,
-    load_config,
-    parse_config,
-)
+from sundae.config.run_file import RunConfig, load_config, parse_config
+from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_codec, check_same_network

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from sundae.common.errors import UserError
-from sundae.config.run_file import TrainerConfig
+from sundae.config.sections import TrainerConfig
 from sundae.data.dataset import Batch, collate_batched
 
 # Mixed into the seed of everything in an evaluation: its rows and its noise are always the same,

@@ -16,7 +16,7 @@ from torch import nn
 from sundae.common.compiling import compile_modules
 from sundae.common.files import make_folder, write_text
 from sundae.common.naming import printable
-from sundae.config.run_file import TrainerConfig, WandbConfig
+from sundae.config.sections import TrainerConfig, WandbConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo
 from sundae.training.batches import DataPair, split_batch
 from sundae.training.logbook import Logbook, check_wandb, start_wandb

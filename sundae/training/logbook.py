@@ -13,7 +13,7 @@ from torch import Tensor
 from sundae.common.errors import UserError
 from sundae.common.files import atomic_path, make_folder, write_text
 from sundae.common.images import save_image, to_pil
-from sundae.config.run_file import WandbConfig
+from sundae.config.sections import WandbConfig
 from sundae.training.curves import draw_curves
 from sundae.training.metrics import Row
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
-from sundae.config.run_file import TrainerConfig
+from sundae.config.sections import TrainerConfig
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.run import list_checkpoints, run_containing
 from sundae.training.processes import broadcast_from_main

@@ -1,5 +1,7 @@
 """Learning-rate schedules under ptpt's names, as pure functions of the step.
 
+Their names and parameters are declared, and checked, in `sundae.config.sections`.
+
 (A `torch.optim.lr_scheduler.LambdaLR` would add its own counter to the state of a run, which a
 checkpoint of an earlier version does not hold.)
 """

@@ -12,7 +12,7 @@ from torch import nn
 
 from sundae.common.errors import UserError
 from sundae.common.finite import NonFiniteError, check_finite, named_tensors
-from sundae.config.run_file import TrainerConfig
+from sundae.config.sections import TrainerConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo, load_into, save_checkpoint
 from sundae.prior.run import mark_best, prune_checkpoints
 from sundae.training.ema import EMA

@@ -21,7 +21,7 @@ from sundae.common.errors import UserError
 from sundae.common.finite import NonFiniteError
 from sundae.common.interruption import Interruption
 from sundae.common.precision import autocast
-from sundae.config.run_file import TrainerConfig
+from sundae.config.sections import TrainerConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo, way_back
 from sundae.training.batches import EVAL_TAG, Batch, Batches, DataPair, derive_seed
 from sundae.training.logbook import Logbook

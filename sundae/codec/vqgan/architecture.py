@@ -1,10 +1,11 @@
 """The structure of a VQ-GAN, read off the shapes of its tensors."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from sundae.common.errors import UserError
 
@@ -77,16 +78,6 @@ class Architecture:
             **_stack_facts(self.decoder, self.stem, extra_blocks=1, prefix="decoder_"),
         }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
-        """The inverse of `asdict`; TypeError or KeyError for other values."""
-        lists = ("widths", "blocks", "attention")
-        halves = {
-            half: Stack(**{**values[half], **{name: tuple(values[half][name]) for name in lists}})
-            for half in ("encoder", "decoder")
-        }
-        return cls(**{**values, **halves})
-
 
 def _stack_facts(stack: Stack, stem: int, *, extra_blocks: int, prefix: str) -> dict[str, Any]:
     blocks = [number - extra_blocks for number in stack.blocks]
@@ -109,9 +100,7 @@ def infer_architecture(tensors: Mapping[str, Tensor], *, groups: int = 32) -> Ar
     Raises:
         UserError: the tensors are not those of a VQ-GAN this package can build.
     """
-    for name, axes in _LANDMARKS.items():
-        _expect(tensors, name, axes)
-    shape = {name: tensors[name].shape for name in _LANDMARKS}
+    shape = {name: _shape(tensors, name, axes) for name, axes in _LANDMARKS.items()}
     codebook_size, embed_dim = shape["quantize.embedding.weight"]
     architecture = Architecture(
         encoder=_infer_stack(tensors, "encoder.down.", "downsample"),
@@ -130,24 +119,22 @@ def infer_architecture(tensors: Mapping[str, Tensor], *, groups: int = 32) -> Ar
     return architecture
 
 
-def _expect(tensors: Mapping[str, Tensor], name: str, axes: int) -> None:
+def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> Size:
     if name not in tensors:
         raise UserError(f"not a VQ-GAN this can read: the tensor {name} is missing")
     if tensors[name].ndim != axes:
         raise UserError(f"{name} has {tensors[name].ndim} axes, expected {axes}")
+    return tensors[name].shape
 
 
 def _infer_stack(tensors: Mapping[str, Tensor], root: str, resample: str) -> Stack:
     """root: what the names of the levels begin with; resample: the name of the resampling."""
-    depth = _count(tensors, root)
-    for level in range(max(1, depth)):
-        _expect(tensors, f"{root}{level}.block.0.conv1.weight", 4)
+    depth = max(1, _count(tensors, root))
+    levels = [f"{root}{level}." for level in range(depth)]
     return Stack(
-        widths=tuple(
-            tensors[f"{root}{level}.block.0.conv1.weight"].shape[0] for level in range(depth)
-        ),
-        blocks=tuple(_count(tensors, f"{root}{level}.block.") for level in range(depth)),
-        attention=tuple(f"{root}{level}.attn.0.norm.weight" in tensors for level in range(depth)),
+        widths=tuple(_shape(tensors, f"{level}block.0.conv1.weight", 4)[0] for level in levels),
+        blocks=tuple(_count(tensors, f"{level}block.") for level in levels),
+        attention=tuple(f"{level}attn.0.norm.weight" in tensors for level in levels),
         mid_attention=f"{root.split('.')[0]}.mid.attn_1.norm.weight" in tensors,
         resample_conv=depth == 1
         or any(n.startswith(root) and f".{resample}." in n for n in tensors),
@@ -157,10 +144,7 @@ def _infer_stack(tensors: Mapping[str, Tensor], root: str, resample: str) -> Sta
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many consecutive numbers, from 0, follow `prefix` among the names."""
     numbers = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
-    total = 0
-    while str(total) in numbers:
-        total += 1
-    return total
+    return next(number for number in itertools.count() if str(number) not in numbers)
 
 
 def _refuse_unbuildable(arch: Architecture, quant_channels: int) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sundae.codec.vqgan.architecture import Architecture, Stack
+from sundae.codec.vqgan.architecture import Architecture
 from sundae.codec.vqgan.quantise import Quantiser
 
 
@@ -100,9 +100,8 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The residual (and attention) blocks of one resolution, then an optional resampling."""
 
-    def __init__(self, widths: tuple[int, int], blocks: int, attention: bool, groups: int) -> None:
+    def __init__(self, before: int, after: int, blocks: int, attention: bool, groups: int) -> None:
         super().__init__()
-        before, after = widths
         inputs = [before] + [after] * (blocks - 1)
         self.block = nn.ModuleList(ResnetBlock(width, after, groups) for width in inputs)
         self.attn = nn.ModuleList(AttnBlock(after, groups) for _ in range(blocks * attention))
@@ -149,18 +148,16 @@ class Encoder(_Half):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        stack: Stack = arch.encoder
+        stack = arch.encoder
         self.conv_in = nn.Conv2d(arch.in_channels, arch.stem, 3, padding=1)
-        self.down = nn.ModuleList()
-        before = arch.stem
-        for width, blocks, attention in zip(stack.widths, stack.blocks, stack.attention):
-            self.down.append(Level((before, width), blocks, attention, arch.groups))
-            before = width
+        inputs = (arch.stem, *stack.widths[:-1])
+        parts = zip(inputs, stack.widths, stack.blocks, stack.attention, strict=True)
+        self.down = nn.ModuleList(Level(*part, arch.groups) for part in parts)
         for level, width in zip(list(self.down)[:-1], stack.widths, strict=False):
             level.downsample = Downsample(width, stack.resample_conv)
-        self.mid = Middle(before, stack.mid_attention, arch.groups)
-        self.norm_out = _norm(before, arch.groups)
-        self.conv_out = nn.Conv2d(before, arch.encoder_out, 3, padding=1)
+        self.mid = Middle(stack.widths[-1], stack.mid_attention, arch.groups)
+        self.norm_out = _norm(stack.widths[-1], arch.groups)
+        self.conv_out = nn.Conv2d(stack.widths[-1], arch.encoder_out, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(images)
@@ -175,16 +172,12 @@ class Decoder(_Half):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        stack: Stack = arch.decoder
+        stack = arch.decoder
         inputs = (*stack.widths[1:], stack.widths[-1])
         self.conv_in = nn.Conv2d(arch.z_channels, stack.widths[-1], 3, padding=1)
         self.mid = Middle(stack.widths[-1], stack.mid_attention, arch.groups)
-        self.up = nn.ModuleList(
-            Level(widths, blocks, attention, arch.groups)
-            for widths, blocks, attention in zip(
-                zip(inputs, stack.widths), stack.blocks, stack.attention
-            )
-        )
+        parts = zip(inputs, stack.widths, stack.blocks, stack.attention, strict=True)
+        self.up = nn.ModuleList(Level(*part, arch.groups) for part in parts)
         for level, width in zip(list(self.up)[1:], stack.widths[1:], strict=True):
             level.upsample = Upsample(width, stack.resample_conv)
         self.norm_out = _norm(stack.widths[0], arch.groups)

@@ -72,13 +72,10 @@ class VQGANCodec:
         if precision not in PRECISIONS:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.model = model.eval().to(memory_format=torch.channels_last)
-        self.rules = rules
-        self.family = family
-        self.resolution = resolution
+        self.rules, self.family, self.resolution = rules, family, resolution
         self.precision = precision
         self._compiled, self._most_rows = False, 0
-        self.codebook_size = model.arch.codebook_size
-        self.factor = model.arch.factor
+        self.codebook_size, self.factor = model.arch.codebook_size, model.arch.factor
 
     @property
     def device(self) -> torch.device:
@@ -105,9 +102,8 @@ class VQGANCodec:
 
         Computed once, on first use: train the model only after, or make a new codec of it.
         """
-        digest = hashlib.sha256()
         description = {"architecture": asdict(self.model.arch), "rules": asdict(self.rules)}
-        digest.update(json.dumps(description, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy())

@@ -40,17 +40,20 @@ def save_codec(
 ) -> list[Path]:
     """Write a codec so that `load_vqgan(destination)` gives one of the same identity.
 
-    destination: NAME.safetensors, beside which NAME.json is written; or a folder, which gets
-        vqgan.safetensors and vqgan.json.
-    half: write `rounded(codec)`, in float16.
+    Args:
+        destination: NAME.safetensors, beside which NAME.json is written; or a folder, which gets
+            vqgan.safetensors and vqgan.json.
+        half: write `rounded(codec)`, in float16.
 
-    Returns the two paths. Raises UserError when one exists and `overwrite` is false, or when
-    another process is writing them.
+    Returns:
+        The two paths.
+
+    Raises:
+        UserError: one exists and `overwrite` is false, or another process is writing them.
     """
     codec = rounded(codec) if half else codec
-    weights = destination
-    if weights.suffix != ".safetensors":
-        weights = destination / "vqgan.safetensors"
+    named = destination.suffix == ".safetensors"
+    weights = destination if named else destination / "vqgan.safetensors"
     description = weights.with_suffix(".json")
     with target_lock(weights):  # two writers would leave the weights of one, the text of the other
         for path in (weights, description):

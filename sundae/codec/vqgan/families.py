@@ -95,13 +95,10 @@ def _attention_blocks(key: str, step: int) -> Callable[[Config], list[int] | Non
     return levels
 
 
-def _openmuse_decoder(config: Config, key: str) -> Any:
-    """A key that may be set apart for the decoder."""
-    return config.get(f"decoder_{key}") or config.get(key)
-
-
 def _openmuse_widths(config: Config) -> list[int] | None:
-    width, factors = (_openmuse_decoder(config, k) for k in ("hidden_channels", "channel_mult"))
+    """Of the decoder, for which both keys may be set apart."""
+    keys = ("hidden_channels", "channel_mult")
+    width, factors = (config.get(f"decoder_{key}") or config.get(key) for key in keys)
     return None if width is None or factors is None else [width * factor for factor in factors]
 
 

@@ -1,11 +1,12 @@
 """From a checkpoint of any supported family to a ready codec."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from sundae.codec.vqgan.architecture import Architecture, infer_architecture
 from sundae.codec.vqgan.backbone import VQGAN
@@ -35,23 +36,10 @@ _WEIGHT_NAMES = (
     "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
 )
+# What the caller states about the rules; None leaves a rule to the file or the family.
+Stated = Mapping[str, Any]
+
 _RANGE_NAMES = {"[-1,1]": "signed", "-1..1": "signed", "[0,1]": "unit", "0..1": "unit"}
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the caller states where no file does; None leaves it to the file or the family."""
-
-    input_range: str | None = None
-    distance: str | None = None
-    tanh_out: bool | None = None
-
-    def agreed(self, key: str, known: Any, title: str) -> Any:
-        """The value of a key, stated or known; UserError when the two differ."""
-        stated = getattr(self, key)
-        if None not in (stated, known) and stated != known:
-            raise UserError(f"{key} was stated as {stated}, but {title} has {known}; leave it out")
-        return known if stated is None else stated
 
 
 def load_vqgan(
@@ -60,7 +48,6 @@ def load_vqgan(
     *,
     input_range: str | None = None,
     distance: str | None = None,
-    tanh_out: bool | None = None,
     prefix: str | None = None,
     precision: Precision = "auto",
 ) -> VQGANCodec:
@@ -74,7 +61,6 @@ def load_vqgan(
         input_range: signed ([-1, 1]) or unit ([0, 1]), where the file does not say: diffusers'
             VQModel.
         distance: l2, cosine, dot or gumbel; with input_range it replaces a missing config.
-        tanh_out: whether the decoder ends in tanh; false unless the config says so.
         prefix: which VQ-GAN of a combined checkpoint; default the one that makes the tokens.
         precision: fp32, bf16 or auto, see `VQGANCodec`.
 
@@ -86,9 +72,9 @@ def load_vqgan(
     weights, config_path = _locate(Path(checkpoint), None if config is None else Path(config))
     if input_range is not None:
         input_range = _RANGE_NAMES.get(input_range.replace(" ", ""), input_range)
-    overrides = Overrides(input_range, distance, tanh_out)
-    if config_path is not None and _is_native(config_path):
-        return _load_native(weights, config_path, overrides, precision)
+    stated = {"distance": distance, "input_range": input_range}
+    if config_path is not None and (description := _native_description(config_path)):
+        return _load_native(weights, config_path, description, stated, precision)
     tensors = strip_prefix(read_tensors(weights), prefix, weights)
     stage = "cond_stage_config" if "cond_stage" in (prefix or "") else "first_stage_config"
     declaration = (
@@ -106,7 +92,7 @@ def load_vqgan(
     if family == "openmuse":
         tensors = without_single_attention(tensors)
         arch = infer_architecture(tensors, groups=arch.groups)
-    rules = _rules(family, declaration, overrides, weights)
+    rules = _rules(family, declaration, stated, weights)
     return VQGANCodec(
         build(arch, rules, tensors, weights),
         rules,
@@ -119,16 +105,12 @@ def load_vqgan(
 def new_vqgan(config: Path | str, *, precision: Precision = "auto") -> VQGANCodec:
     """An untrained VQ-GAN with the architecture and rules of a config, randomly initialised.
 
-    Args:
-        config: YAML of taming, LDM or IBQ, or config.json of openMUSE, whose rules the family
-            gives.
-        precision: see `VQGANCodec`.
-
     Raises:
-        UserError: the config leaves something open.
+        UserError: the config leaves something open; only taming's, LDM's, IBQ's and openMUSE's say
+            all of it.
     """
     declaration = read_config(Path(config))
-    rules = _rules(declaration.family, declaration, Overrides(), declaration.source)
+    rules = _rules(declaration.family, declaration, {}, declaration.source)
     return VQGANCodec(
         VQGAN(architecture_of(declaration), rules.distance),
         rules,
@@ -141,7 +123,8 @@ def new_vqgan(config: Path | str, *, precision: Precision = "auto") -> VQGANCode
 def build(arch: Architecture, rules: Rules, tensors: Tensors, source: Path) -> VQGAN:
     """A VQGAN holding `tensors` (canonical names) as float32; no weight is initialised first.
 
-    Raises UserError naming a tensor that is missing, extra, of another shape or not finite.
+    Raises:
+        UserError: naming a tensor that is missing, extra, of another shape or not finite.
     """
     with torch.device("meta"):
         model = VQGAN(arch, rules.distance)
@@ -150,8 +133,7 @@ def build(arch: Architecture, rules: Rules, tensors: Tensors, source: Path) -> V
         problem = "is missing" if name in expected else "has no place in this network"
         raise UserError(f"{source}: the tensor {name} {problem}")
     for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            found = tuple(tensors[name].shape)
+        if (found := tuple(tensors[name].shape)) != shape:
             raise UserError(f"{source}: {name} has shape {found}, the network needs {shape}")
         if not tensors[name].is_floating_point():
             raise UserError(f"{source}: {name} has dtype {tensors[name].dtype}, expected floats")
@@ -175,7 +157,7 @@ def _locate(checkpoint: Path, config: Path | None) -> tuple[Path, Path | None]:
             raise UserError(f"the folder {checkpoint} holds no weights; expected one of {names}")
         checkpoint = weights[0]
     converted, hub = checkpoint.with_suffix(".json"), checkpoint.with_name("config.json")
-    if config is None and _is_native(converted):
+    if config is None and _native_description(converted):
         config = converted
     elif config is None and checkpoint.name in _WEIGHT_NAMES and hub.is_file():
         config = hub
@@ -185,10 +167,7 @@ def _locate(checkpoint: Path, config: Path | None) -> tuple[Path, Path | None]:
 def _family(
     naming: Naming, declaration: Declaration, tensors: Tensors, weights: Path
 ) -> str | None:
-    """The family by config and by tensors; None when only the caller can say.
-
-    Raises UserError when the two disagree.
-    """
+    """The family by config and by tensors, which have to agree; None when only the caller knows."""
     declared = declaration.family
     if declared is None and naming is LLAMAGEN:
         return "llamagen"
@@ -202,14 +181,20 @@ def _family(
     return declared
 
 
-def _rules(
-    family: str | None, declaration: Declaration, overrides: Overrides, weights: Path
-) -> Rules:
+def _agreed(key: str, stated: Stated, known: Any, title: str) -> Any:
+    """The value of a rule, stated or known; UserError when the two differ."""
+    value = stated.get(key)
+    if None not in (value, known) and value != known:
+        raise UserError(f"{key} was stated as {value}, but {title} has {known}; leave it out")
+    return known if value is None else value
+
+
+def _rules(family: str | None, declaration: Declaration, stated: Stated, weights: Path) -> Rules:
     known = FAMILIES[family] if family else None
     title = known.title if known else "this checkpoint"
     distance = declaration.get("distance", known.distance if known else None)
-    distance = overrides.agreed("distance", distance, title)
-    input_range = overrides.agreed("input_range", known.input_range if known else None, title)
+    distance = _agreed("distance", stated, distance, title)
+    input_range = _agreed("input_range", stated, known.input_range if known else None, title)
     if distance is None:
         raise UserError(
             f"{weights}: taming, LDM, IBQ and openMUSE name their tensors alike and differ in "
@@ -220,42 +205,41 @@ def _rules(
             f"{weights}: {title} does not say its pixel range; state input_range: signed for "
             "[-1, 1] (ports of LDM), unit for [0, 1] (aMUSEd)"
         )
-    tanh_out = declaration.get("tanh_out", False if declaration.fields else None)
-    tanh_out = overrides.agreed("tanh_out", tanh_out, title)
-    return Rules(distance, input_range, bool(tanh_out))
+    return Rules(distance, input_range, bool(declaration.get("tanh_out")))
 
 
-def _is_native(path: Path) -> bool:
+def _native_description(path: Path) -> dict[str, Any] | None:
+    """The content of the JSON beside a converted checkpoint; None when it is anything else."""
     if path.suffix != ".json":
-        return False
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == NATIVE_FORMAT
+        return None
+    return content if isinstance(content, dict) and content.get("format") == NATIVE_FORMAT else None
 
 
 def _load_native(
-    weights: Path, description: Path, overrides: Overrides, precision: Precision
+    weights: Path, path: Path, description: dict[str, Any], stated: Stated, precision: Precision
 ) -> VQGANCodec:
     """A converted checkpoint: everything is stated, and the identity proves that both files fit."""
-    content = json.loads(description.read_text(encoding="utf-8"))
-    if content.get("version") != NATIVE_VERSION:
+    if description.get("version") != NATIVE_VERSION:
         raise UserError(
-            f"{description} has version {content.get('version')}, expected {NATIVE_VERSION}; "
+            f"{path} has version {description.get('version')}, expected {NATIVE_VERSION}; "
             "convert the original checkpoint again"
         )
     try:
-        arch = Architecture.from_dict(content["architecture"])
-        rules = Rules(**content["rules"])
-        family, identity = str(content["family"]), str(content["identity"])
-        resolution = content["resolution"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{description} is damaged ({error}); convert again") from error
-    for key in ("distance", "input_range", "tanh_out"):
-        overrides.agreed(key, getattr(rules, key), "the converted file")
+        arch = TypeAdapter(Architecture).validate_python(description["architecture"])
+        rules = Rules(**description["rules"])
+        family, resolution = description["family"], description["resolution"]
+        identity = description["identity"]
+    except (KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}); convert again") from error
+    for key in stated:
+        _agreed(key, stated, getattr(rules, key), "the converted file")
     model = build(arch, rules, read_tensors(weights), weights)
     codec = VQGANCodec(model, rules, family=family, resolution=resolution, precision=precision)
     if codec.identity != identity:
-        raise UserError(f"{weights} and {description} do not belong together; convert again")
+        raise UserError(f"{weights} and {path} do not belong together; convert again")
     return codec

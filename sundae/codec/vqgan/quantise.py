@@ -40,9 +40,7 @@ class Quantiser(nn.Module):
     def forward(self, latents: Tensor, max_scores: int = memory.CODEBOOK_SCORES) -> Tensor:
         """(B, embed_dim, h, w) float -> tokens (B, h, w) int64.
 
-        Args:
-            latents: features of the encoder.
-            max_scores: bound on the (positions x codes) scores in memory; changes no token.
+        `max_scores` bounds the (positions x codes) scores in memory and changes no token.
 
         Raises:
             NonFiniteError: a latent is NaN or infinite, which makes every token wrong.
@@ -88,9 +86,6 @@ def perplexity(counts: Tensor) -> Tensor:
 def _full_matmul_precision() -> Iterator[None]:
     """No TF32 inside: its 10-bit mantissa moves one token in a hundred to another code."""
     before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield

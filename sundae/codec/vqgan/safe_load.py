@@ -97,8 +97,6 @@ def _damaged(path: Path, error: Exception) -> UserError:
 def _read_head(path: Path) -> bytes:
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist")
-    if path.is_dir():
-        raise UserError(f"checkpoint {path} is a folder; expected a file")
     try:
         with path.open("rb") as file:
             head = file.read(512)

@@ -24,20 +24,16 @@ def strip_prefix(tensors: Tensors, prefix: str | None, checkpoint: Path) -> Tens
     """The tensors of one VQ-GAN, whatever larger model it is stored in.
 
     Args:
-        tensors: all of the checkpoint.
         prefix: which one, such as "first_stage_model."; None takes the only one there is, not
             counting one that merely encodes a condition (cond_stage_model).
-        checkpoint: for messages.
 
     Raises:
         UserError: there is none, there are several, or not this one.
     """
-    found = [name[: -len(_LANDMARK)] for name in tensors if name.endswith(_LANDMARK)]
-    found = [p for p in found if not p or p.endswith(".")]
-    if prefix is None:
-        candidates = [p for p in found if "cond_stage_model." not in p]
-    else:
-        candidates = [p for p in found if p == prefix]
+    found = [name[: -len(_LANDMARK)] for name in tensors if f".{name}".endswith(f".{_LANDMARK}")]
+    candidates = [
+        p for p in found if p == prefix or (prefix is None and "cond_stage_model." not in p)
+    ]
     if len(candidates) == 1:
         chosen = candidates[0]
         return {n[len(chosen) :]: tensor for n, tensor in tensors.items() if n.startswith(chosen)}
