@@ -36,12 +36,10 @@ class Card:
     """A GPU by its vendor's numbers.
 
     Attributes:
-        label: product name.
         memory: GiB.
         bf16: TFLOP/s of dense matrices, sums in float32; None without bfloat16.
         fp32: TFLOP/s outside the matrix units, which float32 training runs on.
         bandwidth: GB/s of its memory; None if unknown.
-        note: remarks.
     """
 
     label: str
@@ -239,9 +237,8 @@ class Plan:
         measured: Efficiency | None = None,
     ) -> None:
         """Args:
-            name: of the card in the table or in `measured`.
+            name: of the card in the table or in `measured`, see `read_efficiency`.
             images: images per epoch.
-            measured: see `read_efficiency`.
 
         Raises:
             UserError: the batch cannot be divided among the GPUs, or the card's speed is unknown.
