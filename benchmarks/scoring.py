@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.svm import SVC
 from torch import Tensor
 
-from sundae.codec.interface import ChunkedCodec, open_codec
+from sundae.codec.interface import open_codec
 from sundae.codec_training.dataset import ImageDataset
 from sundae.codec_training.perceptual import EfficientNetDistance, load_perceptual
 from sundae.common.errors import UserError
@@ -21,6 +21,7 @@ from sundae.config.sections import SamplingConfig
 from sundae.data.dataset import Latents, TokenDataset, open_latents
 from sundae.evaluation.classifier import class_accuracy, fit_classifier
 from sundae.evaluation.frechet import frechet_distance
+from sundae.sampling.image_codec import ImageCodec
 from sundae.sampling.sampler import BaseSampler, sample_seeds
 
 BATCH = 100
@@ -123,7 +124,7 @@ class Decoded:
         Raises:
             UserError: the codec, the images or the network that sees them is missing.
         """
-        self.codec, self.features = ChunkedCodec(open_codec(cfg)), Features()
+        self.codec, self.features = ImageCodec(open_codec(cfg)), Features()
         size = cfg.grid_shape[0] * self.codec.factor
 
         def features_of(side: TokenDataset, at_most: int | None) -> np.ndarray:

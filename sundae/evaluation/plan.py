@@ -269,12 +269,13 @@ class Plan:
         codec_weights, decoding = 0, 0
         if isinstance(self.codec, CodecCost):
             codec_weights = 4 * self.codec.parameters
-            at_once = max(1, memory.PIXELS // math.prod(self.codec.size))
-            decoding = self.codec.decode_bytes * at_once
+            images = max(1, memory.PIXELS // math.prod(self.codec.size))
+            decoding = self.codec.decode_bytes * images
         self.steps = cfg.sampling.steps
         self.sampling = cost.sampling_bytes(bf16=self.bf16) + codec_weights
         logits = self.length * cfg.data.vocab_size
-        self.sampling_largest = min(self.sampling.largest(self.room), memory.LOGITS // logits)
+        at_once = max(1, memory.LOGITS // logits)
+        self.sampling_largest = min(self.sampling.largest(self.room), at_once)
         self.sampling_flops = cost.sampling_flops()
         self.decode_bytes = 4 * self.parameters + codec_weights + decoding
 
