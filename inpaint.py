@@ -33,14 +33,12 @@ def parse_args() -> argparse.Namespace:
     utils.add_common_flags(parser)
     flag = parser.add_argument
     flag("images", type=Path, metavar="IMG_OR_DIR", help="an image, or a folder of images")
-    flag("--resume", type=Path, metavar="PATH", help="run folder (its best checkpoint) or "
-         "checkpoint; the bundled emoji model by default")  # fmt: skip
     flag("--nb-inpaint", type=int, default=8, metavar="N", help="images of a folder, the first "
-         "in natural order (8)")  # fmt: skip
-    flag("--nb-samples", type=int, default=4, metavar="N", help="samples per image (4)")
-    flag("--batch-size", type=int, default=16, metavar="N", help="samples at a time (16)")
-    flag("--out-dir", type=Path, metavar="DIR", help="a folder of PNGs and a grid for each image "
-         "go there (inpainted/NAME_TIME)")  # fmt: skip
+         "in natural order (default: 8)")  # fmt: skip
+    flag("--nb-samples", type=int, default=4, metavar="N", help="samples per image (default: 4)")
+    flag("--batch-size", type=int, default=16, metavar="N", help="samples at a time (default: 16)")
+    flag("--out-dir", type=Path, metavar="DIR", help="receives a folder of PNGs and a grid for "
+         "each image (default: inpainted/NAME_TIME)")  # fmt: skip
     flag("--overwrite", action="store_true", help="replace files of the same names")
     flag("--class", dest="classes", action="append", metavar="NAME", help="a class by name or "
          "number, repeatable; by default the null class, or all in turn where none is")  # fmt: skip
@@ -61,13 +59,11 @@ def parse_args() -> argparse.Namespace:
     edit.add_argument("--no-composite", action="store_true", help="show the decoded samples, "
                       "without putting the known pixels back")  # fmt: skip
     edit.add_argument("--feather", type=int, metavar="N", help="pixels within the hole that are "
-                      "toned to meet its edge (half a patch)")  # fmt: skip
+                      "toned to meet its edge (default: half a patch)")  # fmt: skip
     for kind, sizes in MASK_KINDS.items():
         group = parser.add_argument_group(f"sizes of --inpaint-strategy {kind}")
         add_flags(group, sizes)
     utils.add_sampling_flags(parser)
-    flag("--raw-weights", action="store_true", help="the weights, not their moving average")
-    flag("--cuda-vqgan", action="store_true", help="encode and decode on the GPU")
     flag("--no-tqdm", action="store_true", help="no progress bar")
     return parser.parse_args()
 
@@ -101,17 +97,7 @@ def main() -> None:
     request = parse_edit(args)
     images = name_images(args.images, args.nb_inpaint)
     device = utils.choose_device(args.no_cuda, args.quiet)
-    sampler = Sampler.from_pretrained(
-        args.resume,
-        run_file=args.cfg_path,
-        overrides=args.overrides,
-        flags=utils.sampling_flags(args),
-        ema=not args.raw_weights,
-        device=device,
-        codec_device=device if args.cuda_vqgan else "cpu",
-        precision=args.precision,
-        quiet=args.quiet,
-    )
+    sampler = Sampler.from_pretrained(**utils.sampler_options(args, device))
     if args.canvas:
         request = replace(request, canvas=parse_canvas(args.canvas, sampler.codec.factor))
     seed, sampling = utils.seed_everything(args.seed), sampler.cfg.sampling

@@ -25,7 +25,6 @@ MEASURED = Path(__file__).with_name("benchmarks") / "efficiency.json"
 
 
 def parse_args() -> argparse.Namespace:
-    """Command line of the script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,13 +49,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Prints the plan of one run file on one card, and writes it where --json says."""
     args = parse_args()
-    cfg, measured, gpu = (
-        load_config(args.run_file, args.overrides),
-        read_efficiency(MEASURED),
-        args.gpu,
-    )
+    cfg = load_config(args.run_file, args.overrides)
+    measured, gpu = read_efficiency(MEASURED), args.gpu
     if args.efficiency:
         own = read_efficiency(args.efficiency)
         if gpu is None and len(own) == 1:

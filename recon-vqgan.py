@@ -60,16 +60,14 @@ def main() -> None:
         distance=args.distance,
         precision=args.precision,
     ).to(utils.choose_device(args.no_cuda, args.quiet))
-    with tqdm(total=len(paths), unit="img", disable=True if args.quiet else None) as bar:
-        report = reconstruct(
-            codec,
-            paths,
-            size=args.size,
-            fit=args.fit,
-            batch_size=args.batch_size,
-            max_pairs=args.rows,
-            progress=lambda done: bar.update(done - bar.n),
-        )
+    report = reconstruct(
+        codec,
+        tqdm(paths, unit="img", disable=True if args.quiet else None),
+        size=args.size,
+        fit=args.fit,
+        batch_size=args.batch_size,
+        max_pairs=args.rows,
+    )
     save_grid(side_by_side(report.pairs), args.out, columns=2)
     utils.say(str(report))
     for error in report.unreadable:

@@ -13,7 +13,7 @@ from sundae.common.locking import shared_folder
 from sundae.editing.sampler import Sampler
 from sundae.interactive.settings import Settings
 from sundae.interactive.terminal import Terminal
-from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, sampling_flags
+from utils import add_common_flags, add_sampling_flags, choose_device, run_cli, sampler_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,46 +21,22 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=summary, epilog=details)
     add_common_flags(parser)
     flag = parser.add_argument
-    flag(
-        "--resume",
-        type=Path,
-        metavar="PATH",
-        help="run folder (its best checkpoint) or checkpoint; the shipped emoji model unless given",
-    )
-    flag("--nb-samples", type=int, metavar="N", help="how many at a time, at first")
+    flag("--nb-samples", type=int, metavar="N", help="number of images at a time, at first")
     add_sampling_flags(parser)
-    flag("--out-dir", type=Path, metavar="DIR", help="gets a numbered folder for each sampling "
-         "(samples/NAME_TIME; with --web a temporary one)")  # fmt: skip
-    flag("--raw-weights", action="store_true", help="not their moving average")
-    flag("--cuda-vqgan", action="store_true", help="decode on the GPU")
+    flag("--out-dir", type=Path, metavar="DIR", help="receives a numbered folder for each sampling "
+         "(default: samples/NAME_TIME; with --web a temporary one)")  # fmt: skip
     flag("--web", action="store_true", help="a page in the browser instead of the menu")
     web = parser.add_argument_group("the page (with --web)")
-    web.add_argument("--host", default="127.0.0.1", help="where it listens (this machine only); "
-                     "0.0.0.0 is everywhere. Beyond this machine, a link with a token is printed "
-                     "that lets in whoever has it")  # fmt: skip
-    web.add_argument("--port", type=int, default=7860, metavar="N", help="7860; 0 is any free one")
-    web.add_argument("--auth", metavar="USER:PASSWORD", help="browsers ask for these instead")
+    web.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this "
+                     "machine only); 0.0.0.0 is everywhere. Beyond this machine, a link with a "
+                     "token is printed that lets in whoever has it")  # fmt: skip
+    web.add_argument("--port", type=int, default=7860, metavar="N", help="port (default: "
+                     "7860); 0 is any free one")  # fmt: skip
+    web.add_argument("--auth", metavar="USER:PASSWORD", help="log-in that browsers ask for instead")
     web.add_argument("--no-auth", action="store_true", help="let in everybody who can reach --host")
     web.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a further "
                      "host name that it is reached by, such as a proxy's; repeatable")  # fmt: skip
     return parser.parse_args()
-
-
-def open_settings(args: argparse.Namespace) -> Settings:
-    """The model, and what to sample from it at first."""
-    device = choose_device(args.no_cuda, args.quiet)
-    sampler = Sampler.from_pretrained(
-        args.resume,
-        run_file=args.cfg_path,
-        overrides=args.overrides,
-        flags=sampling_flags(args),
-        ema=not args.raw_weights,
-        device=device,
-        codec_device=device if args.cuda_vqgan else "cpu",
-        precision=args.precision,
-        quiet=args.quiet,
-    )
-    return Settings(sampler, sampler.cfg.sampling).changed(seed=args.seed)
 
 
 def gradio_version() -> int:
@@ -87,7 +63,9 @@ def main() -> None:
     args = parse_args()
     if args.web:
         check_web_flags(args)
-    settings = open_settings(args)
+    device = choose_device(args.no_cuda, args.quiet)
+    sampler = Sampler.from_pretrained(**sampler_options(args, device))
+    settings = Settings(sampler, sampler.cfg.sampling).changed(seed=args.seed)
     if args.web:
         from sundae.interactive.server import serve  # Gradio is an extra
 
@@ -101,7 +79,7 @@ def main() -> None:
             host_names=args.allow_host,
         )
         return
-    name = settings.sampler.cfg.trainer.exp_name
+    name = sampler.cfg.trainer.exp_name
     with shared_folder(args.out_dir, Path("samples"), name) as out_dir:
         Terminal(settings, out_dir, bar=not args.quiet).run()
 

@@ -13,7 +13,7 @@ from utils import (
     add_sampling_flags,
     choose_device,
     run_cli,
-    sampling_flags,
+    sampler_options,
     say,
     seed_everything,
 )
@@ -23,12 +23,6 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_flags(parser)
     flag = parser.add_argument
-    flag(
-        "--resume",
-        type=Path,
-        metavar="PATH",
-        help="run folder (its best checkpoint) or checkpoint; the bundled model by default",
-    )
     flag("--nb-samples", type=int, metavar="N", help="number of images")
     flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
     add_sampling_flags(parser)
@@ -40,8 +34,6 @@ def parse_args() -> argparse.Namespace:
     flag("--count-offset", type=int, default=0, metavar="N", help="number of the first sample: "
          "with the same seed, several calls divide one long run")  # fmt: skip
     flag("--overwrite", action="store_true", help="replace files of the same names")
-    flag("--raw-weights", action="store_true", help="the weights, not their moving average")
-    flag("--cuda-vqgan", action="store_true", help="decode on the GPU")
     flag("--no-tqdm", action="store_true", help="no progress bar")
     return parser.parse_args()
 
@@ -51,17 +43,7 @@ def main() -> None:
     if args.batch_size < 1 or args.count_offset < 0:
         raise UserError("--batch-size must be at least 1 and --count-offset at least 0")
     device = choose_device(args.no_cuda, quiet=True)
-    sampler = BaseSampler.from_pretrained(
-        args.resume,
-        run_file=args.cfg_path,
-        overrides=args.overrides,
-        flags=sampling_flags(args),
-        ema=not args.raw_weights,
-        device=device,
-        codec_device=device if args.cuda_vqgan else "cpu",
-        precision=args.precision,
-        quiet=args.quiet,
-    )
+    sampler = BaseSampler.from_pretrained(**sampler_options(args, device))
     count, offset = sampler.cfg.sampling.nb_samples, args.count_offset
     canvas = parse_canvas(args.canvas, sampler.codec.factor) if args.canvas else sampler.grid
     if canvas == sampler.grid:

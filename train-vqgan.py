@@ -6,8 +6,6 @@ from pathlib import Path
 
 from sundae.codec_training.config import CodecRunConfig, load_codec_config, parse_codec_config
 from sundae.codec_training.experiment import CodecExperiment
-from sundae.codec_training.export import Exports
-from sundae.codec_training.grids import ReconstructionGrids
 from sundae.common.errors import UserError
 from sundae.prior.checkpoint import Checkpoint, open_checkpoint
 from sundae.training.experiment import check_run, run_training
@@ -51,8 +49,8 @@ def main() -> None:
         seed=args.seed,
         wandb=wandb,
         quiet=args.quiet,
-        on_evaluation=[ReconstructionGrids(cfg, experiment.data[1])],
-        on_save=[Exports(cfg)],
+        on_evaluation=[experiment.log_reconstructions],
+        on_save=[experiment.export],
     )
     if trainer.stopped_by:
         sys.exit(128 + trainer.stopped_by)

@@ -131,7 +131,12 @@ def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: An
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every key of [sampling] that says how to sample; none has a default."""
+    """Add the flags of a sampler, and one for every key of [sampling] but nb_samples."""
+    flag = parser.add_argument
+    flag("--resume", type=Path, metavar="PATH", help="run folder (its best checkpoint) or "
+         "checkpoint (default: the bundled emoji model)")  # fmt: skip
+    flag("--raw-weights", action="store_true", help="the weights, not their moving average")
+    flag("--cuda-vqgan", action="store_true", help="encode and decode on the GPU")
     group = parser.add_argument_group(
         "how to sample",
         "keys of [sampling], by default as in the run file; in brackets the default of such a key",
@@ -140,12 +145,19 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(group, SamplingConfig, *keys)
 
 
-def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Dotted keys of the run file that the flags of `add_sampling_flags` set, None where not given.
-
-    A script's own --nb-samples is among them.
-    """
-    return values_of(args, SamplingConfig)
+def sampler_options(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What `Sampler.from_pretrained` takes of the flags of a script that samples."""
+    return {
+        "path": args.resume,
+        "run_file": args.cfg_path,
+        "overrides": args.overrides,
+        "flags": values_of(args, SamplingConfig),  # also a script's --nb-samples
+        "ema": not args.raw_weights,
+        "device": device,
+        "codec_device": device if args.cuda_vqgan else "cpu",
+        "precision": args.precision,
+        "quiet": args.quiet,
+    }
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:

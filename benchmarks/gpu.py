@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -37,11 +37,10 @@ from sundae.common.errors import UserError
 from sundae.common.files import make_folder, named_path, write_text
 from sundae.common.folders import remove_tree
 from sundae.common.locking import folder_lock
-from sundae.evaluation.plan import read_efficiency
 
 MEASURED = Path(__file__).with_name("efficiency.json")
 
-# Prints what a GPU and its software are, without leaving memory taken in the process that asks; and
+# Prints what a GPU and its software are, without allocating its memory in this process; and
 # fails where a package is missing that the stages need.
 _PROBE = """
 import json, torch
@@ -79,7 +78,7 @@ class Record:
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome, print it in a line, and write the report.
 
-        A part that is not reached keeps what an earlier call found.
+        A part that is not reached has the outcome of an earlier call.
         """
         print(f"{outcome.state:>12} {outcome.seconds:6.0f} s  {outcome.key}", flush=True)
         if outcome.state == "not reached":
@@ -280,9 +279,9 @@ def print_list(found: Sequence[Stage]) -> None:
 
 
 def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int:
-    """Run stages; returns the exit code."""
+    """Run what an earlier call has not passed; returns the exit code."""
     began = time.monotonic()
-    # A killed process may hold a hundred gigabytes, which nobody wants on the disk.
+    # A killed process may hold a hundred gigabytes, too many for a core dump on the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     earlier(args, work)
     interrupted = Interrupted()
@@ -298,39 +297,26 @@ def run_all(args: argparse.Namespace, found: Sequence[Stage], work: Path) -> int
         if not args.resume:
             for path in results_of(args.out, work):
                 remove_tree(path)
-        return run_parts(args, found, work, before, about, began, interrupted)
-
-
-def run_parts(
-    args: argparse.Namespace,
-    found: Sequence[Stage],
-    work: Path,
-    before: Sequence[Outcome],
-    about: dict[str, Any],
-    began: float,
-    interrupted: Interrupted,
-) -> int:
-    """Run what an earlier call has not passed; returns the exit code."""
-    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
-    done = {outcome.key for outcome in before if outcome.state == "passed"}
-    order = [part.key for stage in found for part in stage.parts]
-    record = Record(args.out, work, about, before, order)
-    for stage in found:
-        left = tuple(part for part in stage.parts if part.key not in done)
-        run_stage(Stage(stage.name, stage.limit, left, stage.at_once), work,
-                  began + 60 * args.minutes, record.add, interrupted=interrupted)  # fmt: skip
-        if stage.name == "speed" and args.device == "cuda" and not args.tiny:
-            keep_efficiency(args.out / "efficiency.json")
+        print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+        done = {outcome.key for outcome in before if outcome.state == "passed"}
+        order = [part.key for stage in found for part in stage.parts]
+        record = Record(args.out, work, about, before, order)
+        for stage in found:
+            left = tuple(part for part in stage.parts if part.key not in done)
+            run_stage(replace(stage, parts=left), work, began + 60 * args.minutes, record.add,
+                      interrupted=interrupted)  # fmt: skip
+            if stage.name == "speed" and args.device == "cuda" and not args.tiny:
+                keep_efficiency(args.out / "efficiency.json")
     print(f"{'all parts passed' if record.passed else 'NOT all parts passed'} after "
           f"{time.monotonic() - began:.0f} s: {args.out / 'report.md'}")  # fmt: skip
-    if interrupted.signal:
-        return 128 + interrupted.signal
-    return 0 if record.passed else 1
+    return 128 + interrupted.signal if interrupted.signal else int(not record.passed)
 
 
 def keep_efficiency(path: Path) -> None:
     """Add what was measured to the file that the planner reads; say so where that fails."""
     if path.exists():
+        from sundae.evaluation.plan import read_efficiency  # may lack packages
+
         try:
             measured = {**read_efficiency(MEASURED), **read_efficiency(path)}
             write_text(MEASURED, json.dumps(measured, indent=2) + "\n")
@@ -339,7 +325,7 @@ def keep_efficiency(path: Path) -> None:
 
 
 def run() -> int:
-    """What the flags ask for; returns the exit code."""
+    """Does what the flags say; returns the exit code."""
     args = parse_args()
     if args.pack:
         from gpu_pack import pack

@@ -42,18 +42,17 @@ class Bench:
     checks: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, str]] = field(default_factory=list)
 
-    def check(self, name: str, passed: bool, found: object, wanted: str = "") -> None:
+    def check(self, name: str, passed: bool, found: object, expected: str = "") -> None:
         """Note something that has to hold, and print it.
 
         Args:
             found: the number or text that decided.
-            wanted: what was expected, for the reader.
+            expected: the expectation, for the reader.
         """
-        entry = {"name": name, "passed": bool(passed), "found": str(found), "wanted": wanted}
+        entry = {"name": name, "passed": bool(passed), "found": str(found), "expected": expected}
         self.checks.append(entry)
-        print(
-            f"{'ok  ' if passed else 'FAIL'} {name}: {found}" + (f" ({wanted})" if wanted else "")
-        )
+        note = f" ({expected})" if expected else ""
+        print(f"{'ok  ' if passed else 'FAIL'} {name}: {found}{note}")
         self._write()
 
     def show(self, title: str, path: Path) -> None:

@@ -179,18 +179,29 @@ def read_requirements(path: Path) -> Iterator[Requirement]:
 
 
 def download(need: Requirement, folder: Path) -> Path:
-    """One wheel that fits the GPU machine; returns its path."""
-    before = set(folder.glob("*.whl"))
-    words = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-             "--no-deps", "--only-binary=:all:", "--implementation=cp",
-             f"--python-version={PYTHON}", f"--dest={folder}"]  # fmt: skip
-    words += [f"--platform={name}" for name in PLATFORMS]
-    done = subprocess.run([*words, f"{need.name}{need.specifier}"], capture_output=True, text=True)
-    new = set(folder.glob("*.whl")) - before
-    if done.returncode or len(new) != 1:
-        last = done.stderr.strip().splitlines()[-1:] or ["no wheel"]
-        raise UserError(f"{need}: pip could not download it for Python {PYTHON} ({last[0]})")
-    return new.pop()
+    """One wheel that fits the GPU machine; returns its path.
+
+    Where there is a source archive only, it is built here, which serves pure Python.
+    """
+    platforms = [f"--platform={name}" for name in PLATFORMS]
+    fetch = ["download", "--only-binary=:all:", "--implementation=cp",
+             f"--python-version={PYTHON}", *platforms, f"--dest={folder}"]  # fmt: skip
+    build = ["wheel", f"--wheel-dir={folder}"]
+    before, errors = set(folder.iterdir()), []
+    for words in (fetch, build):
+        pip = [sys.executable, "-m", "pip", words[0], "--quiet", "--disable-pip-version-check",
+               "--no-deps", *words[1:], f"{need.name}{need.specifier}"]  # fmt: skip
+        done = subprocess.run(pip, capture_output=True, text=True)
+        new = set(folder.glob("*.whl")) - before
+        if not done.returncode and len(new) == 1:
+            (wheel,) = new
+            if words is fetch or wheel.name.endswith("-none-any.whl"):
+                return wheel
+            wheel.unlink()
+            errors.append(f"{wheel.name} is not pure Python")
+        errors += done.stderr.strip().splitlines()[-1:]
+    reason = errors[0] if errors else "no wheel"
+    raise UserError(f"{need}: pip could not download it for Python {PYTHON} ({reason})")
 
 
 def needs_of(wheel: Path) -> Iterator[Requirement]:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from efficiency import efficiency_of
 from gpu_run import Outcome
-from measuring import efficiency_of
 
 from sundae.common.files import atomic_path, write_text
 
@@ -37,12 +37,12 @@ class Goal:
 
     Attributes:
         found: what was measured, or None.
-        wanted: limit; `at_least` says on which side of it.
+        expected: limit; `at_least` says on which side of it.
     """
 
     name: str
     found: float | None
-    wanted: float
+    expected: float
     unit: str
     at_least: bool = True
 
@@ -51,7 +51,7 @@ class Goal:
         """None where nothing was measured."""
         if self.found is None:
             return None
-        return self.found >= self.wanted if self.at_least else self.found <= self.wanted
+        return self.found >= self.expected if self.at_least else self.found <= self.expected
 
 
 def write_report(
@@ -130,7 +130,7 @@ def best_share(
 
 
 def fastest(rows: Iterable[Row], size: str, track: str, images: int | None = None) -> float | None:
-    """Seconds an image, the median of the fastest way."""
+    """Seconds an image, the median of the fastest variant."""
     return min(map(seconds_an_image, ours(rows, size, track, images)), default=None)
 
 
@@ -173,7 +173,7 @@ def report(about: dict[str, Any], goals: Sequence[Goal], outcomes: Sequence[Outc
     lines += ["| part | state | seconds | what it shows |", "|---|---|---|---|"]
     lines += [f"| {o.key} | {state(o)} | {o.seconds:.0f} | {o.shows} |" for o in outcomes]
     if any(goal.met is not None for goal in goals):
-        lines += ["", "## Goals", "", "| goal | measured | wanted | met |", "|---|---|---|---|"]
+        lines += ["", "## Goals", "", "| goal | measured | expected | met |", "|---|---|---|---|"]
         lines += map(goal_line, goals)
     for outcome in outcomes:
         lines += part_lines(outcome)
@@ -193,7 +193,7 @@ def goal_line(goal: Goal) -> str:
     found = "-" if goal.found is None else f"{goal.found:.3g}{goal.unit}"
     side = "at least" if goal.at_least else "at most"
     met = {None: "not measured", True: "yes", False: "**no**"}[goal.met]
-    return f"| {goal.name} | {found} | {side} {goal.wanted:g}{goal.unit} | {met} |"
+    return f"| {goal.name} | {found} | {side} {goal.expected:g}{goal.unit} | {met} |"
 
 
 def part_lines(outcome: Outcome) -> list[str]:
@@ -220,11 +220,11 @@ def part_lines(outcome: Outcome) -> list[str]:
 def check_line(check: dict[str, Any]) -> str:
     """A row of a table of checks."""
     holds = "yes" if check["passed"] else "**no**"
-    cells = (check["name"], check["found"], check["wanted"], holds)
+    cells = (check["name"], check["found"], check["expected"], holds)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-_ROW_HEAD = "| track | way | images | seconds | evaluations | TFLOP/s | of the peak | memory |"
+_ROW_HEAD = "| track | variant | images | seconds | evaluations | TFLOP/s | of the peak | memory |"
 
 
 def row_line(row: Row) -> str:

@@ -50,7 +50,7 @@ class Part:
         stage, name: together the key, such as "smoke/train".
         shows: what its result shows, in a line.
         command: words of the command line. "{result}" in a word stands for the path of the JSON
-            file that the part may write, "{folder}" for a folder of its own, which keeps what an
+            file that the part may write, "{folder}" for a folder of its own, which holds what an
             earlier call left, and "{seconds}" for the seconds it has.
         limit: seconds at most.
         optional: whether nothing is wrong if it does not pass.

@@ -75,7 +75,7 @@ def train(bench: Bench, run: Path, words: list[str], seconds: float) -> None:
 
 
 def ended(process: subprocess.Popen[bytes]) -> int:
-    """Exit code of a training that is asked to end; it saves a checkpoint first."""
+    """Exit code of a training after SIGTERM; it saves a checkpoint first."""
     process.send_signal(signal.SIGTERM)
     try:
         return process.wait(SAVING)

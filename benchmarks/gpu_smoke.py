@@ -101,7 +101,7 @@ def check_resume(bench: Bench) -> None:
     """10 steps and 10 more after resuming give the weights of 20 steps at once.
 
     On a GPU, gradients of embeddings and of attention are sums in an order that varies, unless
-    deterministic algorithms are asked for. Those that only warn leave attention's kernels as they
+    deterministic algorithms are on. Those that only warn leave attention's kernels as they
     are, so it does without.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts
@@ -283,15 +283,15 @@ def check_kernels(bench: Bench) -> None:
     """Draws are those of a CPU, to the bit; attention is right at every shape that is special."""
     seeds = sample_seeds(0, 4)
     for length in (64, 256, 1024):
-        wanted = seeded_uniforms(seeds, 3, length)
+        expected = seeded_uniforms(seeds, 3, length)
         found = seeded_uniforms(seeds.to(bench.device), 3, length).cpu()
-        bench.check(f"noise of {length} tokens", equal_share(wanted, found) == 1, "bits of a CPU")
+        bench.check(f"noise of {length} tokens", equal_share(expected, found) == 1, "bits of a CPU")
     for codes in (17, 8192):
         logits, uniforms = torch.randn(512, codes), torch.rand(512)
-        wanted = draw_tokens(logits, uniforms)
+        expected = draw_tokens(logits, uniforms)
         found = draw_tokens(logits.to(bench.device), uniforms.to(bench.device)).cpu()
         # Softmax differs in its last bit, which moves an edge between two codes by 2**-24.
-        share = equal_share(wanted, found)
+        share = equal_share(expected, found)
         bench.check(f"draws among {codes} codes", share > 0.99, f"{share:.2%} equal")
     cells = 2**6 if bench.tiny else 2**16
     for name, shape, keys, masked in (
@@ -383,7 +383,7 @@ def check_codec(bench: Bench) -> None:
     reference = load_vqgan(CODEC, precision="fp32")
     tokens = reference.encode(images)
     pixels = reference.decode(tokens)
-    # TF32 in convolutions keeps 10 bits of each factor, as PyTorch's default allows.
+    # TF32 in convolutions has 10 bits of each factor, as PyTorch's default allows.
     for name, precision, tf32, share, decibels in (
         ("fp32", "fp32", False, 0.999, 60),
         ("fp32 with TF32", "fp32", True, 0.97, 45),
@@ -405,9 +405,9 @@ def encoded(codec: VQGANCodec, images: Tensor) -> Tensor:
     return codec.encode(images).cpu()
 
 
-def decibel(found: Tensor, wanted: Tensor) -> float:
+def decibel(found: Tensor, expected: Tensor) -> float:
     """Peak signal to noise ratio of images in [0, 1]; infinite for equal ones."""
-    error = (found - wanted).square().mean().item()
+    error = (found - expected).square().mean().item()
     return -10 * math.log10(error) if error else math.inf
 
 
@@ -415,7 +415,7 @@ def check_latents(bench: Bench) -> None:
     """generate-latents.py writes the tokens that a CPU computes, eager and compiled."""
     count = 8 if bench.tiny else 64
     images = write_photos(bench.folder / "photos", count, 64)
-    wanted = load_vqgan(CODEC, precision="fp32").encode((images * 255).round() / 255)
+    expected = load_vqgan(CODEC, precision="fp32").encode((images * 255).round() / 255)
     for name in ("no-compile",) if bench.tiny else ("no-compile", "compile"):
         out = bench.folder / name
         bench.script("generate-latents", "--ckpt-path", CODEC, "--dataset-in",
@@ -423,7 +423,7 @@ def check_latents(bench: Bench) -> None:
                      f"--{name}")  # fmt: skip
         found = torch.as_tensor(open_latents(out).tokens[:].astype("int64"))
         bench.check(f"{name}: rows", len(found) == count, len(found), str(count))
-        share = equal_share(found, wanted)
+        share = equal_share(found, expected)
         bench.check(f"{name}: tokens as on a CPU", share > 0.93, f"{share:.2%} equal",
                     "auto against fp32")  # fmt: skip
 
@@ -448,8 +448,8 @@ def check_codec_training(bench: Bench) -> None:
                  *(word for setting in settings for word in ("--set", setting)))  # fmt: skip
     losses = curve(run, "train/reconstruction")
     bench.check("the reconstruction improves", losses[-1] < losses[0], losses)
-    judged = curve(run, "train/discriminator")
-    bench.check("the discriminator learns", 0 < judged[-1] < 2, judged)
+    hinge = curve(run, "train/discriminator")
+    bench.check("the discriminator learns", 0 < hinge[-1] < 2, hinge)
     bench.check("a checkpoint is written", bool(list_checkpoints(run)), run.name)
     bench.show("reconstructions after 20 steps",
                sorted((run / "reconstructions").glob("*.png"))[-1])  # fmt: skip

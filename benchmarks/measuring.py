@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import partial
@@ -82,7 +82,7 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest matrix product found among several sizes.
 
     On a CPU the best of five tries counts, since something else may run beside them; on a GPU the
-    median over half a second, since it keeps its highest clock rate for moments only.
+    median over half a second, since its highest clock rate lasts for moments only.
     """
     best = 0.0
     for side in _PEAK_SIDES[device]:
@@ -152,31 +152,3 @@ def _cpu_name() -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def efficiency_of(results: Sequence[Mapping[str, Any]], source: str) -> dict[str, dict[str, Any]]:
-    """{device: shares} as plan.py reads them, from what speed.py wrote in one run or several.
-
-    The fastest of our own variants counts for each track; of several sizes, the median.
-
-    Args:
-        results: contents of its JSON, at least one.
-        source: where they come from, for the reader.
-    """
-    about = results[0]["machine"]
-    entry: dict[str, Any] = {"source": f"{source}, {about.get('date', 'no date')}"}
-    peaks = [result["peak_tflops"] for result in results if result["peak_tflops"]]
-    if peaks:
-        entry["tflops"] = max(peaks)
-    rows = [row for result in results for row in result["rows"] if row["share"]]
-    for kind, word in (("train", "train"), ("sample", "sampl"), ("decode", "decode")):
-        best: dict[str, tuple[float, str]] = {}
-        for row in rows:
-            if row["path"].startswith("ours") and word in row["track"]:
-                # A row's share is of the peak in its own precision; here they share one scale.
-                share = row["tflops"] / entry["tflops"]
-                best[row["size"]] = max(best.get(row["size"], (0.0, "")), (share, row["precision"]))
-        if best:
-            entry[kind] = statistics.median(share for share, _ in best.values())
-            entry["precision"] = next(iter(best.values()))[1]
-    return {about["device"]: entry}

@@ -53,10 +53,9 @@ from sundae.common.naming import printable
 from sundae.config.run_file import RunConfig, dump_toml, load_config, update_config
 from sundae.evaluation.cost import Cost
 from sundae.sampling.sampler import BaseSampler
-from sundae.training.data import open_datasets
 from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
-from sundae.training.prior import PriorExperiment
+from sundae.training.prior import PriorExperiment, open_datasets
 from sundae.training.trainer import Trainer
 from utils import add_common_flags, choose_device, run_cli, say
 

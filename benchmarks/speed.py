@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # textbook.py
 
 import torch
+from efficiency import efficiency_of
 from measuring import (
-    efficiency_of,
     interleaved,
     machine,
     machine_line,

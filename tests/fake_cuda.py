@@ -2,7 +2,7 @@
 
 Within `fake_cuda` tensors are made on "cuda" and moved there as on a machine with a GPU, and hold
 the CPU's results. What a GPU refuses is refused, and what makes the host wait for it is noted.
-torch's own FakeTensorMode judges devices likewise. But its tensors have no values, so nothing that
+torch's own FakeTensorMode checks devices likewise. But its tensors have no values, so nothing that
 looks at one can go on, and without a driver nothing can go backward through them.
 """
 
@@ -109,7 +109,7 @@ _TO = Tensor.to
 
 
 def _to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`Tensor.to`, which would ask a driver for the number of "cuda".
+    """`Tensor.to`, which would query a driver for the number of "cuda".
 
     What is on the device already is moved to where the C++ side takes it to be, and so stays.
     """

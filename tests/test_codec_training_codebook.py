@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sundae.codec.vqgan.quantise import Quantiser
+from sundae.codec.vqgan.quantise import Quantiser, perplexity
 from sundae.codec_training.codebook import (
     CodebookManager,
     kmeans,
     nearest,
     restart,
-    usage_and_perplexity,
 )
 from sundae.common.finite import NonFiniteError
 
@@ -125,8 +124,14 @@ def test_nothing_starts_over_after_the_last_restart() -> None:
     assert not torch.equal(quantiser.embedding.weight, before)
 
 
-def test_usage_and_perplexity() -> None:
-    usage, perplexity = usage_and_perplexity(torch.tensor([[0, 0], [1, 1]]), 8)
-    assert usage == 0.25
-    assert float(perplexity) == pytest.approx(2)
-    assert float(usage_and_perplexity(torch.zeros(5, dtype=torch.int64), 8)[1]) == pytest.approx(1)
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([5, 5, 5, 5], 4.0),
+        ([9, 0, 0, 0], 1.0),
+        ([2, 1, 1, 0], 2.828427),
+        ([2, 2, 0, 0, 0, 0, 0, 0], 2.0),
+    ],
+)
+def test_perplexity_counts_codes(counts: list[int], expected: float) -> None:
+    assert float(perplexity(torch.tensor(counts).float())) == pytest.approx(expected)

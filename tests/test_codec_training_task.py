@@ -8,8 +8,8 @@ from torch import Tensor
 from sundae.codec.vqgan import load_vqgan
 from sundae.codec_training.config import CodecRunConfig, parse_codec_config
 from sundae.codec_training.dataset import augment
+from sundae.codec_training.experiment import _alternate_rows
 from sundae.codec_training.export import export
-from sundae.codec_training.grids import _alternate_rows
 from sundae.codec_training.module import CodecTraining
 from sundae.codec_training.perceptual import load_perceptual
 from sundae.codec_training.task import CodecTask, build_training

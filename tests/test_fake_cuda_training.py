@@ -26,7 +26,6 @@ from vqgan_cases import DDCONFIG, random_images
 
 from sundae.codec.interface import PixelCodec
 from sundae.codec.vqgan import load_vqgan
-from sundae.codec_training.codebook import INITIALISATIONS
 from sundae.codec_training.config import CodecRunConfig, parse_codec_config
 from sundae.codec_training.efficientnet import EfficientNetLite0
 from sundae.codec_training.export import export
@@ -40,13 +39,12 @@ from sundae.prior.linear_cross_entropy import linear_cross_entropy
 from sundae.prior.network import build_network
 from sundae.prior.objective import unroll
 from sundae.sampling.grids import SampleGrids
-from sundae.training.data import open_datasets
 from sundae.training.ema import EMA
 from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means
 from sundae.training.optimizers import make_optimizer
-from sundae.training.prior import PriorExperiment, PriorTask
+from sundae.training.prior import PriorExperiment, PriorTask, open_datasets
 from sundae.training.trainer import Trainer
 
 Config = Callable[..., RunConfig]
@@ -236,7 +234,7 @@ def lpips() -> FeatureDistance:
 
 
 @pytest.mark.parametrize(
-    ("init", "perceptual"), [*zip(INITIALISATIONS, (efficientnet, lpips, Nothing), strict=True)]
+    ("init", "perceptual"), [("kmeans", efficientnet), ("data", lpips), ("uniform", Nothing)]
 )
 def test_a_codec_learns(
     init: str, perceptual: Callable[[], FeatureDistance], cuda: FakeCuda

@@ -146,7 +146,7 @@ def test_sampling_step(name: Any, changes: dict[str, Any], fake: FakeTensorMode)
     assert tokens.shape == (BATCH, LENGTH)
 
 
-def test_layout_of_a_grid_is_where_it_is_asked_for(fake: FakeTensorMode) -> None:
+def test_layout_of_a_grid_is_on_the_given_device(fake: FakeTensorMode) -> None:
     strategies.halton_order.cache_clear()
     layout = strategies.STRATEGIES["halton"].layout(GRID, torch.device("cuda"))
     strategies.halton_order.cache_clear()
@@ -175,12 +175,12 @@ def test_objective(with_head: bool, fake: FakeTensorMode) -> None:
     with torch.no_grad():
         found = list(steps)
     assert len(found) == 3
-    assert all(value.device.type == "cuda" for step in found for value in step)
+    assert all(value.device.type == "cuda" for step in found for value in step[:2])
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine", "dot", "gumbel"])
 def test_codec(distance: str, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whether numbers are in range is asked of values, which are not there.
+    # Whether numbers are in range depends on values, which do not exist.
     monkeypatch.setattr(VQGANCodec, "_check_images", lambda *_: None)
     monkeypatch.setattr(VQGANCodec, "_check_tokens", lambda *_: None)
     monkeypatch.setattr(VQGAN, "to", lambda model, **_: model)  # fake weights keep their strides

@@ -8,11 +8,15 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from sundae.sampling.sampler import BaseSampler, sample_seeds
+from sundae.editing.request import EditRequest
+from sundae.editing.sampler import Sampler
+from sundae.sampling.sampler import sample_seeds
 
 # name: (samples, settings, sha256 of the tokens, first 16 digits)
 CASES: dict[str, tuple[int, dict[str, Any], str]] = {
@@ -49,10 +53,10 @@ MEAN_COLOURS = {  # 0 to 255
 
 
 @pytest.fixture(scope="module")
-def sampler() -> Iterator[BaseSampler]:
+def sampler() -> Iterator[Sampler]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield BaseSampler.from_pretrained(device="cpu", precision="fp32")
+    yield Sampler.from_pretrained(device="cpu", precision="fp32")
     torch.set_num_threads(threads)
 
 
@@ -61,7 +65,7 @@ def digest(tokens: Tensor) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_samples_of_seed_0_are_the_same_images(sampler: BaseSampler, name: str) -> None:
+def test_samples_of_seed_0_are_the_same_images(sampler: Sampler, name: str) -> None:
     count, settings, expected = CASES[name]
     *_, last = sampler.refine(count, seed=0, **settings)
     assert digest(last.tokens) == expected
@@ -70,7 +74,7 @@ def test_samples_of_seed_0_are_the_same_images(sampler: BaseSampler, name: str) 
         assert torch.allclose(means, torch.tensor(MEAN_COLOURS[name]), atol=1.0)
 
 
-def test_frozen_tokens_lead_to_the_same_images(sampler: BaseSampler) -> None:
+def test_frozen_tokens_lead_to_the_same_images(sampler: Sampler) -> None:
     tokens = torch.arange(2 * 256).view(2, 16, 16) * 7 % sampler.codec.codebook_size
     frozen = (torch.arange(256) % 3 > 0).view(1, 16, 16).expand(2, -1, -1)
     *_, last = sampler.refine_tokens(
@@ -82,3 +86,27 @@ def test_frozen_tokens_lead_to_the_same_images(sampler: BaseSampler) -> None:
     )
     assert torch.equal(last.tokens[frozen], tokens[frozen])
     assert digest(last.tokens) == "aa4c0e1bae181dcf"
+
+
+HOLE = torch.zeros(64, 64, dtype=torch.bool)
+HOLE[15:50, 25:] = True
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected", "mean_colour"),
+    [
+        ({"mask": HOLE}, "aef66c5968ba756b", [93.17, 140.38, 165.79]),
+        ({"strength": 0.4}, "9a53bb40758c441c", [175.17, 133.16, 117.88]),
+    ],
+    ids=["inpaint", "vary"],
+)
+def test_edits_of_seed_0_are_the_same_images(
+    sampler: Sampler, edit: dict[str, Any], expected: str, mean_colour: list[float]
+) -> None:
+    row, column = np.mgrid[:64, :64]
+    image = Image.fromarray(4 * np.stack([column, row, column ^ row], -1).astype(np.uint8))
+    prepared = sampler.prepare_edit(image, EditRequest(**edit), seed=0)
+    *_, last = sampler.refine_edit(prepared, 2, seed=0, steps=4)
+    assert digest(last.tokens) == expected
+    means = last.pixels()[0].mean((1, 2)) * 255
+    assert torch.allclose(means, torch.tensor(mean_colour), atol=1.0)

@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from sundae.interactive import guard as guard_module
-from sundae.interactive.guard import Access, Guard, HostNames
+from sundae.interactive.guard import Guard, HostNames
 from sundae.interactive.session_files import SessionFiles
 
 HOST = "127.0.0.1:7860"
@@ -47,9 +47,9 @@ class Caller:
         self.guard = Guard(
             self.app,
             names=names or HostNames({"127.0.0.1"}),
-            access=Access(**access),
             files=self.files,
             port=7860,
+            **access,
         )
 
     def __call__(

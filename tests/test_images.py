@@ -12,6 +12,7 @@ from PIL import Image
 from sundae.common.errors import UserError
 from sundae.common.images import (
     BadImage,
+    enlarged,
     list_images,
     load_image,
     make_grid,
@@ -20,6 +21,7 @@ from sundae.common.images import (
     save_image,
     to_pil,
     to_tensor,
+    within,
 )
 
 RED = (255, 0, 0)
@@ -209,3 +211,10 @@ def test_grid_places_images_row_by_row_on_white(tmp_path: Path) -> None:
     save_grid(images, tmp_path / "grid.png")
     size = (3 * (3 * 32 + 2) + 2, 2 * (2 * 32 + 2) + 2)  # as square as can be, 64 pixels high
     assert load_image(tmp_path / "grid.png").size == size
+
+
+def test_images_are_scaled_to_be_seen() -> None:
+    assert within(Image.new("RGB", (400, 10)), 100).size == (100, 2)
+    assert within(Image.new("RGB", (90, 10)), 100).size == (90, 10)
+    assert enlarged(Image.new("RGB", (28, 30)), 192).size == (196, 210)
+    assert enlarged(Image.new("RGB", (256, 190)), 192).size == (256, 190)

@@ -60,7 +60,7 @@ def test_loss_is_the_cross_entropy_of_all_positions_not_of_the_corrupted_ones() 
     denoise = Recorder(table)
     steps = list(unroll(denoise, tokens, unroll_steps=3, vocab_size=6, generator=generator_of(5)))
     assert len(steps) == 3
-    for given, (loss, accuracy) in zip(denoise.given, steps, strict=True):
+    for given, (loss, accuracy, _) in zip(denoise.given, steps, strict=True):
         chosen = torch.log_softmax(table, -1)[given, tokens]
         assert loss.item() == pytest.approx(-chosen.mean().item(), abs=1e-6)
         right = (table.argmax(-1)[given] == tokens).double().mean()
@@ -114,11 +114,9 @@ def test_no_gradient_passes_through_the_samples() -> None:
 def test_the_steps_share_no_graph_and_allow_an_update_in_between() -> None:
     net = nn.Embedding(4, 4)
     tokens = torch.randint(4, (3, 12), generator=generator_of(12))
-    for loss, accuracy in unroll(
-        net, tokens, unroll_steps=3, vocab_size=4, generator=generator_of(13)
-    ):
-        loss.backward()
-        assert not accuracy.requires_grad
+    for step in unroll(net, tokens, unroll_steps=3, vocab_size=4, generator=generator_of(13)):
+        step.loss.backward()
+        assert not step.accuracy.requires_grad
         with torch.no_grad():
             net.weight -= 0.1 * net.weight.grad  # would break a graph that reaches back
 
@@ -138,8 +136,8 @@ def test_the_generator_is_the_only_source_of_noise() -> None:
 def test_the_loss_of_a_new_network_is_log_vocab_at_every_step() -> None:
     net = network(vocab_size=23)
     tokens = torch.randint(23, (4, 16), generator=generator_of(17))
-    for loss, _ in unroll(net, tokens, unroll_steps=2, vocab_size=23, generator=generator_of(18)):
-        assert loss.item() == pytest.approx(math.log(23), abs=1e-5)
+    for step in unroll(net, tokens, unroll_steps=2, vocab_size=23, generator=generator_of(18)):
+        assert step.loss.item() == pytest.approx(math.log(23), abs=1e-5)
 
 
 def test_a_diverged_network_reports_its_loss_instead_of_an_index_error() -> None:
@@ -147,7 +145,7 @@ def test_a_diverged_network_reports_its_loss_instead_of_an_index_error() -> None
     net.weight.data.fill_(torch.nan)
     tokens = torch.zeros(2, 8, dtype=torch.long)
     steps = unroll(net, tokens, unroll_steps=3, vocab_size=5, generator=generator_of(19))
-    assert all(torch.isnan(loss) for loss, _ in steps)
+    assert all(torch.isnan(step.loss) for step in steps)
 
 
 def test_half_precision_logits_are_compared_in_full_precision() -> None:

@@ -107,7 +107,7 @@ def test_sampling_pays_for_the_tokens_it_asks_for_and_twice_for_guidance() -> No
     assert Cost(guided).sampling_flops() == 2 * 5 * forward
 
 
-def test_the_largest_shipped_face_network_has_its_known_size() -> None:
+def test_the_largest_face_network_has_its_known_size() -> None:
     assert Cost(load_config(CONFIGS / "ffhq1024.toml")).parameters == 973_441_024
 
 

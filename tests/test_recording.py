@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sundae.common.errors import UserError
-from sundae.interactive.recording import PreviewThrottle, Recording, View, new_folder, record
+from sundae.interactive.recording import Recording, View, new_folder, record
 from sundae.sampling.sampler import SampleBatch
 
 
@@ -55,12 +55,14 @@ def test_a_history_has_each_step_of_the_first_batch_and_an_animation(tmp_path: P
     assert [grey_of(recording.step_path(step)) for step in recording.history] == [0, 1, 2, 3]
     assert recording.animation is not None
     with Image.open(recording.animation) as played:
-        assert played.n_frames == 4
-        shown = []
+        assert (played.n_frames, played.info["loop"]) == (4, 0)
+        shown, durations = [], []
         for frame in range(4):
             played.seek(frame)
             shown.append(round(played.convert("L").getpixel((8, 8)) / 25.5))
+            durations.append(played.info["duration"])
     assert shown == [0, 1, 2, 3]
+    assert durations == [100, 100, 100, 2000]
 
 
 def test_a_sampling_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
@@ -113,8 +115,20 @@ def test_showing_takes_a_third_of_the_time_at_most(tmp_path: Path) -> None:
 
 
 def test_showing_counts_what_the_caller_takes_for_it(tmp_path: Path) -> None:
-    ticks = count()
-    throttle = PreviewThrottle(lambda: next(ticks) * 1.0)
-    assert throttle.is_due()
-    throttle.charge(3.0)  # at 0: not again before 6
-    assert [throttle.is_due() for _ in range(6)] == [False] * 5 + [True]
+    now = 0.0
+    shown = []
+
+    def states() -> Iterator[SampleBatch]:
+        nonlocal now
+        for state in steps_of([20], size=1):
+            now += 1.0  # seconds a step
+            yield state
+
+    def clock() -> float:
+        return now
+
+    for view in record(states(), tmp_path / "0001", live=True, clock=clock):
+        if view.pixels is not None and not view.recording:
+            shown.append(view.batch.step)
+            now += 3.0  # not again within the next 6
+    assert shown == [0, 6, 12, 18, 20]

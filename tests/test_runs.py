@@ -15,7 +15,7 @@ from sundae.common.locking import Lock
 from sundae.config.run_file import RunConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo
 from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
-from sundae.training.data import open_datasets
+from sundae.training.prior import open_datasets
 from sundae.training.run_folder import choose_run_folder, run_folder
 
 Config = Callable[..., RunConfig]

@@ -24,12 +24,11 @@ from sundae.prior.checkpoint import CheckpointInfo, open_checkpoint
 from sundae.prior.network import build_network
 from sundae.prior.run import list_checkpoints
 from sundae.training.batches import split_batch
-from sundae.training.data import open_datasets
 from sundae.training.ema import EMA
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means
 from sundae.training.optimizers import make_optimizer
-from sundae.training.prior import PriorTask
+from sundae.training.prior import PriorTask, open_datasets
 from sundae.training.trainer import Task, Trainer
 
 Config = Callable[..., RunConfig]

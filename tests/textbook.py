@@ -58,7 +58,7 @@ class LayerNorm(nn.Module):
 
 
 def norm_of(cfg: NetConfig) -> nn.Module:
-    """The normalisation that a config asks for."""
+    """The normalisation of a config."""
     return ScaleNorm() if cfg.use_scalenorm else LayerNorm(cfg.dim)
 
 
@@ -134,8 +134,8 @@ class FeedForward(nn.Module):
     def __init__(self, cfg: NetConfig) -> None:
         super().__init__()
         self.gated = cfg.use_glu
-        wanted = int(cfg.dim * cfg.ff_mult * (2 / 3 if cfg.use_glu else 1))
-        hidden = max(8, wanted - wanted % 8)
+        target = int(cfg.dim * cfg.ff_mult * (2 / 3 if cfg.use_glu else 1))
+        hidden = max(8, target - target % 8)
         self.up = nn.Linear(cfg.dim, 2 * hidden if cfg.use_glu else hidden)
         self.down = nn.Linear(hidden, cfg.dim)
         self.dropout = nn.Dropout(cfg.ff_dropout)
@@ -275,7 +275,7 @@ class Textbook(nn.Module):
     """Tokens (and classes) to logits; its state is that of an HourglassTransformer of the config.
 
     Raises:
-        ValueError: the config asks for what this does not teach.
+        ValueError: the config has a setting that this does not teach.
     """
 
     def __init__(self, cfg: NetConfig, *, vocab_size: int, grid: tuple[int, int]) -> None:
@@ -294,7 +294,7 @@ class Textbook(nn.Module):
 
     @classmethod
     def around(cls, net: HourglassTransformer) -> Textbook:
-        """The textbook's way to compute with a network's own parameters, not with copies."""
+        """The textbook with a network's own parameters, not copies."""
         with torch.device("meta"):
             textbook = cls(net.cfg, vocab_size=net.vocab_size, grid=net.grid)
         textbook.load_state_dict(net.state_dict(keep_vars=True), assign=True)

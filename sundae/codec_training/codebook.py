@@ -14,8 +14,6 @@ from sundae.codec.vqgan.quantise import Quantiser
 from sundae.common.finite import NonFiniteError
 from sundae.training.processes import broadcast_tensor, sum_over_processes
 
-INITIALISATIONS = ("kmeans", "data", "uniform")
-
 _KEPT_PER_CODE = 4  # recent latents to choose from
 _KMEANS_STEPS = 10
 
@@ -24,14 +22,10 @@ class CodebookManager(nn.Module):
     """Initialises a codebook on the first batches and reinitialises dead codes later.
 
     Its state is in buffers, so it is saved and resumed with the network.
-
-    Attributes:
-        recent: (4 * codebook_size, embed_dim) the latest encoder outputs.
-        age: (codebook_size,) int64: batches since a code was last used.
     """
 
-    recent: Tensor
-    age: Tensor
+    recent: Tensor  # (4 * codebook_size, embed_dim), the latest encoder outputs
+    age: Tensor  # (codebook_size,) int64, batches since a code was last used
 
     def __init__(
         self,
@@ -42,14 +36,12 @@ class CodebookManager(nn.Module):
         restart_every: int = 0,
         restart_until: float = math.inf,
     ) -> None:
-        """Set when codes are initialised and restarted.
-
-        Args:
-            init: kmeans (centres of the first latents), data (some of them) or uniform
-                (taming's, in [-1/K, 1/K]).
-            restart_every: batches without use after which a code is dead, and batches between two
-                checks; 0: never.
-            restart_until: batch from which on no code is reinitialised.
+        """Args:
+        init: kmeans (centres of the first latents), data (some of them) or uniform
+            (taming's, in [-1/K, 1/K]).
+        restart_every: batches without use after which a code is dead, and batches between two
+            checks; 0: never.
+        restart_until: batch from which on no code is reinitialised.
         """
         super().__init__()
         self.init, self.restart_every, self.restart_until = init, restart_every, restart_until
@@ -118,15 +110,13 @@ class CodebookManager(nn.Module):
         return count
 
 
-def kmeans(
-    quantiser: Quantiser, rows: Tensor, generator: torch.Generator, steps: int = _KMEANS_STEPS
-) -> None:
+def kmeans(quantiser: Quantiser, rows: Tensor, generator: torch.Generator) -> None:
     """Move the codes to the centres of clusters of rows (n, D), by Lloyd's algorithm.
 
     A code that loses all its rows goes to one that is far from every code.
     """
     codes = quantiser.embedding.weight
-    for _ in range(steps):
+    for _ in range(_KMEANS_STEPS):
         tokens = nearest(quantiser, rows)
         counts = occurrences(tokens, len(codes))
         sums = torch.zeros_like(codes).index_add_(0, tokens, rows)
@@ -167,14 +157,3 @@ def occurrences(tokens: Tensor, codebook_size: int) -> Tensor:
     flat = tokens.flatten()
     ones = torch.ones_like(flat, dtype=torch.float32)
     return ones.new_zeros(codebook_size).scatter_add_(0, flat, ones)
-
-
-def usage_and_perplexity(tokens: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Share of the codes among tokens (any shape, int64), and how many codes they amount to.
-
-    The perplexity is exp of the entropy of the frequencies (nats), from 1 to codebook_size. Both
-    are scalars on the device of the tokens.
-    """
-    counts = occurrences(tokens, codebook_size)
-    frequencies = counts / counts.sum()
-    return (counts > 0).float().mean(), torch.special.entr(frequencies).sum().exp()

@@ -139,11 +139,8 @@ class CodecRunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML and JSON, without None: `parse_codec_config` makes it equal."""
-        return {
-            "model": self.model,
-            "training": plain(self.training),
-            "wandb": plain(self.wandb),
-        }
+        sections = {"training": plain(self.training), "wandb": plain(self.wandb)}
+        return {"model": self.model} | sections
 
 
 def load_codec_config(
@@ -159,12 +156,7 @@ def parse_codec_config(
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> CodecRunConfig:
-    """Check plain values, from YAML or a checkpoint's JSON, and make them a `CodecRunConfig`.
-
-    Args:
-        source: how to name the values in an error.
-        overrides: 'training.key=value' each, as --set takes them.
-        flags: dotted key -> value of the flag named after it, None where it was not given.
+    """As `sundae.config.run_file.parse_config`, for a `CodecRunConfig`.
 
     Raises:
         UserError: an unknown, missing or mistyped key, a value out of range, a network that cannot

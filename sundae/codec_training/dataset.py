@@ -13,19 +13,17 @@ from torch.utils.data import Dataset
 from sundae.common.errors import UserError
 from sundae.common.images import BadImage, list_images, load_image, resize_and_crop
 from sundae.common.naming import image_name
+from sundae.data.dataset import Batch
 from sundae.data.splits import EVAL, split_by_fraction
-
-Batch = dict[str, Tensor]
 
 
 class ImageDataset(Dataset[Batch]):
     """Images, scaled and cropped to a square; nothing is random, see `augment` for that."""
 
     def __init__(self, paths: Sequence[Path], size: int, *, cache: bool = False) -> None:
-        """Describe the data; nothing is read yet.
+        """Read nothing yet.
 
         Args:
-            paths: image files.
             size: side in pixels.
             cache: hold decoded images in memory, 3 * size**2 bytes each, in every worker process.
         """
@@ -60,16 +58,12 @@ class ImageDataset(Dataset[Batch]):
 def augment(
     images: Tensor, size: int, *, mirror: bool, generator: torch.Generator | None
 ) -> Tensor:
-    """Crop each image at random and mirror every other one.
+    """Crop each image at random and mirror every other one -> (B, 3, size, size).
 
     Args:
         images: (B, 3, H, W), sides at least `size`.
-        size: side of the crop.
         mirror: whether an image may be flipped left to right.
         generator: on the device of the images; None crops the centre and flips nothing.
-
-    Returns:
-        (B, 3, size, size).
     """
     images = _crop(images, size, generator)
     if mirror and generator is not None:
@@ -85,12 +79,9 @@ def recolour(images: Tensor, share: float, generator: torch.Generator) -> Tensor
     the directions of colour in the order of their variance; here they have the same.
 
     Args:
-        images: (B, 3, H, W).
+        images: (B, 3, H, W), as is what is returned.
         share: probability of each image, in [0, 1].
         generator: on the device of the images.
-
-    Returns:
-        (B, 3, H, W).
     """
     draws = torch.rand(len(images), 4, generator=generator, device=images.device)
     order = draws[:, :3].argsort(dim=1)

@@ -11,22 +11,8 @@ import yaml
 from sundae.codec.vqgan.codec import Rules, VQGANCodec
 from sundae.codec.vqgan.convert import save_codec
 from sundae.codec_training.config import CodecRunConfig
-from sundae.codec_training.module import CodecTraining, unwrapped
+from sundae.codec_training.module import CodecTraining
 from sundae.common.files import atomic_path, make_folder, write_text
-from sundae.common.precision import Precision
-from sundae.training.trainer import Trainer
-
-
-def codec_of(
-    module: CodecTraining, cfg: CodecRunConfig, precision: Precision = "auto"
-) -> VQGANCodec:
-    """A codec with a copy of the weights, on the CPU."""
-    vqgan = copy.deepcopy(module.vqgan).cpu().requires_grad_(False)
-    vqgan.set_gradient_checkpointing(False)
-    rules = Rules("l2", "signed")
-    return VQGANCodec(
-        vqgan, rules, family="taming", resolution=cfg.training.size, precision=precision
-    )
 
 
 def export(module: CodecTraining, cfg: CodecRunConfig, folder: Path) -> list[Path]:
@@ -42,9 +28,10 @@ def export(module: CodecTraining, cfg: CodecRunConfig, folder: Path) -> list[Pat
     Raises:
         UserError: they cannot be written.
     """
-    ours = save_codec(
-        codec_of(module, cfg), make_folder(folder) / "vqgan.safetensors", overwrite=True
-    )
+    vqgan = copy.deepcopy(module.vqgan).cpu().requires_grad_(False)
+    vqgan.set_gradient_checkpointing(False)
+    codec = VQGANCodec(vqgan, Rules("l2", "signed"), family="taming", resolution=cfg.training.size)
+    ours = save_codec(codec, make_folder(folder) / "vqgan.safetensors", overwrite=True)
     checkpoint, config = folder / "vqgan.ckpt", folder / "vqgan.yaml"
     state = {f"loss.discriminator.{n}": t for n, t in module.discriminator.state_dict().items()}
     state = module.vqgan.state_dict() | state
@@ -53,14 +40,3 @@ def export(module: CodecTraining, cfg: CodecRunConfig, folder: Path) -> list[Pat
         torch.save({"state_dict": plain}, partial)
     write_text(config, yaml.safe_dump({"model": cfg.model}, sort_keys=False))
     return [*ours, checkpoint, config]
-
-
-class Exports:
-    """A trainer's hook: exports the codec of the last checkpoint into RUN, averaged if it is."""
-
-    def __init__(self, cfg: CodecRunConfig) -> None:
-        self.cfg = cfg
-
-    def __call__(self, trainer: Trainer) -> None:
-        assert trainer.logbook.run is not None
-        export(unwrapped(trainer.state.eval_net), self.cfg, trainer.logbook.run)

@@ -22,8 +22,7 @@ def quantisation_losses(latents: Tensor, vectors: Tensor) -> tuple[Tensor, Tenso
     a commitment of 1 give its loss.)
 
     Args:
-        latents: (B, D, h, w) encoder outputs.
-        vectors: (B, D, h, w) their codes.
+        latents, vectors: (B, D, h, w) encoder outputs, and their codes.
 
     Returns:
         (codebook, commitment): equal scalars, of which the first moves only the codes and the

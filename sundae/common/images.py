@@ -179,3 +179,22 @@ def save_grid(
 ) -> None:
     """Writes (N, 3, H, W) float in [0, 1] as one PNG, arranged by make_grid, atomically."""
     save_image(make_grid(images, columns, scale), path)
+
+
+def within(image: Image.Image, side: int) -> Image.Image:
+    """The image, scaled down where its longer side has more than `side` pixels."""
+    scale = side / max(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """The image with hard pixels, a whole factor larger where it is smaller than `side`.
+
+    The shorter side then has about that many pixels and no fewer than two thirds of it, unless the
+    longer side would have more than four times as many.
+    """
+    factor = min(round(side / min(image.size)), 4 * side // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), 0) if factor > 1 else image

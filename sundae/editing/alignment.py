@@ -40,28 +40,23 @@ class AlignedImage:
     @classmethod
     def of(cls, edit: EditInput, factor: int, trained: Shape) -> AlignedImage:
         """Raises UserError when the image has fewer pixels in a direction than the trained grid."""
-        image, mask = to_tensor(edit.image), edit.mask
-        height, width = image.shape[1:]
+        height, width = edit.image.height, edit.image.width
         pixels = (trained[0] * factor, trained[1] * factor)
         if height < pixels[0] or width < pixels[1]:
             raise UserError(
                 f"an image of {height}x{width} pixels is smaller than the {pixels[0]}x{pixels[1]} "
                 "that the network was trained on; scale it up first"
             )
-        feather = edit.request.feather
-        if mask is None or not edit.request.composite:
-            feather = None
-        elif feather is None:
-            feather = factor // 2
-        if mask is None:
-            mask = torch.zeros(height, width, dtype=torch.bool)
+        feather = None
+        if edit.mask is not None and edit.request.composite:
+            feather = factor // 2 if edit.request.feather is None else edit.request.feather
+        mask = torch.zeros(height, width, dtype=torch.bool) if edit.mask is None else edit.mask
         known = (~mask).nonzero()
-        top, left = known.amin(dim=0).tolist() if len(known) else (0, 0)
-        if (height, width) == pixels:
-            top, left = 0, 0
-        top, left = -top % factor, -left % factor
+        top, left = 0, 0
+        if len(known) and (height, width) != pixels:
+            top, left = (-side % factor for side in known.amin(dim=0).tolist())
         border = (left, -(left + width) % factor, top, -(top + height) % factor)
-        return cls(image, mask, border, factor, feather)
+        return cls(to_tensor(edit.image), mask, border, factor, feather)
 
     def unknown_tokens(self) -> Tensor:
         """(h, w) bool: the tokens with a masked pixel, or one outside the image."""

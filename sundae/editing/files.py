@@ -16,14 +16,7 @@ from torch import Tensor
 from sundae.codec.interface import Codec
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder, writing_to
-from sundae.common.images import (
-    BadImage,
-    list_images,
-    load_image,
-    save_grid,
-    save_image,
-    to_tensor,
-)
+from sundae.common.images import BadImage, list_images, load_image, save_grid, save_image, to_tensor
 from sundae.common.naming import path_component
 from sundae.editing.request import EditInput
 from sundae.sampling.output import GRID_LIMIT, grid_path, sample_path
@@ -46,18 +39,17 @@ def name_images(path: Path, limit: int) -> dict[str, Path]:
         UserError: the path does not exist, or is a folder without images.
     """
     if path.is_file():
-        return {_result_name(Path(path.name), suffix=False): path}
+        return {_result_name(Path(path.stem)): path}
     paths = list_images(path)[:limit]
     relative = [image.relative_to(path) for image in paths]
-    short = [_result_name(name, suffix=False) for name in relative]
-    full = [_result_name(name, suffix=True) for name in relative]
+    short = [_result_name(name.with_suffix("")) for name in relative]
+    full = [_result_name(name) for name in relative]
     return dict(zip(_distinct(short, full), paths, strict=True))
 
 
-def _result_name(name: Path, *, suffix: bool) -> str:
+def _result_name(path: Path) -> str:
     """An image's path within its folder as the name of the folder of its samples."""
-    parts = [*name.parent.parts, name.name if suffix else name.stem]
-    safe = [path_component(part) for part in parts]
+    safe = map(path_component, path.parts)
     return "/".join(f"{part}_" if _WRITTEN.search(part) else part for part in safe)
 
 
@@ -116,14 +108,9 @@ def prepare_out_dir(out_dir: Path, names: list[str], count: int, *, overwrite: b
     Raises:
         UserError: a sample or a grid exists and `overwrite` is false, or it cannot be written.
     """
-    targets = [
-        path
-        for name in names
-        for path in (
-            grid_path(out_dir / name, 0),
-            *(sample_path(out_dir / name, number) for number in range(count)),
-        )
-    ]
+    targets = []
+    for folder in (out_dir / name for name in names):
+        targets += [grid_path(folder, 0), *(sample_path(folder, i) for i in range(count))]
     with writing_to(out_dir):
         existing = next((path for path in targets if path.exists()), None)
     if existing is not None and not overwrite:
@@ -142,10 +129,8 @@ def write_samples(folder: Path, samples: Tensor, edit: EditInput, codec: Codec) 
     make_folder(folder)
     for number, sample in enumerate(samples):
         save_image(sample, sample_path(folder, number))
-    panels = torch.stack(
-        [to_tensor(edit.original), known_part(edit, codec), *samples[: GRID_LIMIT - 2]]
-    )
-    save_grid(panels, grid_path(folder, 0), columns=min(len(panels), _COLUMNS))
+    panels = [to_tensor(edit.original), known_part(edit, codec), *samples[: GRID_LIMIT - 2]]
+    save_grid(torch.stack(panels), grid_path(folder, 0), columns=min(len(panels), _COLUMNS))
 
 
 def known_part(edit: EditInput, codec: Codec) -> Tensor:

@@ -60,21 +60,12 @@ class BlockMask:
 
     height: float = Field(0.5, gt=0, le=1, description="share of the image's height")
     width: float = Field(0.5, gt=0, le=1, description="share of the image's width")
-    top: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="share of the image's height above it; by default drawn for each image",
-    )
-    left: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="share of the image's width left of it; by default drawn for each image",
-    )
+    top: float | None = Field(None, ge=0, lt=1, description="share of the image's height "
+                              "above it; by default drawn for each image")  # fmt: skip
+    left: float | None = Field(None, ge=0, lt=1, description="share of the image's width "
+                               "left of it; by default drawn for each image")  # fmt: skip
 
     def make(self, size: Size, generator: torch.Generator) -> Tensor:
-        """See `MaskKind.make`."""
         return _rectangle(size, (self.height, self.width), (self.top, self.left), generator)
 
 
@@ -97,7 +88,6 @@ class RandomMask:
         return self
 
     def make(self, size: Size, generator: torch.Generator) -> Tensor:
-        """See `MaskKind.make`."""
         mask = torch.zeros(size, dtype=torch.bool)
         for _ in range(self.count):
             shares = torch.rand(2, generator=generator) * (self.largest - self.smallest)
@@ -115,7 +105,6 @@ class GridMask:
     share: float = Field(0.5, gt=0, le=1, description="masked share of each square's cell, by side")
 
     def make(self, size: Size, generator: torch.Generator) -> Tensor:
-        """See `MaskKind.make`."""
         rows, columns = (_stripes(whole, min(self.count, whole), self.share) for whole in size)
         return rows[:, None] & columns
 
@@ -129,7 +118,6 @@ class ClassicMask:
     share: float = Field(0.5, gt=0, le=1, description="share of the image's sides")
 
     def make(self, size: Size, generator: torch.Generator) -> Tensor:
-        """See `MaskKind.make`."""
         return GridMask(count=1, share=self.share).make(size, generator)
 
 
@@ -162,10 +150,7 @@ def mask_kind(kind: str | None, flags: Mapping[str, Any]) -> MaskKind | None:
 
 
 def _rectangle(
-    size: Size,
-    shares: Sequence[float],
-    starts: Sequence[float | None],
-    generator: torch.Generator,
+    size: Size, shares: Sequence[float], starts: Sequence[float | None], generator: torch.Generator
 ) -> Tensor:
     """A rectangle of shares of the sides; its place is drawn where it has no start."""
     spans = []
@@ -259,11 +244,5 @@ def token_mask(mask: Tensor, factor: int) -> Tensor:
 
     Returns:
         (H / factor, W / factor) bool.
-
-    Raises:
-        ValueError: the sides are no multiples of the factor.
     """
-    height, width = mask.shape
-    if height % factor or width % factor:
-        raise ValueError(f"a mask of {height}x{width} does not divide into patches of {factor}")
     return rearrange(mask, "(h a) (w b) -> h w (a b)", a=factor, b=factor).any(dim=-1)

@@ -157,7 +157,6 @@ class Sampler(BaseSampler):
 
         Args:
             edit: see `prepare_edit`.
-            num_samples: number of samples.
             classes: names or numbers of classes, which samples take in turn; the null class by
                 default, or all classes where the network has none.
             seed: 0 to 2**32 - 1; a new one by default.

@@ -14,14 +14,14 @@ from sundae.data.dataset import Latents
 
 
 def fit_classifier(real: Latents) -> SVC:
-    """A support-vector classifier (gamma 0.001) of pixel tokens, fitted on real digits.
+    """A support-vector classifier (gamma 0.001), fitted on real digits, see `pixels_and_labels`."""
+    return SVC(gamma=0.001).fit(*pixels_and_labels(real))
 
-    Args:
-        real: the training digits as tokens of a `PixelCodec`, with classes.
-    """
+
+def pixels_and_labels(real: Latents) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (rows, pixels) and classes (rows,) of images as tokens of a `PixelCodec`."""
     assert real.labels is not None
-    pixels = np.asarray(real.tokens).reshape(len(real), -1)
-    return SVC(gamma=0.001).fit(pixels, real.labels[real.images])
+    return np.asarray(real.tokens).reshape(len(real), -1), real.labels[real.images]
 
 
 def read_tokens(folder: Path, codec: PixelCodec, count: int) -> np.ndarray:
@@ -31,13 +31,7 @@ def read_tokens(folder: Path, codec: PixelCodec, count: int) -> np.ndarray:
 
 
 def class_accuracy(classifier: SVC, tokens: np.ndarray, targets: np.ndarray) -> float:
-    """Share of samples, in [0, 1], that a classifier assigns to their target class.
-
-    Args:
-        classifier: see `fit_classifier`.
-        tokens: (samples, pixels).
-        targets: (samples,) class indices.
-    """
+    """Share in [0, 1] of tokens (samples, pixels) that get their target class (samples,)."""
     return float((classifier.predict(tokens) == targets).mean())
 
 
@@ -48,12 +42,9 @@ def spread_ratio(tokens: np.ndarray, targets: np.ndarray, real: Latents) -> floa
     averaged over classes.
 
     Args:
-        tokens: (samples, pixels).
-        targets: (samples,) class indices.
+        tokens, targets: see `class_accuracy`.
     """
-    assert real.labels is not None
-    pixels = np.asarray(real.tokens).reshape(len(real), -1)
-    labels = real.labels[real.images]
+    pixels, labels = pixels_and_labels(real)
     ratios = [
         _mean_distance(tokens[targets == digit]) / _mean_distance(pixels[labels == digit])
         for digit in np.unique(targets)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -122,15 +122,9 @@ class Growth:
 
 
 class Cost:
-    """Counts of one run file's network.
-
-    Attributes:
-        parameters: number of parameters of the network.
-        net: the network on the meta device.
-    """
+    """Counts of one run file's network, which is `net`, on the meta device."""
 
     def __init__(self, cfg: RunConfig) -> None:
-        """Raises UserError where the network cannot be built."""
         self.cfg = cfg
         with torch.device("meta"):
             self.net = build_network(cfg).eval()
@@ -161,15 +155,12 @@ class Cost:
         """Number of tokens with logits in every step of [sampling]."""
         sampling, length = self.cfg.sampling, self.cfg.data.sequence_length
         strategy, free = STRATEGIES[sampling.resolved_strategy], torch.tensor([length])
-        counts = []
-        for step in range(sampling.steps):
-            if sampling.proportion_at(step) == 0:
-                counts.append(0)
-            elif strategy.needs_logits(step):
-                counts.append(length)
-            else:
-                counts.append(int(strategy.count(sampling, step, free)))
-        return counts
+        return [
+            0 if sampling.proportion_at(step) == 0
+            else length if strategy.needs_logits(step)
+            else int(strategy.count(sampling, step, free))
+            for step in range(sampling.steps)
+        ]  # fmt: skip
 
     def sampling_flops(self) -> int:
         """Of all steps of [sampling], without early stopping and decoding; guidance doubles it."""
@@ -192,19 +183,13 @@ class Cost:
         numbers = 2 + _MOMENTS[trainer.optimizer_name] + (trainer.ema_decay > 0) + (num_gpus > 1)
         return 4 * numbers * self.parameters
 
-    def pass_bytes(
-        self, batch: int, *, bf16: bool, checkpointing: bool = False, fake: bool = True
-    ) -> int:
+    def pass_bytes(self, batch: int, *, bf16: bool, checkpointing: bool = False) -> int:
         """Bytes at the peak of one unroll step's forward and backward pass.
 
         Included are activations, bf16 copies of the weights and temporaries; not included are
         weights, gradients and the logits, which are never whole (`LOGITS_BYTES`).
-
-        Args:
-            bf16: under bfloat16 autocast, else in float32.
-            fake: count without computing; False computes everything on the CPU, to compare.
         """
-        with FakeTensorMode() if fake else nullcontext():
+        with FakeTensorMode():
             net = build_network(self.cfg).train()
             head = net.to_logits
             net.to_logits = nn.Linear(head.in_features, 1)
@@ -265,7 +250,6 @@ class CodecCost:
     """Counts of a VQ-GAN at one image size.
 
     Attributes:
-        parameters: number of parameters.
         size: (height, width) in pixels.
         encode_flops, decode_flops: of one image.
         decode_bytes: at the peak of decoding one image, without the weights.

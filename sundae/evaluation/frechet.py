@@ -20,9 +20,6 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     Args:
         a, b: (n, d) and (m, d) numbers, NumPy arrays or CPU tensors; n and m at least 2.
 
-    Returns:
-        the squared distance, at least 0, in float64.
-
     Raises:
         ValueError: other shapes, or values that are not finite.
     """

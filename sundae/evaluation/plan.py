@@ -36,12 +36,10 @@ class Card:
     """A GPU by its vendor's numbers.
 
     Attributes:
-        label: product name.
         memory: GiB.
         bf16: TFLOP/s of dense matrices, sums in float32; None without bfloat16.
         fp32: TFLOP/s outside the matrix units, which float32 training runs on.
         bandwidth: GB/s of its memory; None if unknown.
-        note: remarks.
     """
 
     label: str
@@ -239,9 +237,8 @@ class Plan:
         measured: Efficiency | None = None,
     ) -> None:
         """Args:
-            name: of the card in the table or in `measured`.
+            name: of the card in the table or in `measured`, see `read_efficiency`.
             images: images per epoch.
-            measured: see `read_efficiency`.
 
         Raises:
             UserError: the batch cannot be divided among the GPUs, or the card's speed is unknown.
@@ -272,12 +269,13 @@ class Plan:
         codec_weights, decoding = 0, 0
         if isinstance(self.codec, CodecCost):
             codec_weights = 4 * self.codec.parameters
-            at_once = max(1, memory.PIXELS // math.prod(self.codec.size))
-            decoding = self.codec.decode_bytes * at_once
+            images = max(1, memory.PIXELS // math.prod(self.codec.size))
+            decoding = self.codec.decode_bytes * images
         self.steps = cfg.sampling.steps
         self.sampling = cost.sampling_bytes(bf16=self.bf16) + codec_weights
         logits = self.length * cfg.data.vocab_size
-        self.sampling_largest = min(self.sampling.largest(self.room), memory.LOGITS // logits)
+        at_once = max(1, memory.LOGITS // logits)
+        self.sampling_largest = min(self.sampling.largest(self.room), at_once)
         self.sampling_flops = cost.sampling_flops()
         self.decode_bytes = 4 * self.parameters + codec_weights + decoding
 

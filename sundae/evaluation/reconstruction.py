@@ -1,6 +1,6 @@
 """Figures of a codec: PSNR, SSIM, codes used and perplexity of images encoded and decoded."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from torchmetrics.functional.image import (
 )
 
 from sundae.codec.interface import Codec
+from sundae.codec.vqgan.quantise import perplexity
 from sundae.common.errors import UserError
 from sundae.common.images import BadImage, load_image, resize_and_crop, to_tensor
 
@@ -70,8 +71,8 @@ class Report:
 
     @property
     def perplexity(self) -> float:
-        """See `perplexity`."""
-        return perplexity(self.counts)
+        """How many equally frequent codes would be as varied as those in `counts`."""
+        return float(perplexity(self.counts.double()))
 
     def __str__(self) -> str:
         noun, size = "image" if self.num_images == 1 else "images", len(self.counts)
@@ -84,24 +85,21 @@ class Report:
 
 def reconstruct(
     codec: Codec,
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     *,
     size: int | None = None,
     fit: str = "resize",
     batch_size: int = 8,
     max_pairs: int = 8,
-    progress: Callable[[int], object] = lambda done: None,
 ) -> Report:
     """Encodes and decodes images, `batch_size` of equal shape at a time.
 
     Args:
         codec: on any device.
-        paths: image files.
+        paths: image files, read one batch after the other.
         size: the shorter side is scaled to this many pixels first; None leaves sizes alone.
         fit: the treatment of sides that are not multiples of the factor, see `fit_image`.
-        batch_size: images at once.
         max_pairs: pairs in the report; memory does not grow with the folder.
-        progress: called after each batch with the number of images so far.
 
     Raises:
         UserError: not one image is readable, or none is large enough.
@@ -118,7 +116,6 @@ def reconstruct(
             pair = image.visible(image.pixels), image.visible(decoded)
             scores.append((_psnr(*pair), _ssim(*pair)))
             pairs += [pair][: max_pairs - len(pairs)]
-        progress(len(scores))
     if not scores:
         raise UserError(f"no image is readable; the first: {unreadable[0]}")
     psnr, ssim = (sum(values) / len(scores) for values in zip(*scores))
@@ -131,8 +128,6 @@ def fit_image(image: Image.Image, factor: int, size: int | None, fit: str) -> Fi
     An image that already fits is not resampled.
 
     Args:
-        image: any size.
-        factor: pixels per patch along each side.
         size: the shorter side in pixels; None leaves it alone.
         fit: resize rounds each side to the nearest multiple. pad repeats the border to the next
             multiple, which is not counted or shown later. crop takes the centre: a square when
@@ -184,16 +179,6 @@ def _ssim(original: Tensor, decoded: Tensor) -> float:
         return float("nan")
     score = structural_similarity_index_measure(decoded[None], original[None], data_range=1.0)
     return float(score)  # type: ignore[arg-type]
-
-
-def perplexity(counts: Tensor) -> float:
-    """How many codes the occurrences of each token, (codebook_size,), amount to.
-
-    exp of the entropy of the frequencies: 1 when one code is all, the codebook size when all are
-    equally frequent.
-    """
-    frequencies = counts[counts > 0].double() / counts.sum()
-    return float(torch.exp(-(frequencies * frequencies.log()).sum()))
 
 
 def side_by_side(pairs: Sequence[Pair]) -> Tensor:

@@ -17,7 +17,6 @@ import secrets
 import sys
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -61,28 +60,11 @@ _RESPONSE_HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Access:
-    """Who may use the page: everybody, unless there is a password or a token.
-
-    Attributes:
-        password: "USER:PASSWORD".
-        token: secret of the link that opens the page.
-    """
-
-    password: str | None = None
-    token: str | None = None
-
-
 class HostNames:
-    """Names that a server is reached by.
+    """Names that a server is reached by, without a port, which a tunnel or a container may change.
 
     Any other name in a request belongs to a site that poses as this one (DNS rebinding). An address
-    cannot be rebound: a server that listens at all addresses accepts each of them.
-
-    Args:
-        names: without a port, which a tunnel or a container may change.
-        any_address: whether every IP address is accepted.
+    cannot be rebound: a server that listens at all addresses accepts each (`any_address`).
     """
 
     def __init__(self, names: set[str], *, any_address: bool = False) -> None:
@@ -126,15 +108,24 @@ class Guard:
     Args:
         app: Gradio's application.
         names: hosts that requests may be addressed to.
-        access: who may use the page.
         files: what may be read of the disk.
         port: port of the server.
+        password: "USER:PASSWORD". Without it and a token, everybody may use the page.
+        token: secret of the link that opens the page.
     """
 
     def __init__(
-        self, app: ASGIApp, *, names: HostNames, access: Access, files: SessionFiles, port: int
+        self,
+        app: ASGIApp,
+        *,
+        names: HostNames,
+        files: SessionFiles,
+        port: int,
+        password: str | None = None,
+        token: str | None = None,
     ) -> None:
-        self.app, self.names, self.access, self.files = app, names, access, files
+        self.app, self.names, self.files = app, names, files
+        self._password, self._token = password, token
         self._session_cookie, self._access_cookie = session_cookie(port), f"sundae-access-{port}"
         self._owners: OrderedDict[str, str] = OrderedDict()  # of Gradio's session hashes
         self._wrong_password = asyncio.Lock()
@@ -150,7 +141,10 @@ class Guard:
         request = _Request(scope, receive)
         try:
             self._check_address(request)
-            await self._check_access(request)
+            if self._token is not None:
+                self._check_token(request, self._token)
+            if self._password is not None:
+                await self._check_password(request, self._password)
             _check_route(request)
             body = await self._check_contents(request)
         except ClientDisconnect:
@@ -177,21 +171,12 @@ class Guard:
                 403, "this page is not served under that host name; see --allow-host"
             )
         origin = request.header("origin").lower()
-        foreign = bool(origin) and origin not in (
-            f"http://{host.lower()}",
-            f"https://{host.lower()}",
-        )
+        foreign = origin not in ("", f"http://{host.lower()}", f"https://{host.lower()}")
         if request.header("sec-fetch-site") in ("cross-site", "same-site"):
-            link = request.path == "/" and request.header("sec-fetch-mode") == "navigate"
-            foreign |= not link
+            is_link = request.path == "/" and request.header("sec-fetch-mode") == "navigate"
+            foreign |= not is_link
         if foreign:
             raise HTTPException(403, "requests of other sites are refused")
-
-    async def _check_access(self, request: _Request) -> None:
-        if self.access.token is not None:
-            self._check_token(request, self.access.token)
-        if self.access.password is not None:
-            await self._check_password(request, self.access.password)
 
     def _check_token(self, request: _Request, token: str) -> None:
         """The token comes once, by the link, and from then on as a cookie."""
@@ -203,7 +188,7 @@ class Guard:
 
     async def _check_password(self, request: _Request, password: str) -> None:
         given = _basic_credentials(request.header("authorization"))
-        if given is not None and _equal(given, password):
+        if _equal(given, password):
             return
         if given is not None:
             await self._delay_wrong_password()
@@ -329,9 +314,9 @@ class _Exchange:
     """
 
     def __init__(self, guard: Guard, request: _Request, send: Send, body: bytes | None) -> None:
-        """body: of the request, where it has been read."""
         self.left = False
-        self._guard, self._request, self._send, self._pending = guard, request, send, body
+        self._guard, self._request, self._send = guard, request, send
+        self._pending = body  # of the request, where it has been read
         self._body = bytearray()  # of the response to an upload
         self._started = self._ended = False
 
@@ -371,10 +356,9 @@ class _Exchange:
 
 
 def _check_route(request: _Request) -> None:
-    is_get = request.method in ("GET", "HEAD")
-    if request.path not in _ROUTES.get(request.method, ()) and not (
-        is_get and request.path.startswith(_GET_PREFIXES)
-    ):
+    if request.path in _ROUTES.get(request.method, ()):
+        return
+    if request.method not in ("GET", "HEAD") or not request.path.startswith(_GET_PREFIXES):
         raise HTTPException(404, "there is nothing here")
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from sundae.common.animation import enlarged, within
 from sundae.common.errors import UserError
+from sundae.common.images import enlarged, within
 from sundae.editing.request import EditRequest, Fit, Margins
 from sundae.interactive.controls import AT_ONCE, Controls
 from sundae.interactive.painting import painted_mask, read_upload
@@ -126,11 +126,10 @@ class _EditTab:
             label="keep the image's size",
             info=f"else its centre is brought to {width}x{height}; large ones take longer",
         )
-        groups = [inpainting, outpainting, varying]
         self.task.change(
             lambda task: [gr.update(visible=task == name) for name in _TASKS],
             self.task,
-            groups,
+            [inpainting, outpainting, varying],
             **AT_ONCE,
         )
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sundae.common.animation import within
 from sundae.common.errors import UserError
-from sundae.common.images import BadImage, load_image
+from sundae.common.images import BadImage, load_image, within
 from sundae.editing.masks import resize_mask
 
 # Pixels of the longer side of an image that is edited, at most, for the sake of memory and time.
@@ -35,14 +34,11 @@ def read_upload(path: Path) -> Image.Image:
 
 
 def painted_mask(layers: list[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
-    """What a brush has touched, however lightly.
+    """(height, width) bool: what a brush has touched, however lightly.
 
     Args:
         layers: (h, w, 4) each, the strokes on transparent ground.
         size: (height, width) of the image, which the layers are stretched to.
-
-    Returns:
-        (height, width) bool.
     """
     mask = torch.zeros(size, dtype=torch.bool)
     for layer in layers:

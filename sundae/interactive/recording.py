@@ -13,15 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sundae.common.animation import save_animation, within
 from sundae.common.errors import UserError
-from sundae.common.files import make_first_free, make_folder
+from sundae.common.files import atomic_path, make_first_free, make_folder
 from sundae.common.folders import atomic_folder
-from sundae.common.images import make_grid, save_grid, save_image, to_pil
+from sundae.common.images import make_grid, save_grid, save_image, to_pil, within
 from sundae.sampling.output import GRID_LIMIT, sample_path
 from sundae.sampling.sampler import SampleBatch
 
 _ANIMATION_SIDE = 768  # pixels of its longer side, at most
+_FRAME_MS, _LAST_FRAME_MS = 100, 2000  # durations in milliseconds; the last frame is the result
+
+# Previews take a third of the time at most, and nobody sees more than 12 of them a second.
+_PREVIEW_REST = 2.0  # times the duration of the last preview
+_SHORTEST_REST = 0.08  # seconds
 
 
 @dataclass
@@ -83,7 +87,11 @@ class Recording:
         """Writes what shows everything at once."""
         save_grid(torch.cat(self._grid), self.grid)
         if self.animation is not None:
-            save_animation(self._frames, self.animation)
+            first, *rest = self._frames
+            durations = [_FRAME_MS] * len(rest) + [_LAST_FRAME_MS]
+            with atomic_path(self.animation) as partial:
+                first.save(partial, quality=90, method=2, save_all=True, append_images=rest,
+                           duration=durations, loop=0)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,12 +133,12 @@ def record(
     Raises:
         UserError: the folder cannot be written to, or out of memory.
     """
-    began, throttle = clock(), PreviewThrottle(clock)
+    began = next_preview = clock()
     with _filled(folder) as partial:
         recording = Recording(partial)
         for batch in states:
             stored = history and batch.first == 0
-            if not (batch.is_final or stored or (live and throttle.is_due())):
+            if not (batch.is_final or stored or (live and clock() >= next_preview)):
                 yield View(batch)
                 continue
             started, pixels = clock(), batch.pixels()
@@ -139,7 +147,8 @@ def record(
             if batch.is_final:
                 recording.add_samples(batch, pixels)
             yield View(batch, pixels)
-            throttle.charge(clock() - started)  # with what the caller took to show it
+            took = clock() - started  # with what the caller took to show it
+            next_preview = clock() + max(_PREVIEW_REST * took, _SHORTEST_REST)
         recording.finish()
     recording.folder, recording.seconds = folder, clock() - began
     yield View(batch, pixels, recording)
@@ -166,22 +175,3 @@ def new_folder(parent: Path) -> Path:
     """
     make_folder(parent)
     return make_first_free(parent / f"{number:04d}" for number in count(1))
-
-
-class PreviewThrottle:
-    """Spaces previews such that they take a third of the time at most."""
-
-    _REST = 2.0  # times the duration of the last preview
-    _SHORTEST = 0.08  # seconds; nobody sees more than that
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._next: float | None = None
-
-    def is_due(self) -> bool:
-        """Whether it is time for another preview; the first one always is."""
-        return self._next is None or self._clock() >= self._next
-
-    def charge(self, seconds: float) -> None:
-        """Starts the pause after a preview that took so many seconds until now."""
-        self._next = self._clock() + max(self._REST * seconds, self._SHORTEST)

@@ -9,17 +9,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from sundae.common.animation import enlarged, within
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
-from sundae.common.images import to_pil
+from sundae.common.images import enlarged, to_pil, within
 from sundae.common.naming import printable
 from sundae.interactive.controls import AT_ONCE, Controls
 from sundae.interactive.guard import session_of
@@ -187,15 +188,14 @@ class Results:
         """
         folder = new_folder(self.storage.keep or served)
         views = record(states, folder, history=settings.extras.history, live=True)
-        previews = _Previews(served)
+        previews = _preview_folders(served)
         captions = settings.captions(edits=self.edits)
         with closing(views):
             for view in views:
                 if view.recording is not None:
                     yield self._finished(view.recording, settings, captions, served)
                 elif view.pixels is not None:
-                    preview = previews.next()
-                    yield self._shown(view.batch, view.pixels, settings, captions, preview)
+                    yield self._shown(view.batch, view.pixels, settings, captions, next(previews))
                 else:
                     yield {}
 
@@ -245,7 +245,7 @@ class Results:
         if recording.animation is not None:
             film = [
                 (_fetchable(recording.step_path(step), served), f"step {step}")
-                for step in _spread(recording.history, _FILM_LENGTH)
+                for step in _film_steps(recording.history)
             ]
             animation = _fetchable(recording.animation, served)
             updates |= {
@@ -256,26 +256,19 @@ class Results:
         return updates
 
 
-class _Previews:
-    """Folders for the images of one step after the other.
+def _preview_folders(parent: Path) -> Iterator[Path]:
+    """Creates a folder for the images of each step, since browsers fetch an address once.
 
-    Each step has names of its own, since browsers fetch an address once. Old ones are deleted after
-    a while, in which a slow browser has fetched them or has been given newer ones.
+    Old ones are deleted after a while, in which a slow browser has fetched them or has been given
+    newer ones.
     """
-
-    def __init__(self, parent: Path) -> None:
-        self._parent, self._count = parent, 0
-        self._folders: deque[tuple[float, Path]] = deque()
-
-    def next(self) -> Path:
-        """Creates a folder, and deletes the old ones."""
+    folders: deque[tuple[float, Path]] = deque()
+    for number in count(1):
         now = time.monotonic()
-        while self._folders and now - self._folders[0][0] > _PREVIEW_AGE:
-            shutil.rmtree(self._folders.popleft()[1], ignore_errors=True)
-        self._count += 1
-        folder = make_folder(self._parent / f"step-{self._count}")
-        self._folders.append((now, folder))
-        return folder
+        while folders and now - folders[0][0] > _PREVIEW_AGE:
+            shutil.rmtree(folders.popleft()[1], ignore_errors=True)
+        folders.append((now, make_folder(parent / f"step-{number}")))
+        yield folders[-1][1]
 
 
 def _shown_file(path: Path, served: Path, number: int) -> Path:
@@ -292,7 +285,7 @@ def _fetchable(path: Path, served: Path) -> Path:
     return Path(shutil.copy(path, served))
 
 
-def _spread(steps: list[int], count: int) -> list[int]:
-    """So many steps at most, evenly spread, with the first and the last."""
-    last = len(steps) - 1
-    return [steps[place] for place in sorted({round(last * i / (count - 1)) for i in range(count)})]
+def _film_steps(steps: list[int]) -> list[int]:
+    """_FILM_LENGTH of the steps at most, evenly spread, with the first and the last."""
+    places = np.linspace(0, len(steps) - 1, min(len(steps), _FILM_LENGTH)).round()
+    return [steps[int(place)] for place in places]

@@ -23,7 +23,7 @@ from PIL import Image
 
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
-from sundae.interactive.guard import MAX_UPLOAD, Access, Guard, HostNames, session_cookie
+from sundae.interactive.guard import MAX_UPLOAD, Guard, HostNames, session_cookie
 from sundae.interactive.session_files import SessionFiles
 from sundae.interactive.settings import Settings
 
@@ -69,7 +69,16 @@ def serve(
     listener = _listen(host, port)
     address, port = listener.getsockname()[:2]
     ip = ipaddress.ip_address(address.partition("%")[0])
-    access = _access(ip, password, open_to_all)
+    token = None
+    if not ip.is_loopback and password is None:
+        if open_to_all:
+            print(
+                "warning: --no-auth lets everybody in who can reach this machine: they can use its "
+                "processor and memory, and with --out-dir fill its disk",
+                file=sys.stderr,
+            )
+        else:
+            token = secrets.token_urlsafe(32)
     Image.MAX_IMAGE_PIXELS = _MAX_IMAGE
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half as many
     with TemporaryDirectory(prefix="sundae-", ignore_cleanup_errors=True) as scratch:
@@ -81,13 +90,14 @@ def serve(
         guarded = Guard(
             _app(settings, keep, files, port),
             names=_host_names({host.strip("[]"), address, *host_names}, ip),
-            access=access,
             files=files,
             port=port,
+            password=password,
+            token=token,
         )
         listener.listen()  # whoever follows the link at once waits, and is not turned away
         name = socket.gethostname() if ip.is_unspecified else address
-        query = f"/?token={access.token}" if access.token else ""
+        query = f"/?token={token}" if token else ""
         link = f"http://{f'[{name}]' if ':' in name else name}:{port}{query}"
         print(f"open {link} (Ctrl-C ends it)", flush=True)
         # After its own shutdown the server passes a signal on; SIGTERM cleans up, too.
@@ -109,21 +119,6 @@ def _host_names(names: set[str], ip: _IP) -> HostNames:
     if not ip.is_loopback:
         names |= {socket.gethostname(), socket.getfqdn()}
     return HostNames(names, any_address=ip.is_unspecified)
-
-
-def _access(ip: _IP, password: str | None, open_to_all: bool) -> Access:
-    """Beyond this machine, a password or a token is needed unless the user opted out."""
-    if password is not None:
-        return Access(password=password)
-    if not ip.is_loopback and not open_to_all:
-        return Access(token=secrets.token_urlsafe(32))
-    if not ip.is_loopback:
-        print(
-            "warning: --no-auth lets everybody in who can reach this machine: they can use its "
-            "processor and memory, and with --out-dir fill its disk",
-            file=sys.stderr,
-        )
-    return Access()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -22,24 +22,14 @@ NOBODY = ""
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is stored, and for how long.
-
-    Attributes:
-        upload_age: lifetime of an upload in seconds.
-        result_age: lifetime of a result in seconds.
-        stray_age: lifetime of any other file in seconds since its last change, such as the rest of
-            an upload that broke off.
-        uploads: number of uploads of a session.
-        upload_size: bytes of all uploads together.
-        size: bytes of all files together.
-    """
+    """How much is stored, and for how long: lifetimes in seconds, sizes in bytes."""
 
     upload_age: float = 3600.0
     result_age: float = 86400.0
-    stray_age: float = 30.0
-    uploads: int = 200
-    upload_size: int = 2**30
-    size: int = 4 * 2**30
+    stray_age: float = 30.0  # of any other file since its last change: an upload that broke off
+    uploads: int = 200  # of a session
+    upload_size: int = 2**30  # of all uploads together
+    size: int = 4 * 2**30  # of all files together
 
 
 @dataclass

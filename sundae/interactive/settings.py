@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -164,18 +165,19 @@ class Settings:
 
     def _options(self) -> dict[str, Any]:
         assert self.extras.seed is not None, "resolve the settings first"
-        count = self.sampling.nb_samples
-        return {
-            "num_samples": count, "classes": self.classes, "seed": self.extras.seed,
-            **asdict(self.sampling),
-        }  # fmt: skip
+        return asdict(self.sampling) | {
+            "num_samples": self.sampling.nb_samples,
+            "classes": self.classes,
+            "seed": self.extras.seed,
+        }
 
     def captions(self, *, edits: bool = False) -> list[str | None]:
         """Names of the classes of all samples, or of all edits of an image; None without class."""
         names = self.sampler.class_names
-        rows = self.sampler.class_rows(self.classes, self.sampling.nb_samples, null_default=edits)
+        count = self.sampling.nb_samples
+        rows = self.sampler.class_rows(self.classes, count, null_default=edits)
         if rows is None:
-            return [None] * self.sampling.nb_samples
+            return [None] * count
         return [names[row] if row < len(names) else None for row in rows.tolist()]
 
 
@@ -185,8 +187,6 @@ def _parse(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -43,6 +43,9 @@ from sundae.prior.run import (
     read_json,
     run_containing,
 )
+
+# Weights, averaged weights if there are any, and the optimiser's state with the counters.
+TrainingTensors = tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]]
 
 FORMAT = 1
 CODEC = "vqgan.safetensors"  # where it lies in a checkpoint's folder, it is that run's codec
@@ -72,27 +75,8 @@ class CheckpointInfo:
     kind: str = "prior"
 
 
-class TrainingTensors(NamedTuple):
-    """What training resumes from.
-
-    Attributes:
-        weights: of the network in training.
-        average: its averaged weights, if there are any.
-        state: the optimiser's state and the counters.
-    """
-
-    weights: dict[str, Tensor]
-    average: dict[str, Tensor] | None
-    state: dict[str, Any]
-
-
 class Checkpoint:
-    """A checkpoint on disk; its readable part is checked, its weights are not read yet.
-
-    Attributes:
-        folder: its folder.
-        info: its readable part.
-    """
+    """A checkpoint on disk; its readable part `info` is checked, its weights are not read yet."""
 
     def __init__(self, folder: Path, info: CheckpointInfo) -> None:
         self.folder, self.info = folder, info
@@ -117,7 +101,13 @@ class Checkpoint:
         try:
             weights = self._read_weights(ema)
         except NonFiniteError as error:
-            raise UserError(f"{error}; {self._to_sample_instead(ema)}") from error
+            run = run_containing(self.folder)
+            good = _last_good(
+                list_checkpoints(run) if run else [],
+                lambda folder: open_checkpoint(folder)._read_weights(ema),
+            )
+            remedy = f"the last good checkpoint of the run is {good} (--resume {good})"
+            raise UserError(f"{error}; {remedy if good else _INSTEAD}") from error
         with torch.device("meta"):
             net = build_network(self.config)
         weights = {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
@@ -156,28 +146,12 @@ class Checkpoint:
             raise _unreadable(path, error) from error
         optimizer = state.get("optimizer") if isinstance(state, dict) else None
         check_finite(named_tensors(optimizer, "optimizer"), path)
-        averaged = self.folder / EMA
-        average = load_weights(averaged) if averaged.exists() else None
-        return TrainingTensors(load_weights(self.folder / MODEL), average, state)
-
-    def _to_sample_instead(self, ema: bool) -> str:
-        run = run_containing(self.folder)
-        good = _last_good(
-            list_checkpoints(run) if run else [],
-            lambda folder: open_checkpoint(folder)._read_weights(ema),
-        )
-        if good is None:
-            return _INSTEAD
-        return f"the last good checkpoint of the run is {good} (--resume {good})"
+        average = load_weights(self.folder / EMA) if (self.folder / EMA).exists() else None
+        return load_weights(self.folder / MODEL), average, state
 
 
 def open_checkpoint(path: Path, *, kind: str = "prior", prefer_best: bool = True) -> Checkpoint:
-    """Open a checkpoint.
-
-    Args:
-        path: a checkpoint's folder, a file in it, or a run folder.
-        kind: the expected `CheckpointInfo.kind`.
-        prefer_best: which checkpoint of a run folder: the best, or else the last.
+    """Open a checkpoint of a kind, see `CheckpointInfo` and `sundae.prior.run.find_checkpoint`.
 
     Raises:
         UserError: there is none, or it is damaged, of another kind, or of a later version.
@@ -278,11 +252,10 @@ def _last_good(folders: list[Path], read: Callable[[Path], object]) -> Path | No
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU.
+    """Tensors of a safetensors file, on the CPU; UserError where it is missing or damaged.
 
     Raises:
         NonFiniteError: one holds NaN or an infinite value.
-        UserError: the file is missing or damaged.
     """
     try:
         weights: dict[str, Tensor] = load_file(path)

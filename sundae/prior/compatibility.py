@@ -6,18 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sundae.common.errors import UserError
-from sundae.config.run_file import (
-    RunConfig,
-)
+from sundae.config.run_file import RunConfig
 from sundae.prior.checkpoint import Checkpoint
 
 
 def check_same_network(cfg: RunConfig, checkpoint: Checkpoint) -> None:
-    """Make sure that a checkpoint belongs to the network a run file describes.
-
-    Raises:
-        UserError: naming the first key that differs and both its values.
-    """
+    """UserError where a checkpoint is of another network than the run file's, naming a key."""
     theirs = checkpoint.config
     pairs = {
         "data.vocab_size": (cfg.data.vocab_size, theirs.data.vocab_size),
@@ -36,16 +30,11 @@ def check_same_network(cfg: RunConfig, checkpoint: Checkpoint) -> None:
 
 def _without_dropout(cfg: RunConfig) -> dict[str, object]:
     net = replace(cfg.net, emb_dropout=0.0, attn_dropout=0.0, ff_dropout=0.0)
-    shape = dict(vars(net))
-    return shape | {"class_dropout": net.class_dropout > 0}
+    return vars(net) | {"class_dropout": net.class_dropout > 0}
 
 
 def check_same_codec(identity: str, checkpoint: Checkpoint) -> None:
-    """Make sure that tokens mean to the codec what they meant in training.
-
-    Raises:
-        UserError: naming both.
-    """
+    """UserError where the tokens of a codec are not those of the training."""
     if identity != checkpoint.info.codec:
         raise UserError(
             f"{checkpoint.folder} was trained on tokens of codec {checkpoint.info.codec}, "
@@ -54,11 +43,7 @@ def check_same_codec(identity: str, checkpoint: Checkpoint) -> None:
 
 
 def check_same_classes(classes: Sequence[str] | None, checkpoint: Checkpoint) -> None:
-    """Make sure that class numbers mean in the data what they meant in training.
-
-    Raises:
-        UserError: naming both.
-    """
+    """UserError where the classes of the data are not those of the training."""
     before, now = checkpoint.info.classes or [], list(classes or [])
     if before != now:
         raise UserError(

@@ -6,7 +6,6 @@ Pure functions of any `denoise(tokens) -> logits`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +15,6 @@ from sundae.prior.categorical import draw_tokens
 from sundae.prior.linear_cross_entropy import Prediction, linear_cross_entropy
 
 Denoise = Callable[[Tensor], Tensor]
-
-
-class UnrollStep(NamedTuple):
-    """The result of one unroll step.
-
-    Attributes:
-        loss: scalar, mean cross-entropy over all positions in nats, differentiable.
-        accuracy: scalar in [0, 1], share of positions whose most likely token is the clean one.
-    """
-
-    loss: Tensor
-    accuracy: Tensor
 
 
 def corruption_rates(batch: int, generator: torch.Generator) -> Tensor:
@@ -67,8 +54,8 @@ def unroll(
     vocab_size: int,
     generator: torch.Generator,
     head: nn.Linear | None = None,
-) -> Iterator[UnrollStep]:
-    """Yield the loss of each unroll step; the objective is their mean.
+) -> Iterator[Prediction]:
+    """Yield loss, accuracy and sample of each unroll step; the objective is the mean of the losses.
 
     The steps share no graph, because the sample between them carries no gradient: with a backward
     pass after each, only the activations of one step are in memory at a time.
@@ -77,9 +64,6 @@ def unroll(
         denoise: (batch, length) int64 -> logits (batch, length, vocab); with a head, the features
             (batch, length, dim) that the head turns into logits.
         tokens: (batch, length) int64, clean, on the generator's device.
-        unroll_steps: at least 1.
-        vocab_size: number of distinct tokens.
-        generator: source of all randomness.
         head: the network's last map, dim -> vocab, if `denoise` leaves it out: then the logits are
             never in memory as a whole, see `sundae.prior.linear_cross_entropy`.
     """
@@ -97,7 +81,7 @@ def unroll(
         if predicted.drawn is not None:
             current = predicted.drawn
         del outputs
-        yield UnrollStep(predicted.loss, predicted.accuracy)
+        yield predicted
 
 
 def _predict(logits: Tensor, targets: Tensor, uniforms: Tensor | None) -> Prediction:

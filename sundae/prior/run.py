@@ -22,12 +22,8 @@ from sundae.common.errors import UserError
 from sundae.common.files import write_text, writing_to
 from sundae.common.folders import restore_folder, restore_folders
 
-INFO, MODEL, EMA, TRAINING = (
-    "checkpoint.json",
-    "model.safetensors",
-    "ema.safetensors",
-    "training.pt",
-)
+INFO, MODEL = "checkpoint.json", "model.safetensors"
+EMA, TRAINING = "ema.safetensors", "training.pt"
 RUN_FILE = "config.toml"
 _CHECKPOINTS, _BEST = "checkpoints", "best.json"
 _NAME = re.compile(r"step-[0-9]+")
@@ -48,14 +44,11 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path, *, prefer_best: bool) -> Path:
-    """The checkpoint folder that a path leads to.
+    """The checkpoint folder that a path leads to; UserError where there is none.
 
     Args:
         path: a checkpoint's folder, a file in it, or a run folder.
         prefer_best: which checkpoint of a run folder: the best, or else the last.
-
-    Raises:
-        UserError: there is no checkpoint.
     """
     folder = path.parent if path.is_file() else path
     restore_folder(folder)

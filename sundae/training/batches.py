@@ -8,14 +8,11 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sundae.common.errors import UserError
 from sundae.config.sections import TrainerConfig
-from sundae.data.dataset import collate_batched
-
-Batch = dict[str, Tensor]
+from sundae.data.dataset import Batch, collate_batched
 
 # Mixed into the seed of everything in an evaluation: its rows and its noise are always the same,
 # so that its curve shows the network alone.
@@ -41,7 +38,6 @@ class Batches:
     """The batches of one process, on its device.
 
     Attributes:
-        train_data, eval_data: training and held-out rows.
         mini_batch_size: rows of one forward pass.
         accumulate: mini-batches of one optimiser step.
         per_evaluation: mini-batches between two evaluations.

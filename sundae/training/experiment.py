@@ -6,7 +6,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -30,36 +30,17 @@ class RunSettings(Protocol):
 
     @property
     def trainer(self) -> TrainerConfig: ...
-
     @property
     def wandb(self) -> WandbConfig: ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the checkpoint's JSON."""
-        ...
-
-
-class Built(NamedTuple):
-    """What is built once the device is known.
-
-    Attributes:
-        net: the network to train.
-        task: its losses.
-        compilable: the modules that `trainer.compile` compiles.
-    """
-
-    net: nn.Module
-    task: Task
-    compilable: list[nn.Module]
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 class Experiment(ABC):
     """What a script trains: run file, data, and how network and losses are built.
 
     Attributes:
-        kind, codec, classes: noted in checkpoints, see `CheckpointInfo`.
+        kind, codec, classes: see `CheckpointInfo`.
         run_file: name of the resolved run file in the run folder.
-        cfg: the resolved run file.
         data: training and held-out rows.
     """
 
@@ -72,8 +53,12 @@ class Experiment(ABC):
         self.cfg, self.data = cfg, data
 
     @abstractmethod
-    def build(self, device: torch.device, accumulate: int) -> Built:
+    def build(self, device: torch.device, accumulate: int) -> tuple[nn.Module, Task]:
         """Network and task; `accumulate` mini-batches make an optimiser step of one process."""
+
+    @abstractmethod
+    def compilable(self, net: nn.Module) -> list[nn.Module]:
+        """The modules that `trainer.compile` compiles."""
 
     @abstractmethod
     def dump(self) -> str:
@@ -102,8 +87,6 @@ def run_training(
         device: a CPU, or CUDA, of which each process takes its own device.
         run_dir: see `sundae.training.run_folder.choose_run_folder`.
         seed: of all randomness; None takes the checkpoint's, or draws one.
-        wandb: log to Weights & Biases as well.
-        quiet: print only how it ended.
         on_evaluation, on_save: see `Trainer`.
 
     Raises:
@@ -128,12 +111,13 @@ def run_training(
         if not quiet:
             place = f"into {run}" if run else "not saved"
             about = experiment.describe(trainer.state.bare_net)
-            _say(f"{about}, seed {trainer.info.seed}, on {trainer.device}, {place}")
+            line = f"{about}, seed {trainer.info.seed}, on {trainer.device}, {place}"
+            print(printable(line), flush=True)
         trainer.train()
         accelerator.end_training()  # threads of a process group left open can abort what exits
         if accelerator.is_main_process:
             how = "stopped" if trainer.stopped_by else "done"
-            _say(f"{how} at step {trainer.step}: {run or 'not saved'}")
+            print(printable(f"{how} at step {trainer.step}: {run or 'not saved'}"), flush=True)
     return trainer
 
 
@@ -155,7 +139,7 @@ def build_trainer(
     set_seed(seed)
     settings, device = experiment.cfg.trainer, accelerator.device
     _, accumulate = split_batch(settings, accelerator.num_processes)
-    net, task, compilable = experiment.build(device, accumulate)
+    net, task = experiment.build(device, accumulate)
     info = CheckpointInfo(
         step=0,
         config=experiment.cfg.to_dict(),
@@ -167,11 +151,6 @@ def build_trainer(
     trainer = Trainer(
         settings, task, net, experiment.data, accelerator=accelerator, logbook=logbook, info=info
     )
-    compiles = device.type == "cuda" if settings.compile is None else settings.compile
-    if compiles:
-        compile_modules(*compilable, quiet=logbook.quiet)
+    if device.type == "cuda" if settings.compile is None else settings.compile:
+        compile_modules(*experiment.compilable(net), quiet=logbook.quiet)
     return trainer
-
-
-def _say(line: str) -> None:
-    print(printable(line), flush=True)

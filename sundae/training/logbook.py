@@ -23,8 +23,7 @@ class Logbook:
 
     Attributes:
         run: the run folder, or None where nothing is saved.
-        wandb_run: the wandb run, if there is one, see `start_wandb`.
-        quiet: whether nothing is printed.
+        wandb_run: see `start_wandb`.
         rows: the metrics of every evaluation, as in RUN/curves.csv and RUN/curves.png.
     """
 
@@ -62,7 +61,7 @@ class Logbook:
             self.wandb_run.log({name: wandb.Image(to_pil(image))}, step=step)
 
     def close(self) -> None:
-        """Finish the wandb run, if there is one."""
+        """Finish the wandb run."""
         if self.wandb_run is not None:
             self.wandb_run.finish()
 
@@ -77,11 +76,7 @@ def _write_csv(rows: list[Row], path: Path) -> None:
 
 
 def check_wandb(saves: bool) -> None:
-    """UserError where --wandb cannot work; does not spend a second on importing wandb.
-
-    Args:
-        saves: whether there will be a run folder, which holds the log of wandb.
-    """
+    """UserError where --wandb cannot work; does not spend a second on importing wandb."""
     if not saves:
         raise UserError("--wandb keeps its log in the run folder: leave out --no-save")
     if importlib.util.find_spec("wandb") is None:

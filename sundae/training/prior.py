@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from hourglass_transformer import HourglassTransformer
+from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, dump_toml
-from sundae.data.dataset import TokenDataset
+from sundae.data.dataset import Latents, TokenDataset, check_agreement, open_latents
+from sundae.data.splits import split_rows
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
 from sundae.prior.network import build_network
 from sundae.prior.objective import unroll
 from sundae.prior.run import RUN_FILE
 from sundae.training.batches import Batch
-from sundae.training.data import open_datasets
-from sundae.training.experiment import Built, Experiment
+from sundae.training.experiment import Experiment
 from sundae.training.trainer import Losses
 
 
@@ -49,10 +52,13 @@ class PriorExperiment(Experiment):
             check_same_classes(experiment.classes, checkpoint)
         return experiment
 
-    def build(self, device: torch.device, accumulate: int) -> Built:
+    def build(self, device: torch.device, accumulate: int) -> tuple[nn.Module, PriorTask]:
         net = build_network(self.cfg)
         net.set_gradient_checkpointing(self.cfg.trainer.gradient_checkpointing)
-        return Built(net, PriorTask(self.cfg), [net])
+        return net, PriorTask(self.cfg)
+
+    def compilable(self, net: nn.Module) -> list[nn.Module]:
+        return [net]
 
     def dump(self) -> str:
         return dump_toml(self.cfg)
@@ -67,29 +73,27 @@ class PriorTask:
     """The SUNDAE objective: one loss for every unroll step."""
 
     def __init__(self, cfg: RunConfig) -> None:
-        self.num_losses = cfg.unroll_steps
-        self.vocab_size = cfg.data.vocab_size
-        self.conditional = cfg.net.conditional
-        self.num_classes, self.class_dropout = cfg.net.num_classes, cfg.net.class_dropout
+        self.num_losses, self.cfg = cfg.unroll_steps, cfg
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
         """Yield (loss, metrics) of each unroll step; see `sundae.prior.objective.unroll`."""
-        classes = batch["classes"] if self.conditional else None
-        if classes is not None and net.training and self.class_dropout:
-            classes = drop_classes(classes, self.class_dropout, self.num_classes, generator)
+        cfg = self.cfg.net
+        classes = batch["classes"] if cfg.conditional else None
+        if classes is not None and net.training and cfg.class_dropout:
+            classes = drop_classes(classes, cfg.class_dropout, cfg.num_classes, generator)
         head = head_of(net)
         steps = unroll(
             lambda tokens: net(tokens, classes, **({} if head is None else {"head": False})),
             batch["tokens"],
             unroll_steps=self.num_losses,
-            vocab_size=self.vocab_size,
+            vocab_size=self.cfg.data.vocab_size,
             generator=generator,
             head=head,
         )
-        for number, (loss, accuracy) in enumerate(steps, start=1):
-            metrics = {"loss": loss, "accuracy": accuracy}
+        for number, step in enumerate(steps, start=1):
+            metrics = {"loss": step.loss, "accuracy": step.accuracy}
             metrics |= {f"{name}_{number}": value for name, value in metrics.items()}
-            yield loss, metrics
+            yield step.loss, metrics
 
 
 def head_of(net: nn.Module) -> nn.Linear | None:
@@ -104,13 +108,58 @@ def drop_classes(
     """Replace each class by the null class with a probability (arXiv 2207.12598, algorithm 1).
 
     Args:
-        classes: (batch,) int64.
-        probability: in [0, 1].
-        null_class: number of the null class.
+        classes: (batch,) int64, as is what is returned.
         generator: on the device of the classes.
-
-    Returns:
-        (batch,) int64.
     """
     dropped = torch.rand(len(classes), generator=generator, device=classes.device) < probability
     return classes.masked_fill(dropped, null_class)
+
+
+def open_datasets(cfg: RunConfig, codec_identity: str) -> tuple[TokenDataset, TokenDataset]:
+    """(training, held-out) rows of a run's data, checked against the network and the codec.
+
+    Raises:
+        UserError: the data is missing or does not belong to this run; see `check_agreement`.
+    """
+    data = cfg.data
+    if data.root is not None:
+        latents = _open(cfg, data.root, codec_identity)
+        assert data.split_sizes is not None
+        rows = split_rows(latents, data.split_sizes)
+        train, held_out = (TokenDataset(latents, some) for some in rows)
+    else:
+        assert data.train_root is not None and data.eval_root is not None
+        roots = data.train_root, data.eval_root
+        train, held_out = (TokenDataset(_open(cfg, root, codec_identity)) for root in roots)
+        if cfg.net.conditional and train.latents.classes != held_out.latents.classes:
+            raise UserError(
+                f"{data.train_root} and {data.eval_root} have different classes; "
+                "generate both from folders of the same names"
+            )
+    if cfg.net.conditional:
+        _check_every_class_has_images(train)
+    return train, held_out
+
+
+def _open(cfg: RunConfig, root: Path, codec_identity: str) -> Latents:
+    latents = open_latents(root)
+    check_agreement(
+        latents,
+        vocab_size=cfg.data.vocab_size,
+        latent_shape=cfg.grid_shape,
+        num_classes=cfg.net.num_classes if cfg.net.conditional else None,
+        codec_identity=codec_identity,
+    )
+    return latents
+
+
+def _check_every_class_has_images(data: TokenDataset) -> None:
+    latents = data.latents
+    assert latents.labels is not None and latents.classes is not None  # see `check_agreement`
+    present = set(latents.labels[latents.images[data.rows]].tolist())
+    for number, name in enumerate(latents.classes):
+        if number not in present:
+            raise UserError(
+                f"{latents.root}: class '{name}' has no images to train on; add some or "
+                "generate the data again without it"
+            )

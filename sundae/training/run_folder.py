@@ -89,9 +89,7 @@ def run_folder(
             try:
                 chosen = choose_run_folder(run, checkpoint)
                 folder = stack.enter_context(output_folder(chosen, Path(cfg.exp_dir), cfg.exp_name))
-                choose_run_folder(
-                    run, checkpoint
-                )  # another process may have just ended a run there
+                choose_run_folder(run, checkpoint)  # another process may have ended a run there
             except UserError as refusal:
                 error = refusal
         folder, failed = broadcast_from_main(folder, error is not None)

@@ -25,8 +25,6 @@ class TrainingState:
 
     Attributes:
         net: the network in training, wrapped for several devices.
-        ema: its average, if there is one.
-        optimizer: over all its parameters.
         step: optimiser steps done.
         since_eval: mini-batches since the last evaluation.
         elapsed: seconds of training.
@@ -87,12 +85,7 @@ class TrainingState:
         check_finite(tensors | named_tensors(self.optimizer.state_dict(), "optimizer"))
 
     def save(self, run: Path, info: CheckpointInfo, *, best: bool) -> None:
-        """Write a checkpoint into a run folder, and delete those that are not kept.
-
-        Args:
-            info: what is the same in every checkpoint of the run.
-            best: whether it is to be marked as the best.
-        """
+        """Write a checkpoint, marked as the best or not, and delete those that are not kept."""
         folder = save_checkpoint(
             run,
             replace(info, step=self.step, metrics=self.metrics),
@@ -149,6 +142,6 @@ class TrainingState:
 
     def _restore_progress(self, progress: dict[str, Any]) -> None:
         self.since_eval, self.elapsed = progress["since_eval"], progress["elapsed"]
-        self.best = progress["best"]
-        sums = {name: value.to(self.accelerator.device) for name, value in progress["sums"].items()}
-        self.means.sums, self.means.weights = sums, progress["weights"]
+        self.best, self.means.weights = progress["best"], progress["weights"]
+        device = self.accelerator.device
+        self.means.sums = {name: value.to(device) for name, value in progress["sums"].items()}

@@ -54,8 +54,6 @@ class Trainer:
     """Trains a network by a task, on one device or, under `accelerate launch`, on many.
 
     Attributes:
-        state: network, average, optimiser and progress.
-        batches: training and held-out batches.
         logbook: the run folder, if there is one, its metrics and images.
         on_evaluation, on_save: hooks, called with the trainer, in the main process, after every
             evaluation and every checkpoint.
@@ -75,7 +73,6 @@ class Trainer:
         """Build optimiser and average.
 
         Args:
-            data: training and held-out rows.
             info: what is the same in every checkpoint of the run, the seed included.
 
         Raises:
@@ -193,7 +190,8 @@ class Trainer:
         state.metrics |= {f"eval/{name}": value for name, value in held_out.items()}
         if self.accelerator.is_main_process:
             self.logbook.log({"step": float(self.step), **state.metrics, **self._speed()})
-            self._say(describe(self.logbook.rows[-1], self.cfg.metric_names))
+            if not self.logbook.quiet:
+                tqdm.write(describe(self.logbook.rows[-1], self.cfg.metric_names))
         self._call(self.on_evaluation)
         return state.set_best(held_out[self.cfg.metric_best[0]])
 
@@ -264,7 +262,3 @@ class Trainer:
             disable=True if self.logbook.quiet else None,
             dynamic_ncols=True,
         )
-
-    def _say(self, line: str) -> None:
-        if not self.logbook.quiet:
-            tqdm.write(line)

@@ -73,6 +73,15 @@ class Quantiser(nn.Module):
         return matrix.new_zeros(len(matrix)), matrix
 
 
+def perplexity(counts: Tensor) -> Tensor:
+    """How many codes the occurrences of each, (codebook_size,) float, amount to: a scalar.
+
+    exp of the entropy of the frequencies (nats): 1 when one code is all, the codebook size when all
+    are equally frequent.
+    """
+    return torch.special.entr(counts / counts.sum()).sum().exp()
+
+
 @contextlib.contextmanager
 def _full_matmul_precision() -> Iterator[None]:
     """No TF32 inside: its 10-bit mantissa moves one token in a hundred to another code."""
