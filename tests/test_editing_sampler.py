@@ -281,3 +281,8 @@ def test_a_setting_or_class_that_does_not_exist_is_one_line(sampler: Sampler) ->
         sampler.vary(noise(), 0.5, temprature=1.0)
     with pytest.raises(UserError, match="trained without classes"):
         sampler.inpaint(noise(), SQUARE, classes="cat")
+
+
+def test_the_number_of_edits_is_no_setting(sampler: Sampler) -> None:
+    with pytest.raises(UserError, match="nb_samples is no setting of an edit"):
+        sampler.vary(noise(), 0.5, n=2, nb_samples=8)

@@ -107,6 +107,17 @@ def test_rooms_import_only_rooms_before_them(room: str) -> None:
         assert not rooms_of(path) - allowed, path
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_docstring_of_a_room_says_what_it_imports(room: str) -> None:
+    library = ROOT / "sundae" / room
+    files = sorted(library.rglob("*.py"))
+    rooms = {other for path in files for other in rooms_of(path)} - {room}
+    network = any("hourglass_transformer" in packages_of(path) for path in files)
+    expected = ["hourglass_transformer"] * network + [other for other in ROOMS if other in rooms]
+    docstring = ast.get_docstring(ast.parse((library / "__init__.py").read_text("utf-8"))) or ""
+    assert docstring.splitlines()[-1] == f"Imports: {', '.join(expected) or 'none'}."
+
+
 def test_utils_imports_what_flags_and_messages_need_only() -> None:
     assert rooms_of(ROOT / "utils.py") == {"common", "config"}
     assert not packages_of(ROOT / "sundae" / "common" / "naming.py")  # as light as it was

@@ -1,4 +1,4 @@
 """Tokens to pixels and back: the interface, grey levels, VQ-GANs, encoding of folders.
 
-It imports common, config and data.
+Imports: common, config, data.
 """

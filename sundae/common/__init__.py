@@ -1,4 +1,4 @@
 """What every room needs: errors, files, names, images, precision, compiling, interruption.
 
-It imports no other room.
+Imports: none.
 """

@@ -5,5 +5,5 @@ A key of [trainer], [data], [vqgan], [sampling] or [wandb] is one field in `sect
 `run_file.RunConfig`. `keys` describes fields, from which `flags` makes command-line flags and
 `docs/make_settings.py` the tables of the docs; `values` and `run_file` read and check.
 
-It imports common and the network's configuration.
+Imports: hourglass_transformer, common.
 """

@@ -1,4 +1,4 @@
 """Editing of images: requests and masks, alignment with patches, compositing, `Sampler`, files.
 
-It imports the rooms up to training, and sampling.
+Imports: hourglass_transformer, common, config, codec, prior, sampling.
 """

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sundae.common.errors import UserError
 from sundae.common.images import to_rgb
 from sundae.editing.alignment import AlignedImage
 from sundae.editing.masks import MaskKind, mask_from_image
@@ -26,10 +27,7 @@ from sundae.sampling.sampler import (
     SampleBatch,
     sample_seeds,
 )
-from sundae.sampling.state import starting_tokens
-
-# A stream of noise that no refinement step uses: steps count up from 0.
-_RENOISE = -1
+from sundae.sampling.state import VARY, starting_tokens
 
 # White in an image and true in an array: repaint.
 Mask = Image.Image | NDArray[np.bool_] | Tensor | MaskKind
@@ -116,7 +114,10 @@ class Sampler(BaseSampler):
     def edit(
         self, image: Image.Image, n: int = 4, *, seed: int | None = None, **options: Any
     ) -> list[Image.Image]:
-        """Samples of any edit: `prepare_edit` and `refine_edit` to the end."""
+        """Samples of any edit: `prepare_edit` and `refine_edit` to the end.
+
+        A mask that is drawn depends on the seed alone, not on `first`.
+        """
         seed = secrets.randbelow(SEEDS) if seed is None else seed
         names = [field.name for field in fields(EditRequest) if field.name in options]
         request = EditRequest(**{name: options.pop(name) for name in names})
@@ -171,6 +172,8 @@ class Sampler(BaseSampler):
         Raises:
             UserError: a setting or a class that does not exist, or an image of the wrong size.
         """
+        if settings.get("nb_samples", num_samples) != num_samples:
+            raise UserError("nb_samples is no setting of an edit; its number of samples is n")
         sampling = self.settings(**settings)
         seeds = sample_seeds(secrets.randbelow(SEEDS) if seed is None else seed, num_samples, first)
         rows = self.class_rows(classes, num_samples, null_default=True, guided=sampling.is_guided)
@@ -196,6 +199,6 @@ class Sampler(BaseSampler):
 
 def _random_tokens(seeds: Tensor, grid: Tensor, strength: float) -> Tensor:
     """(N, h, w) bool: a fraction of the tokens of a grid (h, w), other ones for each seed."""
-    noise = seeded_uniforms(seeds, _RENOISE, grid.numel())
+    noise = seeded_uniforms(seeds, VARY, grid.numel())
     order = noise.argsort(dim=1).argsort(dim=1)
     return (order < round(strength * grid.numel())).unflatten(1, grid.shape)

@@ -76,10 +76,12 @@ class Controls:
         return _slider(name, value)
 
     def _draw_end(self, name: str, value: float | None) -> gr.Slider:
-        """Where a value goes on its way, and whether it goes anywhere."""
+        """The slider of a key that may be unset, such as an `end_`, and a box that unsets it."""
         start = name.removeprefix("end_")
-        moves = gr.Checkbox(value is not None, label=f"{_label(start)} changes")
-        end = _slider(name, self.defaults.value(start) if value is None else value)
+        verb = "is set" if start == name else "changes"
+        moves = gr.Checkbox(value is not None, label=f"{_label(start)} {verb}")
+        first = self.defaults.value(start) if value is None else value
+        end = _slider(name, KEYS[name].limits.get("ge", 0) if first is None else first)
         end.visible = moves.value
         moves.change(lambda on: gr.update(visible=on), moves, end, **AT_ONCE)
         self._given[name] = moves

@@ -1,4 +1,4 @@
 """The discrete image prior: network, objective, categorical draws, checkpoints.
 
-It imports common, config, data and codec.
+Imports: hourglass_transformer, common, config, codec.
 """

@@ -1,4 +1,4 @@
-"""Sampling: the front door, the loop with its strategies, canvases, and samples as files.
+"""Sampling: `BaseSampler`, the loop with its strategies, canvases, and samples as files.
 
-It may import common, config, data, codec, prior, training and codec_training.
+Imports: hourglass_transformer, common, config, codec, prior, training.
 """

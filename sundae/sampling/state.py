@@ -12,6 +12,9 @@ from sundae.prior.categorical import seeded_uniforms
 # Streams of noise within one sample: one for the first tokens, then two a step.
 _START, _DRAW, _CHOOSE = 0, 1, 2
 
+# The stream that selects the tokens of a variation; no step has it, since steps count from 0.
+VARY = -1
+
 
 class SampleState(NamedTuple):
     """Everything that has a row per sample, so that it is indexed together.

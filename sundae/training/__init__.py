@@ -1,4 +1,4 @@
 """The training loop: batches, optimisers, averages, schedules, logs and run folders.
 
-It imports common, config, data, codec and prior.
+Imports: hourglass_transformer, common, config, data, prior.
 """
