@@ -93,9 +93,7 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
 
 def at_positions(x: Tensor, positions: Tensor | None) -> Tensor:
     """(batch, tokens, dim), (batch, count) int64 -> (batch, count, dim); all of x for None."""
-    if positions is None:
-        return x
-    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+    return x if positions is None else x.take_along_dim(positions[..., None], dim=1)
 
 
 def rotation_at(rotation: Rotation | None, positions: Tensor | None) -> Rotation | None:
@@ -171,9 +169,8 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """(batch, n, k * inner) -> k tensors (batch, heads, n, head_width)"""
         width = self.to_out.in_features
-        return rearrange(
-            x, "b n (k h d) -> k b h n d", k=x.shape[-1] // width, h=self.heads
-        ).unbind()
+        parts = x.shape[-1] // width
+        return rearrange(x, "b n (k h d) -> k b h n d", k=parts, h=self.heads).unbind()
 
     def _projected(
         self, x: Tensor, context: Tensor | None, positions: Tensor | None
@@ -249,11 +246,7 @@ class Layer(nn.Module):
         context_level: Level | None = None,
         shifted: bool = False,
     ) -> None:
-        """Args:
-        context_level: the level of another sequence, normalised on its own, if keys and values
-            come from there.
-        shifted: displace the windows of attention, if there are any, by half their side.
-        """
+        """See `Attention`; another sequence is normalised on its own."""
         super().__init__()
         self.attn_norm = make_norm(cfg, level)
         self.attn = Attention(cfg, level, context_level=context_level, shifted=shifted)

@@ -50,10 +50,8 @@ class Stage(nn.Module):
         self.after = nn.ModuleList(Layer(cfg, level, shifted=i % 2 == 0) for i in range(after))
         self.down: Downsample | None = None
         if coarser:
-            self.down, self.up = (
-                Downsample(cfg, level, coarser[0]),
-                Upsample(cfg, level, coarser[0]),
-            )
+            self.down = Downsample(cfg, level, coarser[0])
+            self.up = Upsample(cfg, level, coarser[0])
             self.valley = Stage(cfg, *coarser)
         self.tables = RotaryTables(self._rotations()) if cfg.use_rotary else None
 
@@ -62,12 +60,10 @@ class Stage(nn.Module):
         own = axial_rotation(*grid_positions(self.grid), self.grid, self.head_width)
         return [own, *(self.down.rotations() if self.down is not None else ())]
 
-    def reset_tables(self) -> None:
+    def reset(self) -> None:
         """Compute the rotary tables anew, after the module was built on the meta device."""
         if self.tables is not None:
             self.tables.assign(self._rotations())
-        if self.down is not None:
-            self.valley.reset_tables()
 
     def _run(self, part: nn.Module, *inputs: Any) -> Tensor:
         """A layer; with gradient checkpointing it saves only its inputs for the backward pass."""
@@ -158,9 +154,8 @@ class HourglassTransformer(nn.Module):
 
     def reset_tables(self) -> None:
         """Compute what is neither saved nor learned, after building on the meta device."""
-        self.stage.reset_tables()
         for module in self.modules():
-            if isinstance(module, Windows):
+            if isinstance(module, (Stage, Windows)):
                 module.reset()
 
     def forward(

@@ -18,14 +18,8 @@ def to_cells(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 
 def from_cells(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     """The inverse of `to_cells`: (batch, cells, side*side, dim) -> (batch, h*w, dim)."""
-    return rearrange(
-        cells,
-        "b (h w) (i j) d -> b (h i w j) d",
-        h=grid[0] // side,
-        w=grid[1] // side,
-        i=side,
-        j=side,
-    )
+    height = grid[0] // side
+    return rearrange(cells, "b (h w) (i j) d -> b (h i w j) d", h=height, i=side, j=side)
 
 
 class _Resample(nn.Module):
@@ -48,9 +42,10 @@ class _Resample(nn.Module):
     def rotations(self) -> tuple[Rotation, Rotation]:
         """Tables of the (fine, coarse) tokens, raster order."""
         coarse = (self.grid[0] // self.side, self.grid[1] // self.side)
-        fine_table = axial_rotation(*grid_positions(self.grid), self.grid, self.width)
-        coarse_table = axial_rotation(*grid_positions(coarse, self.side), self.grid, self.width)
-        return fine_table, coarse_table
+        return (
+            axial_rotation(*grid_positions(self.grid), self.grid, self.width),
+            axial_rotation(*grid_positions(coarse, self.side), self.grid, self.width),
+        )
 
 
 class Downsample(_Resample):

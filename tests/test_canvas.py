@@ -78,7 +78,7 @@ def test_a_window_counts_most_where_it_sees_most() -> None:
     def denoise(tokens: Tensor, classes: Tensor | None) -> Tensor:
         return torch.full((*tokens.shape, 1), float(next(calls)))
 
-    blend = windowed(denoise, (1, 4), (1, 6), (0, 2), at_once=1)(torch.zeros(1, 6).long(), None)
+    blend = windowed(denoise, (1, 4), (1, 6), at_once=1)(torch.zeros(1, 6).long(), None)
     # alone, alone, weights 2:1, weights 1:2, alone, alone
     assert blend.flatten().tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from typing import Any
 
 from sundae.config.keys import Key, flag_of, keys_of, limit_words
@@ -32,8 +31,7 @@ def add_flags(parser: argparse._ActionsContainer, cls: type, *names: str) -> Non
 def values_of(args: argparse.Namespace, cls: type, *names: str) -> dict[str, Any]:
     """Dotted key -> value of its flag; None for a flag that was not given or that there is not."""
     keys = keys_of(cls)
-    chosen: Iterable[Key] = [keys[name] for name in names or keys]
-    return {key.dotted: getattr(args, _dest(key), None) for key in chosen}
+    return {keys[name].dotted: getattr(args, _dest(keys[name]), None) for name in names or keys}
 
 
 def _dest(key: Key) -> str:

@@ -65,11 +65,6 @@ def check_canvas(canvas: Shape, grid: Shape) -> None:
         )
 
 
-def default_overlap(grid: Shape) -> Shape:
-    """Tokens that neighbouring windows share at least: a quarter of each side."""
-    return grid[0] // 4, grid[1] // 4
-
-
 def window_starts(side: int, window: int, overlap: int) -> list[int]:
     """Where windows begin along one side: as few as overlap enough, evenly spread.
 
@@ -84,26 +79,20 @@ def window_starts(side: int, window: int, overlap: int) -> list[int]:
 
 
 def windowed(
-    denoise: ClassDenoise,
-    grid: Shape,
-    canvas: Shape,
-    overlap: Shape | None = None,
-    *,
-    at_once: int = memory.WINDOWS,
+    denoise: ClassDenoise, grid: Shape, canvas: Shape, *, at_once: int = memory.WINDOWS
 ) -> ClassDenoise:
     """A denoiser of a canvas, made from one of the trained grid.
 
-    Windows of the trained grid cover the canvas and overlap. All are denoised in parallel, and
-    where they overlap their logits are averaged (as arXiv 2302.08113 does with a diffusion model's
-    predictions), weighted by a token's distance from its window's border: a window counts most
-    where it has most context. A canvas of the trained grid's size costs nothing extra.
+    Windows of the trained grid cover the canvas; neighbours share at least a quarter of each side.
+    All are denoised in parallel, and where they overlap their logits are averaged (as arXiv
+    2302.08113 does with a diffusion model's predictions), weighted by a token's distance from its
+    window's border: a window counts most where it has most context. A canvas of the trained grid's
+    size costs nothing extra.
 
     Args:
         denoise: tokens (batch, grid height * width), classes (batch,) or None -> logits.
         grid: of the network.
         canvas: at least as large in both directions.
-        overlap: (rows, columns) that neighbouring windows share at least; a quarter of the grid
-            unless given.
         at_once: windows, counted over all samples, that are denoised together at most; one of every
             sample at least.
 
@@ -118,8 +107,7 @@ def windowed(
     if canvas == grid:
         return denoise
     rows, columns = (
-        window_starts(side, window, share)
-        for side, window, share in zip(canvas, grid, overlap or default_overlap(grid))
+        window_starts(side, window, overlap=window // 4) for side, window in zip(canvas, grid)
     )
     areas = [
         (slice(top, top + grid[0]), slice(left, left + grid[1])) for top in rows for left in columns

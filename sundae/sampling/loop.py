@@ -174,7 +174,7 @@ def _advance(
     if all_logits is None:
         logits = network.logits(state, guidance, positions)
     else:
-        logits = all_logits if positions is None else at_positions(all_logits, positions)
+        logits = all_logits if positions is None else _at(all_logits, positions)
     noise = draw_noise(state.seeds, context.step, length)
     drawn = draw_tokens(
         logits,
@@ -233,13 +233,13 @@ class _Network:
         if positions is None:
             return self.denoise(tokens, classes)
         if self.denoise_at is None:
-            return at_positions(self.denoise(tokens, classes), positions)
+            return _at(self.denoise(tokens, classes), positions)
         return self.denoise_at(tokens, classes, positions)
 
 
-def at_positions(values: Tensor, positions: Tensor) -> Tensor:
-    """(batch, length, n), (batch, count) int64 -> (batch, count, n)"""
-    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+def _at(logits: Tensor, positions: Tensor) -> Tensor:
+    """(batch, length, vocab), (batch, count) int64 -> (batch, count, vocab)"""
+    return logits.take_along_dim(positions[..., None], dim=1)
 
 
 class _StepSignature(NamedTuple):
@@ -296,29 +296,38 @@ class _StepTable:
         *,
         rounded: bool,
     ) -> _StepTable:
-        """Compute a schedule.
+        """The table of samples with `free` (batch,) int64, CPU, tokens that may change each.
 
-        Args:
-            schedule: all its numbers.
-            grid: (height, width) of the tokens in raster order.
-            free: (batch,) int64, CPU: tokens that may change in each sample.
-            device: of the samples.
-            rounded: round numbers of positions up, so that signatures are few.
+        With `rounded`, numbers of positions are rounded up, so that signatures are few.
         """
         strategy, steps = STRATEGIES[schedule.resolved_strategy], range(schedule.steps)
-        counts = torch.stack([_counts(strategy, schedule, step, free) for step in steps])
+        counts = torch.stack(
+            [
+                torch.zeros_like(free)
+                if schedule.proportion_at(step) == 0
+                else strategy.count(schedule, step, free)
+                for step in steps
+            ]
+        )
         length = grid[0] * grid[1]
         unit = math.ceil(length / _SIZES) if rounded else 1
-        most = [max(row, default=0) for row in counts.tolist()]
+        signatures: list[_StepSignature | None] = []
+        for step, row in enumerate(counts.tolist()):
+            signature = _StepSignature(
+                num_positions=min(length, math.ceil(max(row, default=0) / unit) * unit),
+                needs_logits=strategy.needs_logits(step),
+                guided=schedule.guidance_at(step) != 1,
+                greedy=strategy.greedy or schedule.temperature_at(step) == 0,
+                top_k=schedule.top_k,
+                top_p=schedule.top_p,
+            )
+            signatures.append(signature if signature.num_positions else None)
         ramps = (schedule.temperature_at, schedule.guidance_at, schedule.choice_temperature_at)
         check_done = [schedule.early_stop and step >= schedule.min_steps for step in steps]
         return cls(
             strategy,
             strategy.layout(grid, device),
-            [
-                _signature(strategy, schedule, step, min(length, math.ceil(count / unit) * unit))
-                for step, count in enumerate(most)
-            ],
+            signatures,
             counts.to(device),
             torch.arange(schedule.steps, device=device),
             torch.tensor([[ramp(step) for step in steps] for ramp in ramps], device=device),
@@ -339,25 +348,3 @@ class _StepTable:
             self.may_stop[step],
             self.layout,
         )
-
-
-def _counts(strategy: Strategy, schedule: SamplingConfig, step: int, free: Tensor) -> Tensor:
-    """free: (batch,) int64, tokens that may change -> (batch,) int64, those to resample."""
-    if schedule.proportion_at(step) == 0:
-        return torch.zeros_like(free)
-    return strategy.count(schedule, step, free)
-
-
-def _signature(
-    strategy: Strategy, schedule: SamplingConfig, step: int, num_positions: int
-) -> _StepSignature | None:
-    if num_positions == 0:
-        return None
-    return _StepSignature(
-        num_positions,
-        strategy.needs_logits(step),
-        schedule.guidance_at(step) != 1,
-        strategy.greedy or schedule.temperature_at(step) == 0,
-        schedule.top_k,
-        schedule.top_p,
-    )
