@@ -171,7 +171,8 @@ def check_agreement(
         )
     if np.iinfo(latents.tokens.dtype).max >= vocab_size <= (largest := int(latents.tokens.max())):
         raise UserError(
-            f"{root} holds token {largest}, data.vocab_size is {vocab_size}: generate the data again"
+            f"{root} holds token {largest}, data.vocab_size is {vocab_size}: "
+            "generate the data again"
         )
     if num_classes is not None and classes != num_classes:
         remedy = "net.conditional = false" if classes is None else f"net.num_classes = {classes}"

@@ -86,9 +86,7 @@ def split_by_fraction(names: Sequence[str], train: float, held_out: float) -> np
 def _split_by_count(names: list[str], train: int, held_out: int) -> np.ndarray:
     used = train + held_out
     if used > len(names):
-        raise UserError(
-            f"data.split_sizes is {train} + {held_out} images, there are {len(names)}"
-        )
+        raise UserError(f"data.split_sizes is {train} + {held_out} images, there are {len(names)}")
     sides = np.full(len(names), UNUSED)
     sides[:used] = TRAIN
     order = np.argsort([_unit_hash(name) for name in names[:used]], kind="stable")

@@ -1,4 +1,4 @@
-"""Writing token data in the packed format: at once, or batch by batch in a job that may be killed."""
+"""Writing token data in the packed format: at once, or by batches in a job that may be killed."""
 
 import json
 import os
@@ -126,7 +126,7 @@ class ShardWriter:
                 )
 
     def append(self, tokens: np.ndarray, skipped: dict[int, str]) -> None:
-        """Writes the next batch: (rows, h, w) tokens, and why which images have no rows, by index."""
+        """Writes the next batch: (rows, h, w) tokens; skipped: index of an image -> the reason."""
         content = {"tokens": tokens, "skipped": np.array(json.dumps(skipped))}
         with atomic_path(self._shard(self.num_shards)) as partial, partial.open("wb") as file:
             np.savez(file, **content)  # type: ignore[arg-type]
