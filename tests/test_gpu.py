@@ -532,7 +532,15 @@ def test_wheels_that_are_missing_there_and_what_they_need_are_packed(
 
     monkeypatch.setattr(gpu_pack, "download", download)
     names = [name.split("-")[0] for name in gpu_pack.download_missing(tmp_path)]
-    assert names == ["diffusers", "importlib_metadata", "omegaconf", "pydantic", "small", "tomli_w"]
+    assert names == [
+        "annotated_types",
+        "diffusers",
+        "importlib_metadata",
+        "omegaconf",
+        "pydantic",
+        "small",
+        "tomli_w",
+    ]
 
 
 @pytest.mark.parametrize("tag", ["py3-none-any", "cp311-cp311-linux_x86_64"])
