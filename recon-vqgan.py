@@ -9,10 +9,11 @@ import utils
 from sundae.codec.vqgan import load_vqgan
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder
+from sundae.common.fitting import FITS
 from sundae.common.images import list_images, save_grid
 from sundae.config.flags import add_flags
 from sundae.config.sections import VQGANConfig
-from sundae.evaluation.reconstruction import FITS, reconstruct, side_by_side
+from sundae.evaluation.reconstruction import reconstruct, side_by_side
 
 
 def positive(text: str) -> int:

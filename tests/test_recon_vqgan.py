@@ -13,8 +13,10 @@ from torch import Tensor
 from vqgan_cases import CASES
 
 from sundae.codec.interface import PixelCodec
+from sundae.common import memory
 from sundae.common.errors import UserError
-from sundae.evaluation.reconstruction import fit_image, reconstruct, side_by_side
+from sundae.common.fitting import fit_image
+from sundae.evaluation.reconstruction import reconstruct, side_by_side
 
 SCRIPT = Path(__file__).parents[1] / "recon-vqgan.py"
 
@@ -124,6 +126,22 @@ def test_images_of_all_sizes_in_batches_and_only_the_first_are_kept(tmp_path: Pa
     assert tuple(grid.shape) == (8, 3, 16, 20)
     assert torch.equal(grid[7, :, :12], report.pairs[3][1])
     assert (grid[7, :, 12:] == 1).all()
+
+
+def test_large_images_are_encoded_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recording(GreyPatches):
+        def encode(self, images: Tensor) -> Tensor:
+            batches.append((len(images), images.shape[3]))
+            return super().encode(images)
+
+    batches: list[tuple[int, int]] = []
+    for index, side in enumerate((8, 8, 8, 16, 16)):
+        noise_image(side, side).save(tmp_path / f"{index}.png")
+    monkeypatch.setattr(memory, "PIXELS", 2 * 8 * 8)
+    reconstruct(Recording(16), sorted(tmp_path.glob("*.png")))
+    assert batches == [(2, 8), (1, 8), (1, 16), (1, 16)]
 
 
 def test_no_readable_image_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ LOGITS = 2**30
 # Windows of a canvas, counted over all samples, in one forward pass; more gain no speed.
 WINDOWS = 64
 
-# Pixels that a codec decodes in one forward pass: an image of a megapixel takes gigabytes.
+# Pixels that a codec decodes or reconstructs in one forward pass: an image of a megapixel takes
+# gigabytes.
 PIXELS = 2**20
 
 # Scores of (latent vectors x codes) while a codebook is searched; 2**24 are 64 MB in float32.

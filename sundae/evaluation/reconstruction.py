@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -16,33 +15,15 @@ from torchmetrics.functional.image import (
 
 from sundae.codec.interface import Codec
 from sundae.codec.vqgan.quantise import perplexity
+from sundae.common import memory
 from sundae.common.errors import UserError
-from sundae.common.images import BadImage, load_image, resize_and_crop, to_tensor
-
-FITS = ("resize", "pad", "crop")
+from sundae.common.fitting import Fitted, fit_image
+from sundae.common.images import BadImage, load_image
 
 # SSIM compares windows of 11x11 pixels (Wang et al. 2004); smaller images have none.
 _SSIM_WINDOW = 11
 
 Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """An image ready to be cut into patches.
-
-    Attributes:
-        pixels: (3, H, W) in [0, 1], H and W multiples of the factor.
-        height, width: the part, from the top left, that is image; the rest is padding.
-    """
-
-    pixels: Tensor
-    height: int
-    width: int
-
-    def visible(self, pixels: Tensor) -> Tensor:
-        """`pixels` (3, H, W) without the padding."""
-        return pixels[:, : self.height, : self.width]
 
 
 @dataclass(frozen=True)
@@ -92,7 +73,7 @@ def reconstruct(
     batch_size: int = 8,
     max_pairs: int = 8,
 ) -> Report:
-    """Encodes and decodes images, `batch_size` of equal shape at a time.
+    """Encodes and decodes images, `batch_size` of equal shape at a time, fewer of large ones.
 
     Args:
         codec: on any device.
@@ -122,37 +103,6 @@ def reconstruct(
     return Report(len(scores), psnr, ssim, counts, pairs, unreadable)
 
 
-def fit_image(image: Image.Image, factor: int, size: int | None, fit: str) -> Fitted:
-    """Brings an image to a size that can be cut into patches of `factor` pixels.
-
-    An image that already fits is not resampled.
-
-    Args:
-        size: the shorter side in pixels; None leaves it alone.
-        fit: resize rounds each side to the nearest multiple. pad repeats the border to the next
-            multiple, which is not counted or shown later. crop takes the centre: a square when
-            `size` is given, else the largest that fits.
-    """
-    scale = size / min(image.size) if size else 1
-    height, width = (max(1, round(side * scale)) for side in (image.height, image.width))
-    if fit == "resize":
-        height, width = (max(factor, round(side / factor) * factor) for side in (height, width))
-    if fit == "crop":
-        height, width = (size, size) if size else (height, width)
-        height, width = height // factor * factor, width // factor * factor
-        if 0 in (height, width):
-            raise UserError(f"an image of {image.height}x{image.width} is smaller than a patch")
-        if size:
-            image = resize_and_crop(image, (height, width))
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    padding = (0, -width % factor, 0, -height % factor)  # none but for "pad"
-    pixels = F.pad(to_tensor(image)[None], padding, mode="replicate")[0]
-    return Fitted(pixels, height, width)
-
-
 def _fit_all(
     paths: Iterable[Path], factor: int, size: int | None, fit: str, unreadable: list[BadImage]
 ) -> Iterator[Fitted]:
@@ -164,9 +114,10 @@ def _fit_all(
 
 
 def _same_shape(images: Iterable[Fitted], batch_size: int) -> Iterator[list[Fitted]]:
-    """Consecutive images of one shape, at most `batch_size` at a time."""
-    for _, group in groupby(images, key=lambda image: image.pixels.shape):
-        while batch := list(islice(group, batch_size)):
+    """Consecutive images of one shape, at most `batch_size` and `memory.PIXELS` at a time."""
+    for (_, height, width), group in groupby(images, key=lambda image: image.pixels.shape):
+        size = min(batch_size, max(1, memory.PIXELS // (height * width)))
+        while batch := list(islice(group, size)):
             yield batch
 
 
