@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sundae.codec.interface import Codec
 from sundae.common.extras import import_extra
+from sundae.evaluation.codec_figures import Distance, codec_figures, through
 from sundae.evaluation.diversity import class_diversity
 from sundae.evaluation.frechet import frechet_distance
-from sundae.evaluation.image_sets import ImageSet, images_in_memory, to_bytes
+from sundae.evaluation.image_sets import ImageSet
 from sundae.evaluation.inception_score import inception_score
 from sundae.evaluation.kernel_distance import kernel_distance
 from sundae.evaluation.manifold import density_coverage, precision_recall
@@ -28,7 +29,6 @@ FIGURES: tuple[Figure, ...] = get_args(Figure)
 _FIDELITY = {"distance", "inception"}  # what torch-fidelity computes
 
 Figures = dict[str, float]
-Distance = Callable[[Tensor, Tensor], Tensor]
 
 _PAIRS = 100  # of a class, for its diversity
 
@@ -126,8 +126,20 @@ class Instrument:
         """The floor after the codec: the figures of samples that are the training tokens."""
         if self.images is None or self.images.training is None:
             return Column({})
-        decoded = through(codec, self.images.training[: self.count], quiet=self.quiet)
+        decoded = through(codec, self.images.training[: self.count], quiet=self.quiet)[0]
         return Column(self._distances(self._seen(decoded)) | self._diversity(decoded))
+
+    def reconstructions(self, codec: Codec) -> tuple[Column, ImageSet]:
+        """Figures of a codec on the reference, image by image, and the reconstructions."""
+        assert self.images is not None
+        originals = self.images.reference[: self.count]
+        decoded, counts = through(codec, originals, quiet=self.quiet)
+        figures = codec_figures(originals, decoded, counts, self.lpips)
+        if "distance" in self.figures:
+            before, after = self.real.reference[: self.count], self._seen(decoded)
+            distance = frechet_distance(after.features.pooled, before.features.pooled)
+            figures["reconstruction_distance"] = distance
+        return Column(figures), decoded
 
     def _seen(self, images: ImageSet | FeatureSet) -> FeatureSet:
         if isinstance(images, FeatureSet):
@@ -170,20 +182,3 @@ class Instrument:
             pixels, labels, lambda a, b: distance(a.float() / 255, b.float() / 255), pairs=_PAIRS
         )
         return {"diversity": value}
-
-
-def through(codec: Codec, images: ImageSet, *, quiet: bool = True) -> ImageSet:
-    """Images after encoding and decoding, rounded to 8 bits."""
-    return reconstructed(codec, images, quiet=quiet)[0]
-
-
-def reconstructed(codec: Codec, images: ImageSet, *, quiet: bool = True) -> tuple[ImageSet, Tensor]:
-    """Images after encoding and decoding, and how often each token occurs (codebook_size,)."""
-    parts, counts = [], torch.zeros(codec.codebook_size, dtype=torch.int64)
-    for batch in images.batches(quiet, size=8):
-        tokens = codec.encode(batch.float() / 255)
-        counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
-        parts.append(to_bytes(codec.decode(tokens)).cpu())
-    title = f"{images.title} through the codec"
-    details = {"labels": images.labels, "names": images.names, "about": images.about}
-    return images_in_memory(torch.cat(parts), title, **details), counts
