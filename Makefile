@@ -100,7 +100,7 @@ $(TRAINVQ): requirements-train-vqgan.txt $(RUNTIME)
 	@$(call install,$<)
 	@touch $@
 
-$(DEV): requirements-dev.txt requirements-wandb.txt $(RUNTIME)
+$(DEV): requirements-dev.txt requirements-wandb.txt requirements-evaluate.txt $(RUNTIME)
 	@echo "installing $< into $(VENV)"
 	@$(call install,$<)
 	@touch $@

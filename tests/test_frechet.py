@@ -69,3 +69,13 @@ def test_features_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         frechet_distance(a, b)
+
+
+def test_torch_fidelity_gives_the_same() -> None:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(200, 12)), generator.normal(0.3, 1.5, size=(150, 12))
+    statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    expected = fid_statistics_to_metric(*statistics, verbose=False)
+    assert frechet_distance(a, b) == pytest.approx(*expected.values(), rel=1e-3)

@@ -1,0 +1,15 @@
+"""Optional packages: a missing one is named together with the command that installs it."""
+
+import sys
+
+import pytest
+
+from sundae.common.errors import UserError
+from sundae.common.extras import import_extra
+
+
+def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(UserError, match=r"^torch_fidelity is missing: pip install -r re\.txt$"):
+        import_extra("torch_fidelity.metric_kid", "re.txt")
+    assert import_extra("json.decoder", "re.txt").JSONDecoder
