@@ -45,9 +45,7 @@ def split_rows(
 UNUSED, TRAIN, EVAL = 0, 1, 2
 
 
-def split_names(
-    sources: Sequence[str], split_sizes: Sequence[int] | Sequence[float]
-) -> np.ndarray:
+def split_names(sources: Sequence[str], split_sizes: Sequence[int] | Sequence[float]) -> np.ndarray:
     """Side of each image of a folder, UNUSED, TRAIN or EVAL; see `split_rows`.
 
     Args:

@@ -23,8 +23,8 @@ from sundae.data.dataset import TokenDataset
 Size = tuple[int, int]
 
 BATCH = 64
-# Subsets are the first of a set, whose order is drawn once: of a seed of its own, so that samples of
-# several seeds are compared with the same images.
+# The order in which images are used has a seed of its own, so that samples of several seeds are
+# compared with the same images.
 _ORDER_SEED = 0
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sundae.codec.interface import Codec
 from sundae.common.extras import import_extra
@@ -84,14 +82,12 @@ class Instrument:
         if isinstance(real, RealFeatures):
             self.real = real
         else:
-            seen = len(real.reference) if whole else self.count
-            of_training = max(self.count, pool if "nearest" in figures else 0)
-            self.real = RealFeatures(
-                FeatureSet.of(real.reference[:seen], network, quiet=quiet),
-                real.training
-                and FeatureSet.of(real.training[:of_training], network, quiet=quiet),
-                real.split,
-            )
+            seen = real.reference if whole else real.reference[: self.count]
+            reference, training = FeatureSet.of(seen, network, quiet=quiet), None
+            if real.training is not None:
+                learned = real.training[: max(self.count, pool if "nearest" in figures else 0)]
+                training = FeatureSet.of(learned, network, quiet=quiet)
+            self.real = RealFeatures(reference, training, real.split)
         self._held_out = self._neighbours(self.real.reference)
 
     def samples(self, images: ImageSet | FeatureSet) -> Column:

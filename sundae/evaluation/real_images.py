@@ -39,7 +39,9 @@ class RealImages:
     split: str
 
     @classmethod
-    def of(cls, held_out: ImageSet, training: ImageSet | None, split: str, side: Side) -> RealImages:
+    def of(
+        cls, held_out: ImageSet, training: ImageSet | None, split: str, side: Side
+    ) -> RealImages:
         """The reference is what `side` says, and the other set takes the place of the training."""
         if side == "all":
             raise UserError("--split all: only a folder of images is taken as a whole")
@@ -75,7 +77,7 @@ def open_images(
     paths = list_images(root)
     if training is not None or split_sizes is None or side == "all":
         held_out = images_of_folder(root, size, _HELD_OUT if training else "images", paths)
-        learned = training and images_of_folder(training, held_out.size, _TRAINING)
+        learned = images_of_folder(training, held_out.size, _TRAINING) if training else None
         split = "folders of their own" if training else "all images are the reference"
         return RealImages.of(held_out, learned, split, "held-out" if side == "all" else side)
     sides = split_names([path.relative_to(root).as_posix() for path in paths], split_sizes)

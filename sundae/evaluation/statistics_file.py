@@ -52,8 +52,9 @@ class FeatureSet:
         return len(self.features.pooled)
 
     def __getitem__(self, part: slice) -> FeatureSet:
-        values = (getattr(self.features, name) for name in _PARTS)
-        some = ImageFeatures(*(None if value is None else value[part] for value in values))
+        seen = self.features
+        logits = None if seen.logits is None else seen.logits[part]
+        some = ImageFeatures(seen.pooled[part], seen.layout[part], logits)
         labels = None if self.labels is None else self.labels[part]
         return FeatureSet(self.title, self.size, some, labels, self.about)
 
@@ -79,7 +80,8 @@ def save_statistics(path: Path, real: RealFeatures, network: FeatureNetwork) -> 
         UserError: The file cannot be written.
     """
     sets = {"reference": real.reference, "training": real.training}
-    arrays, described = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    described: dict[str, Any] = {}
     for name, features in sets.items():
         if features is None:
             continue
@@ -117,7 +119,8 @@ def load_statistics(path: Path, network: FeatureNetwork) -> RealFeatures:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     sets = {}
     for name, about in header["sets"].items():
-        features = ImageFeatures(*(arrays.get(f"{name}.{part}") for part in _PARTS))
+        pooled, layout = (arrays[f"{name}.{part}"] for part in ("pooled", "layout"))
+        features = ImageFeatures(pooled, layout, arrays.get(f"{name}.logits"))
         labels = None if about["labels"] is None else np.array(about["labels"])
         origin = about["about"] | {"statistics": str(path)}
         sets[name] = FeatureSet(about["title"], tuple(about["size"]), features, labels, origin)
