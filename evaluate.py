@@ -12,10 +12,10 @@ from sundae.config.sections import SamplingConfig, VQGANConfig
 from sundae.evaluation.evaluation import Settings, evaluate
 from sundae.evaluation.instrument import FIGURES
 from sundae.evaluation.protocol import protocol
-from sundae.evaluation.real_images import SIDES
+from sundae.evaluation.real_images import SIDES, RealImages
 from sundae.evaluation.report import JSON_NAME, legend, table, write_report
 from sundae.evaluation.sides import kind_of, open_codec_side
-from sundae.evaluation.statistics_file import save_statistics
+from sundae.evaluation.statistics_file import RealFeatures, save_statistics
 from sundae.evaluation.subject import Subject, open_reference
 from sundae.features.interface import FeatureNetwork
 from sundae.features.loading import FEATURES, load_features
@@ -83,7 +83,8 @@ def parse_args() -> argparse.Namespace:
 def open_subject(args: argparse.Namespace, network: FeatureNetwork) -> Subject:
     """What SAMPLES is; UserError for a flag that it has no use for."""
     kind, device = kind_of(args.samples), network.device
-    given = [key for key, value in values_of(args, SamplingConfig).items() if value is not None]
+    flags = values_of(args, SamplingConfig) | {"sampling.nb_samples": None}
+    given = [key for key, value in flags.items() if value is not None]
     if given and kind != "prior":
         raise UserError(f"{given[0]} is how a prior is sampled, and {args.samples} is none")
     if args.size and kind not in ("images", "codec"):
@@ -109,9 +110,15 @@ def main() -> None:
     device = choose_device(args.no_cuda, args.quiet)
     network = load_features(args.features, device)
     subject = open_subject(args, network)
+    only_save = args.save_statistics and not args.reference and subject.images is not None
     sizes = args.eval_fraction and [1 - args.eval_fraction, args.eval_fraction]
-    real = open_reference(args.reference, subject, network, side=args.split, split_sizes=sizes,
+    where = args.samples if only_save else args.reference
+    real = open_reference(where, subject, network, side=args.split, split_sizes=sizes,
                           training=args.training)  # fmt: skip
+    if only_save and isinstance(real, RealImages):
+        saved = RealFeatures.of(real, network, pool=args.pool, quiet=args.quiet)
+        save_statistics(args.save_statistics, saved, network)
+        return say(f"features of {len(saved.reference)} images are in {args.save_statistics}")
     settings = Settings(
         num_samples=args.nb_samples,
         seed=args.seed,

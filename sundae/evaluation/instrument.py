@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -75,20 +75,16 @@ class Instrument:
         """
         if _FIDELITY & set(figures):
             import_extra("torch_fidelity", "requirements-evaluate.txt")
+        pool = pool if "nearest" in figures else 0
         sizes = [len(side) for side in (real.reference, real.training) if side is not None]
         self.count = min(count, *sizes)
         self.network, self.figures, self.lpips, self.quiet = network, set(figures), lpips, quiet
         self.images = real if isinstance(real, RealImages) else None
-        if isinstance(real, RealFeatures):
-            self.real = real
-        else:
-            seen = real.reference if whole else real.reference[: self.count]
-            reference, training = FeatureSet.of(seen, network, quiet=quiet), None
-            if real.training is not None:
-                learned = real.training[: max(self.count, pool if "nearest" in figures else 0)]
-                training = FeatureSet.of(learned, network, quiet=quiet)
-            self.real = RealFeatures(reference, training, real.split)
-        self._held_out = self._neighbours(self.real.reference)
+        if isinstance(real, RealImages):
+            seen = real if whole else replace(real, reference=real.reference[: self.count])
+            real = RealFeatures.of(seen, network, pool=max(self.count, pool), quiet=quiet)
+        self.real, self._pool = real, pool
+        self._held_out = self._neighbours(real.reference[: self.count])
 
     def samples(self, images: ImageSet | FeatureSet) -> Column:
         """Figures of samples."""
@@ -163,7 +159,7 @@ class Instrument:
     def _neighbours(self, features: FeatureSet) -> Neighbours | None:
         if "nearest" not in self.figures or self.real.training is None:
             return None
-        training = self.real.training.features.layout
+        training = self.real.training.features.layout[: self._pool]
         return nearest_neighbours(features.features.layout, training)
 
     def _diversity(self, images: ImageSet) -> Figures:

@@ -16,6 +16,7 @@ from sundae.common.errors import UserError
 from sundae.evaluation.image_sets import ImageSet, images_in_memory, to_bytes
 from sundae.evaluation.real_images import holds_tokens
 from sundae.evaluation.statistics_file import is_statistics
+from sundae.prior.checkpoint import CODEC
 from sundae.prior.run import INFO, RUN_FILE, read_json
 from sundae.sampling.sampler import BaseSampler, sample_seeds
 
@@ -23,7 +24,7 @@ Kind = Literal["prior", "codec", "tokens", "statistics", "images"]
 
 _CODEC_FILES = {".ckpt", ".pt", ".pth", ".bin", ".safetensors"}
 _CODEC_RUN_FILE = "config.yaml"
-_CODEC_WEIGHTS = ("vqgan.safetensors", "diffusion_pytorch_model.safetensors")
+_CODEC_WEIGHTS = (CODEC, "diffusion_pytorch_model.safetensors")
 
 
 def kind_of(path: Path) -> Kind:
@@ -33,10 +34,10 @@ def kind_of(path: Path) -> Kind:
         UserError: It does not exist, or is a file of no known kind.
     """
     if path.is_file():
-        if path.name == INFO or (path.parent / INFO).exists():
-            return "prior"
         if is_statistics(path):
             return "statistics"
+        if path.name == INFO or (path.name != CODEC and (path.parent / INFO).exists()):
+            return "prior"
         if path.suffix in _CODEC_FILES:
             return "codec"
         raise UserError(f"{path}: expected a folder, a checkpoint or saved statistics")

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from sundae.common.errors import UserError
 from sundae.common.files import atomic_path
 from sundae.evaluation.image_sets import ImageSet, Size
+from sundae.evaluation.real_images import RealImages
 from sundae.features.interface import FeatureNetwork, ImageFeatures
 
 _KEY = "sundae-statistics"
@@ -66,6 +67,17 @@ class RealFeatures:
     reference: FeatureSet
     training: FeatureSet | None
     split: str
+
+    @classmethod
+    def of(
+        cls, real: RealImages, network: FeatureNetwork, *, pool: int, quiet: bool = True
+    ) -> RealFeatures:
+        """Compute the features of all reference images and of at most `pool` training images."""
+        reference = FeatureSet.of(real.reference, network, quiet=quiet)
+        learned = None
+        if real.training is not None:
+            learned = FeatureSet.of(real.training[:pool], network, quiet=quiet)
+        return cls(reference, learned, real.split)
 
 
 def is_statistics(path: Path) -> bool:

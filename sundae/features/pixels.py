@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import math
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +22,7 @@ class Pixels(FeatureNetwork):
 
     name = "pixels"
     title = "pixels"
-    protocol = {
+    protocol: ClassVar[dict[str, Any]] = {
         "network": "none",
         "resize": f"antialiased bicubic to {_LARGEST} pixels where a side is longer",
         "features": "pixels in [0, 1], each channel over the root of 3",
