@@ -16,7 +16,7 @@ SIDE = 8
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A body fills the lower half; part n of the rest is a dot in column n. A scarf hides mouths."""
+    """A body fills the lower half, part n of the rest is column n. A scarf hides mouths."""
     root = tmp_path / "robohash"
     numbers = {"body": 2, "fur": 7, "eyes": 2, "mouth": 3, "accessory": 2}
     for place, (part, number) in enumerate(numbers.items()):
