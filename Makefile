@@ -36,7 +36,7 @@ demo: $(RUNTIME)  ## train on handwritten digits, sample 500 and score them with
 SIZE ?= 64
 CODEC := checkpoints/vqgan/emoji$(SIZE).safetensors
 emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is for a GPU
-	@$(BIN)/python get-emoji.py data/emoji --no-skin-tones --skip-existing
+	@$(BIN)/python get-images.py emoji data/emoji --no-skin-tones --skip-existing
 	@test -f $(CODEC) || { \
 		if ls exp/vqgan-emoji$(SIZE)/checkpoints/step-* >/dev/null 2>&1; then \
 			$(BIN)/python train-vqgan.py --resume exp/vqgan-emoji$(SIZE) --dataset-in data/emoji; \

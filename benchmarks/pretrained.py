@@ -3,8 +3,9 @@
 python benchmarks/pretrained.py --dataset-in data/emoji --out docs/emoji
 
 Distances are Fréchet distances between Gaussians fitted to features of EfficientNet-lite0: the 112
-channels after the last block of stride 16, averaged over positions. All sets have as many images as
-are held out, because the distance depends on the number; the samples have their classes.
+channels after the last block of stride 16, averaged over positions of images resized to 224x224.
+All sets have as many images as are held out, because the distance depends on the number; the
+samples have their classes.
 """
 
 import argparse
@@ -13,23 +14,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from scoring import Features, images_of
+from scoring import images_of
 
 import utils
 from sundae.codec.interface import Codec
 from sundae.codec_training.dataset import ImageDataset, split_images
+from sundae.codec_training.perceptual import load_perceptual
 from sundae.common.errors import UserError
 from sundae.common.files import write_text
 from sundae.common.images import save_grid
 from sundae.common.locking import output_folder
 from sundae.evaluation.frechet import frechet_distance
 from sundae.evaluation.reconstruction import reconstruct
+from sundae.features.loading import load_features
 from sundae.sampling.sampler import BaseSampler, sample_seeds
 
 BATCH = 32
@@ -58,16 +62,15 @@ def draw(
     return torch.cat(made)
 
 
-def score_codec(
-    codec: Codec, held_out: ImageDataset, features: Features
-) -> tuple[dict[str, Any], Tensor]:
+def score_codec(codec: Codec, held_out: ImageDataset) -> tuple[dict[str, Any], Tensor]:
     """Scores of the codec on held-out images, and their reconstructions (N, 3, H, W)."""
     report = reconstruct(codec, held_out.paths, size=held_out.size, batch_size=BATCH)
     originals = images_of(held_out)
     made = torch.cat([codec.decode(codec.encode(part)) for part in originals.split(BATCH)])
+    distance = load_perceptual("efficientnet-lite0")
     with torch.no_grad():
         distances = [
-            float(features.distance(a * 2 - 1, b * 2 - 1)) * len(a)
+            float(distance(a * 2 - 1, b * 2 - 1)) * len(a)
             for a, b in zip(made.split(BATCH), originals.split(BATCH), strict=True)
         ]
     scores = {
@@ -96,7 +99,8 @@ def main() -> None:
 
 def score(args: argparse.Namespace) -> None:
     """Write images and figures into the folder, and print the figures."""
-    sampler, features = BaseSampler.from_pretrained(args.resume, device="cpu"), Features()
+    sampler = BaseSampler.from_pretrained(args.resume, device="cpu")
+    features = load_features("efficientnet-lite0", sampler.device)
     codec = sampler.codec
     size = sampler.grid[0] * codec.factor
     paths = split_images(args.dataset_in, args.eval_fraction)
@@ -108,7 +112,7 @@ def score(args: argparse.Namespace) -> None:
     if count > len(train):
         raise UserError(f"{count} images are held out and {len(train)} are not; hold out fewer")
 
-    scores, reconstructions = score_codec(codec, held_out, features)
+    scores, reconstructions = score_codec(codec, held_out)
     originals = images_of(held_out)
     shown = min(args.shown, count)
     chosen = [i * count // shown for i in range(shown)]  # evenly over all
@@ -122,25 +126,25 @@ def score(args: argparse.Namespace) -> None:
         "reconstructions of held-out images": reconstructions,
         "samples": samples,
     }
-    target = features.pooled(originals)
+    known, target = features(everything).layout, features(originals)
+    seen = {name: features(images) for name, images in sets.items()}
     distances = {
-        name: frechet_distance(features.pooled(images), target) for name, images in sets.items()
+        name: frechet_distance(found.pooled, target.pooled) for name, found in seen.items()
     }
 
-    known = features.layout(everything)
-    of_samples = (features.layout(samples) @ known.T).amax(1)
-    of_held_out = (features.layout(originals) @ known.T).amax(1)
+    of_samples = (seen["samples"].layout @ known.T).max(1)
+    of_held_out = (target.layout @ known.T).max(1)
     in_turn = sampler.class_rows(None, args.shown)
     first = draw(sampler, in_turn, args.shown, args.seed, args.quiet)
-    nearest = (features.layout(first) @ known.T).argmax(1)
-    save_pairs(first, everything[nearest], args.out / "nearest.png")
+    nearest = (features(first).layout @ known.T).argmax(1)
+    save_pairs(first, everything[torch.from_numpy(nearest)], args.out / "nearest.png")
     assert sampler.checkpoint is not None
     results = {
         "codec, held-out images": scores,
         "Fréchet distance to held-out images": distances,
         "cosine to the nearest training image, median": {
-            "samples": float(of_samples.median()),
-            "held-out images": float(of_held_out.median()),
+            "samples": float(np.median(of_samples)),
+            "held-out images": float(np.median(of_held_out)),
         },
         "protocol": {
             "images of a set": count, "seed": args.seed, "step": sampler.checkpoint.info.step,

@@ -8,19 +8,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.svm import SVC
 from torch import Tensor
 
 from sundae.codec.interface import open_codec
 from sundae.codec_training.dataset import ImageDataset
-from sundae.codec_training.perceptual import EfficientNetDistance, load_perceptual
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.config.sections import SamplingConfig
 from sundae.data.dataset import Latents, TokenDataset, open_latents
 from sundae.evaluation.classifier import class_accuracy, fit_classifier
 from sundae.evaluation.frechet import frechet_distance
+from sundae.features.loading import load_features
 from sundae.sampling.image_codec import ImageCodec
 from sundae.sampling.sampler import BaseSampler, sample_seeds
 
@@ -92,29 +91,6 @@ def _pixels(latents: Latents) -> np.ndarray:
     return np.asarray(latents.tokens).reshape(len(latents), -1)
 
 
-class Features:
-    """Features of EfficientNet-lite0 of images (N, 3, H, W) in [0, 1]."""
-
-    def __init__(self) -> None:
-        distance = load_perceptual("efficientnet-lite0")
-        assert isinstance(distance, EfficientNetDistance)
-        self.distance = distance
-
-    @torch.no_grad()
-    def maps(self, images: Tensor) -> Tensor:
-        """(N, 112, H/16, W/16)"""
-        found = [list(self.distance.features(part * 2 - 1))[-1] for part in images.split(32)]
-        return torch.cat(found).float()
-
-    def pooled(self, images: Tensor) -> Tensor:
-        """(N, 112), for the Fréchet distance."""
-        return self.maps(images).mean((2, 3))
-
-    def layout(self, images: Tensor) -> Tensor:
-        """(N, 112 * 16), unit length: what is where in 4x4 regions, to find the nearest image."""
-        return F.normalize(F.adaptive_avg_pool2d(self.maps(images), 4).flatten(1), dim=1)
-
-
 class Decoded:
     """Scores of a codec's tokens: features of the images that they decode to."""
 
@@ -124,7 +100,8 @@ class Decoded:
         Raises:
             UserError: the codec, the images or the network that sees them is missing.
         """
-        self.codec, self.features = ImageCodec(open_codec(cfg)), Features()
+        self.codec = ImageCodec(open_codec(cfg))
+        self.features = load_features("efficientnet-lite0", torch.device("cpu"))
         size = cfg.grid_shape[0] * self.codec.factor
 
         def features_of(side: TokenDataset, at_most: int | None) -> np.ndarray:
@@ -133,14 +110,14 @@ class Decoded:
             for path in paths:
                 if not path.exists():
                     raise UserError(f"{path} is missing; say with --images where the images are")
-            return self.features.pooled(images_of(ImageDataset(paths, size))).numpy()
+            return self.features(images_of(ImageDataset(paths, size))).pooled
 
         self.training, self.held_out = features_of(data[0], count), features_of(data[1], None)
 
     def score(self, tokens: Tensor, targets: Tensor | None) -> dict[str, float]:
         """The distance to the held-out images, whatever their classes."""
-        made = self.features.pooled(self.codec.decode(tokens))
-        return {"frechet": frechet_distance(made, self.held_out)}
+        made = self.features(self.codec.decode(tokens).float())
+        return {"frechet": frechet_distance(made.pooled, self.held_out)}
 
 
 def images_of(data: ImageDataset, indices: Any = None) -> Tensor:

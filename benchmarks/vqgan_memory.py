@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import utils
 from benchmarks.measuring import machine, memory
 from sundae.codec_training.config import load_codec_config
-from sundae.codec_training.efficientnet import EfficientNetLite0
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
 from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.precision import autocast
+from sundae.features.efficientnet import EfficientNetLite0
 from sundae.training.ema import EMA
 from sundae.training.optimizers import make_optimizer
 

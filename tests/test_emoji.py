@@ -54,7 +54,7 @@ def tarballs(tmp_path: Path) -> Path:
 
 def test_images_lie_in_their_groups_on_a_plain_background(tmp_path: Path, tarballs: Path) -> None:
     out = tmp_path / "out"
-    counts = write_emoji(out, size=4, tarballs=tarballs, quiet=True)
+    counts = write_emoji(out, size=4, package_dir=tarballs, quiet=True)
     assert counts == {"flags": 1, "people-body": 2, "smileys-emotion": 1}
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == [
         "flags/1f3f4-e0067_e007f.png",
@@ -70,7 +70,9 @@ def test_images_lie_in_their_groups_on_a_plain_background(tmp_path: Path, tarbal
 
 def test_white_background_and_no_skin_tones(tmp_path: Path, tarballs: Path) -> None:
     out = tmp_path / "out"
-    counts = write_emoji(out, background="white", skin_tones=False, tarballs=tarballs, quiet=True)
+    counts = write_emoji(
+        out, background="white", skin_tones=False, package_dir=tarballs, quiet=True
+    )
     assert counts == {"flags": 1, "people-body": 1, "smileys-emotion": 1}
     with Image.open(out / "flags" / "1f3f4-e0067_e007f.png") as empty:
         assert empty.getpixel((0, 0)) == (255, 255, 255)
@@ -78,23 +80,23 @@ def test_white_background_and_no_skin_tones(tmp_path: Path, tarballs: Path) -> N
 
 def test_what_a_killed_call_moved_aside_is_there_again(tmp_path: Path, tarballs: Path) -> None:
     out = tmp_path / "out"
-    write_emoji(out, size=4, tarballs=tarballs, quiet=True)
+    write_emoji(out, size=4, package_dir=tarballs, quiet=True)
     out.rename(tmp_path / ".out.123-0123abcd.replaced")
     with pytest.raises(UserError, match="out holds the emoji already"):
-        write_emoji(out, size=4, tarballs=tarballs, quiet=True)
+        write_emoji(out, size=4, package_dir=tarballs, quiet=True)
     assert out.is_dir()
 
 
 def test_what_exists_is_kept_skipped_or_replaced_as_asked(tmp_path: Path, tarballs: Path) -> None:
     out = tmp_path / "out"
-    write_emoji(out, size=4, tarballs=tarballs, quiet=True)
+    write_emoji(out, size=4, package_dir=tarballs, quiet=True)
     with pytest.raises(UserError, match="--overwrite"):
-        write_emoji(out, size=4, tarballs=tarballs, quiet=True)
-    again = write_emoji(out, size=4, tarballs=tarballs, quiet=True, skip_existing=True)
+        write_emoji(out, size=4, package_dir=tarballs, quiet=True)
+    again = write_emoji(out, size=4, package_dir=tarballs, quiet=True, skip_existing=True)
     assert again is None
     with pytest.raises(UserError, match="other emoji"):
-        write_emoji(out, size=8, tarballs=tarballs, quiet=True, skip_existing=True)
-    assert write_emoji(out, size=8, tarballs=tarballs, quiet=True, overwrite=True)
+        write_emoji(out, size=8, package_dir=tarballs, quiet=True, skip_existing=True)
+    assert write_emoji(out, size=8, package_dir=tarballs, quiet=True, overwrite=True)
     with Image.open(out / "smileys-emotion" / "1f600.png") as face:
         assert face.size == (8, 8)
 
@@ -102,21 +104,21 @@ def test_what_exists_is_kept_skipped_or_replaced_as_asked(tmp_path: Path, tarbal
 def test_nothing_is_left_when_an_image_is_broken(tmp_path: Path, tarballs: Path) -> None:
     pack(tarballs / "lobehub-fluent-emoji-3d-1.1.0.tgz", {"assets/1f600.webp": b"no image"})
     with pytest.raises(UserError, match="1f600.webp cannot be read"):
-        write_emoji(tmp_path / "out", tarballs=tarballs, quiet=True)
+        write_emoji(tmp_path / "out", package_dir=tarballs, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["tarballs"]
 
 
 def test_a_path_out_of_the_archive_is_refused(tmp_path: Path, tarballs: Path) -> None:
     pack(tarballs / "lobehub-fluent-emoji-3d-1.1.0.tgz", {"../../evil": b"x"})
     with pytest.raises(UserError, match="cannot be unpacked"):
-        write_emoji(tmp_path / "out", tarballs=tarballs, quiet=True)
+        write_emoji(tmp_path / "out", package_dir=tarballs, quiet=True)
 
 
 def test_without_npm_one_line_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"install Node.js.*--tarballs"):
+    with pytest.raises(UserError, match=r"install Node.js.*--package-dir"):
         write_emoji(tmp_path / "out", quiet=True)
 
 
@@ -133,7 +135,7 @@ def test_npms_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_impossible_sizes_are_refused(tmp_path: Path, tarballs: Path) -> None:
     with pytest.raises(UserError, match="--size is 0"):
-        write_emoji(tmp_path / "out", size=0, tarballs=tarballs)
+        write_emoji(tmp_path / "out", size=0, package_dir=tarballs)
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,13 @@ from vqgan_cases import DDCONFIG, random_images
 from sundae.codec.interface import PixelCodec
 from sundae.codec.vqgan import load_vqgan
 from sundae.codec_training.config import CodecRunConfig, parse_codec_config
-from sundae.codec_training.efficientnet import EfficientNetLite0
 from sundae.codec_training.export import export
 from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
 from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.finite import first_non_finite
 from sundae.common.precision import Precision, autocast
 from sundae.config.run_file import RunConfig
+from sundae.features.efficientnet import EfficientNetLite0
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
 from sundae.prior.network import build_network

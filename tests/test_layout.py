@@ -35,8 +35,8 @@ def packages_of(path: Path) -> set[str]:
 
 # Each room of the library imports itself and rooms before it in this list.
 ROOMS = (
-    "common", "config", "data", "codec", "prior", "training", "codec_training", "sampling",
-    "editing", "evaluation", "datasets", "interactive",
+    "common", "config", "data", "codec", "features", "prior", "training", "codec_training",
+    "sampling", "editing", "evaluation", "datasets", "interactive",
 )  # fmt: skip
 
 

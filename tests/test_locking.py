@@ -273,7 +273,7 @@ def test_nor_does_anything_that_is_called_without_a_device(tmp_path: Path) -> No
     out = tmp_path / "out"
     writers: list[Callable[[], Any]] = [
         lambda: release(BUNDLED, out),
-        lambda: write_emoji(out, tarballs=tmp_path),
+        lambda: write_emoji(out, package_dir=tmp_path),
         lambda: save_codec(load_vqgan(CODEC_FILE), out.with_suffix(".safetensors")),
     ]
     with target_lock(out), target_lock(out.with_suffix(".safetensors")):
@@ -311,7 +311,7 @@ def test_what_another_process_has_just_written_is_seen_under_the_lock(
     monkeypatch.setattr(Lock, "__enter__", late(digits))
     assert write_pixel_dataset("digits", out, skip_existing=True) is False
     assert (out / "train" / "mark").exists()
-    for write in (lambda: release(BUNDLED, out), lambda: write_emoji(out, tarballs=tmp_path)):
+    for write in (lambda: release(BUNDLED, out), lambda: write_emoji(out, package_dir=tmp_path)):
         shutil.rmtree(out)
         monkeypatch.setattr(Lock, "__enter__", late(other))
         with pytest.raises(UserError, match=f"{out} (exists|holds files); choose another OUT"):

@@ -16,9 +16,8 @@ from sundae.codec_training.config import TrainingConfig
 from sundae.common.errors import UserError
 from sundae.common.fitting import fit_image
 from sundae.common.images import BadImage, image_size, list_images, load_image, resize_and_crop
-from sundae.common.naming import image_name
 from sundae.data.dataset import Batch
-from sundae.data.splits import EVAL, split_by_fraction
+from sundae.data.splits import EVAL, TRAIN, split_names
 
 
 class ImageDataset(Dataset[Batch]):
@@ -239,10 +238,12 @@ def split_images(root: Path, eval_fraction: float) -> tuple[list[Path], list[Pat
         UserError: no folder, no images, or too few for both sides.
     """
     paths = list_images(root)
-    names = [image_name(path.relative_to(root).as_posix()) for path in paths]
-    sides = split_by_fraction(names, 1 - eval_fraction, eval_fraction) == EVAL
-    train = [path for path, out in zip(paths, sides, strict=True) if not out]
-    held_out = [path for path, out in zip(paths, sides, strict=True) if out]
+    names = [path.relative_to(root).as_posix() for path in paths]
+    sides = split_names(names, (1 - eval_fraction, eval_fraction))
+    train, held_out = (
+        [path for path, at in zip(paths, sides, strict=True) if at == side]
+        for side in (TRAIN, EVAL)
+    )
     if not train or not held_out:
         raise UserError(
             f"{root}: of {len(paths)} images {len(train)} are left to train and {len(held_out)} to "

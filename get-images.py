@@ -1,0 +1,90 @@
+"""Fetch or draw images to learn from: OUT/CLASS/*.png, or for MNIST and Fashion-MNIST IDX files."""
+
+import argparse
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import utils
+from sundae.common.errors import UserError
+from sundae.datasets.avatars import STYLES, write_avatars
+from sundae.datasets.emoji import BACKGROUNDS, write_emoji
+
+# What writes each set. Its keyword arguments are the flags that the set has.
+SETS: dict[str, Callable[..., dict[str, int] | None]] = {
+    "avatars": write_avatars,
+    "emoji": write_emoji,
+}
+
+
+def parse_args() -> tuple[str, dict[str, Any]]:
+    """Name of the set and the arguments of its writer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    flag = parser.add_argument
+    flag("name", metavar="NAME", choices=SETS, help=", ".join(SETS))
+    flag("out", metavar="OUT", type=Path, help="folder to create")
+    exists = parser.add_mutually_exclusive_group()
+    exists.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+    exists.add_argument(
+        "--skip-existing", action="store_true", help="succeed when OUT holds the same already"
+    )
+    utils.add_common_flags(parser, "--quiet")
+
+    # The others are left out where they are not given, and have the defaults of the writer.
+    several = parser.add_argument_group("images", argument_default=argparse.SUPPRESS)
+    flag = several.add_argument
+    flag(
+        "--size",
+        type=int,
+        metavar="N",
+        help="side in pixels (default: 64 for avatars, 256 for emoji)",
+    )
+    flag("--count", type=int, metavar="N", help="images of each style of avatars (default: 1000)")
+    flag(
+        "--nb-workers",
+        type=int,
+        metavar="N",
+        help="processes that draw avatars (default: one a core)",
+    )
+    flag(
+        "--package-dir",
+        "--tarballs",
+        type=Path,
+        metavar="DIR",
+        help="folder with the packages of emoji as files, in place of npm",
+    )
+    avatars = parser.add_argument_group("avatars", argument_default=argparse.SUPPRESS)
+    avatars.add_argument(
+        "--styles", nargs="+", metavar="STYLE", help=f"some of {', '.join(STYLES)} (default: all)"
+    )
+    emoji = parser.add_argument_group("emoji", argument_default=argparse.SUPPRESS)
+    emoji.add_argument("--background", choices=BACKGROUNDS, help="light grey (default) or white")
+    emoji.add_argument(
+        "--no-skin-tones",
+        dest="skin_tones",
+        action="store_false",
+        help="leave out the variants in five skin tones, 1,520 of the images",
+    )
+    values = vars(parser.parse_args())
+    name = values.pop("name")
+    return name, values
+
+
+def main() -> None:
+    """Writes the folder and says how many images each class has."""
+    name, values = parse_args()
+    write = SETS[name]
+    for key in values.keys() - inspect.signature(write).parameters.keys():
+        flags = {"skin_tones": "--no-skin-tones"}
+        raise UserError(f"{flags.get(key, '--' + key.replace('_', '-'))} is no flag of {name}")
+    counts = write(**values)
+    if counts is None:
+        utils.say(f"{values['out']} is already there")
+    else:
+        classes = ", ".join(f"{count} {label}" for label, count in counts.items())
+        utils.say(f"wrote {values['out']}: {sum(counts.values())} images: {classes}")
+
+
+if __name__ == "__main__":
+    utils.run_cli(main)

@@ -1,0 +1,4 @@
+"""Pretrained networks that see images: their weights, and features of images.
+
+Imports: common.
+"""

@@ -1,0 +1,23 @@
+"""Feature networks by name."""
+
+from __future__ import annotations
+
+import torch
+
+from sundae.features.efficientnet import EfficientNetFeatures
+from sundae.features.interface import FeatureNetwork
+from sundae.features.pixels import Pixels
+
+_NETWORKS: dict[str, type[FeatureNetwork]] = {
+    network.name: network for network in (EfficientNetFeatures, Pixels)
+}
+FEATURES = tuple(_NETWORKS)
+
+
+def load_features(name: str, device: torch.device) -> FeatureNetwork:
+    """A feature network of `FEATURES` on a device.
+
+    Raises:
+        UserError: its package or its weights are missing; says how to get them.
+    """
+    return _NETWORKS[name](device)
