@@ -80,68 +80,25 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_subject(args: argparse.Namespace, network: FeatureNetwork) -> Subject:
-    """What SAMPLES is; UserError for a flag that it has no use for."""
-    kind, device = kind_of(args.samples), network.device
-    flags = values_of(args, SamplingConfig) | {"sampling.nb_samples": None}
-    given = [key for key, value in flags.items() if value is not None]
-    if given and kind != "prior":
-        raise UserError(f"{given[0]} is how a prior is sampled, and {args.samples} is none")
-    if args.size and kind not in ("images", "codec"):
-        raise UserError(f"--size is for a folder of images or a codec, {args.samples} is none")
-    if kind == "prior":
-        args.resume = args.samples
-        sampler = BaseSampler.from_pretrained(**sampler_options(args, device))
-        return Subject.of_prior(args.samples, sampler)
-    if kind == "codec":
-        rules = {"input_range": args.input_range, "distance": args.distance}
-        codec, sizes = open_codec_side(args.samples, args.config, device=device,
-                                       precision=args.precision, **rules)  # fmt: skip
-        return Subject.of_codec(args.samples, codec, sizes, args.size)
-    return Subject.of_images(args.samples, args.size, network)
-
-
 def main() -> None:
     args = parse_args()
     seed_everything(args.seed)
-    for path in filter(None, (args.save_statistics, args.out_dir and args.out_dir / JSON_NAME)):
-        if path.exists() and not args.overwrite:
-            raise UserError(f"{path} exists; choose another place or pass --overwrite")
-    device = choose_device(args.no_cuda, args.quiet)
+    refuse_existing(args)
+    device = args.resume = choose_device(args.no_cuda, args.quiet)
     network = load_features(args.features, device)
-    subject = open_subject(args, network)
+    lpips, notes = open_lpips(args.figures, device)
+    prior = sampler_options(args, device)
+    codec = {"config": args.config, "device": device, "precision": args.precision,
+             "input_range": args.input_range, "distance": args.distance}  # fmt: skip
+    subject = Subject.open(args.samples, network, prior=prior, codec=codec, size=args.size)
     only_save = args.save_statistics and not args.reference and subject.images is not None
-    sizes = args.eval_fraction and [1 - args.eval_fraction, args.eval_fraction]
-    where = args.samples if only_save else args.reference
-    real = open_reference(where, subject, network, side=args.split, split_sizes=sizes,
-                          training=args.training)  # fmt: skip
-    if only_save and isinstance(real, RealImages):
-        saved = RealFeatures.of(real, network, pool=args.pool, quiet=args.quiet)
-        save_statistics(args.save_statistics, saved, network)
-        return say(f"features of {len(saved.reference)} images are in {args.save_statistics}")
-    settings = Settings(
-        num_samples=args.nb_samples,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        class_order=args.classes,
-        pool=args.pool,
-        figures=args.figures or FIGURES,
-        whole=args.save_statistics is not None,
-        quiet=args.quiet,
+    real = open_reference(
+        args.samples if only_save else args.reference,
+        subject,
+        network,
+        side=args.split,
+        split_sizes=args.eval_fraction and [1 - args.eval_fraction, args.eval_fraction],
+        training=args.training,
     )
-    name = f"evaluation-{args.samples.resolve().name}"
-    with output_folder(args.out_dir, Path("samples"), name) as folder:
-        evaluation = evaluate(subject, real, network, settings)
-        command = shlex.join(["python", *sys.argv])
-        about = protocol(subject, evaluation, network, settings, command=command, notes={})
-        write_report(evaluation, about, folder)
-    for line in (*table(evaluation, network), *legend(evaluation)):
-        say(line)
-    if args.save_statistics:
-        save_statistics(args.save_statistics, evaluation.instrument.real, network)
-        say(f"the features of the real images are in {args.save_statistics}")
-    say(f"figures with their protocol, and images, are in {folder}")
-
-
 if __name__ == "__main__":
     run_cli(main)

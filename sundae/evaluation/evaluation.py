@@ -12,7 +12,6 @@ from sundae.common.errors import UserError
 from sundae.evaluation.codec_figures import Distance
 from sundae.evaluation.image_sets import ImageSet
 from sundae.evaluation.instrument import FIGURES, Column, Instrument
-from sundae.evaluation.real_images import RealImages
 from sundae.evaluation.sides import draw_samples
 from sundae.evaluation.statistics_file import FeatureSet
 from sundae.evaluation.subject import Real, Subject
@@ -80,10 +79,11 @@ def evaluate(
     instrument = open_instrument(real, network, settings, count)
     if subject.kind == "codec":
         assert subject.codec is not None
-        figures, decoded = instrument.reconstructions(subject.codec)
-        disjoint = instrument.codec(subject.codec)
-        column = Column(figures.figures | disjoint.figures)
-        return Evaluation({"codec": column, "floor": instrument.floor()}, instrument, decoded)
+        after, before, decoded = instrument.reconstructions(subject.codec)
+        disjoint, floor = instrument.codec(subject.codec), instrument.floor()
+        pairs = {"codec": (disjoint, after), "floor": (floor, before)}
+        columns = {name: Column(a.figures | b.figures) for name, (a, b) in pairs.items()}
+        return Evaluation(columns, instrument, decoded)
     about: dict[str, Any] = {}
     if subject.sampler is None:
         assert subject.images is not None
@@ -133,8 +133,3 @@ def class_labels(subject: Subject, real: Real, settings: Settings) -> np.ndarray
     if settings.class_order == "turn" or labels is None or not set(labels) <= known:
         return None
     return labels
-
-
-def images_of(real: Real) -> RealImages | None:
-    """The images of a reference that is not saved features."""
-    return real if isinstance(real, RealImages) else None

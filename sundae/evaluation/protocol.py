@@ -47,6 +47,7 @@ def protocol(
         "images on each side of a distance": instrument.count,
         "features": {"name": network.name, "title": network.title, **network.protocol},
         "figures": METHODS,
+        "classifiers": instrument.recognition.about() if instrument.recognition else {},
         "left out": dict(notes),
         "versions": versions(),
     }
