@@ -163,6 +163,6 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert "does not exist" in refused("--cfg-path", "run.yaml", "--dataset-in", "nowhere")
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     assert "is not installed" in refused(
-        "--cfg-path", "run.yaml", "--set", "training.perceptual=lpips"
+        "--cfg-path", "run.yaml", "--set", "training.perceptual=efficientnet-lite0"
     )
     assert sorted(path.name for path in folder.iterdir()) == ["images", "run.yaml"]

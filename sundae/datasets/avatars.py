@@ -11,23 +11,23 @@ import io
 import json
 from collections.abc import Sequence
 from functools import cache, partial
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sundae.common.errors import UserError, suggestion
 from sundae.datasets.image_folder import (
     LARGEST,
     NONE,
     Drawing,
     ImageSet,
+    check_choice,
     check_number,
     combination_name,
     write_images,
 )
+from sundae.datasets.packages import installed_files
 
 if TYPE_CHECKING:
     from dicebear import Style
@@ -74,14 +74,11 @@ def write_avatars(
     check_number("--size", size, LARGEST)
     check_number("--count", count, LARGEST_COUNT)
     for style in styles:
-        if style not in STYLES:
-            raise UserError(f"--styles has '{style}'{suggestion(style, STYLES)}")
+        check_choice("--styles", style, STYLES)
     styles = list(dict.fromkeys(styles))
     settings = {"packages": PACKAGES, "size": size, "count": count, "styles": styles}
-    if any(find_spec(package) is None for package in ("dicebear", "dicebear_styles", "resvg_py")):
-        raise UserError(
-            f"avatars need {PACKAGES}; install them with: pip install -r requirements-data.txt"
-        )
+    for package in ("dicebear", "dicebear_styles", "resvg_py"):
+        installed_files(package)
     images = ImageSet(
         name="avatars",
         settings={**settings, "names": _NAMES},
@@ -99,14 +96,15 @@ def write_avatars(
     )
 
 
-def plan_avatar(style: str, seed: int, *, size: int) -> Drawing:
-    """The avatar of a style and a seed.
+def plan_avatar(item: tuple[str, int], *, size: int) -> Drawing:
+    """The avatar of an item, (style, seed).
 
     Its combination is that of its parts. Colours and the placement of parts, which is continuous,
     do not count, so that the same drawing in other colours stays on the same side of a split.
     """
     from dicebear import Avatar
 
+    style, seed = item
     avatar = Avatar(load_style(style), {"seed": str(seed)})
     options = avatar.to_json()["options"]
     parts = {name: options.get(f"{name}Variant", NONE) for name in parts_of(style)}
@@ -123,10 +121,8 @@ def load_style(style: str) -> Style:
     """A style, parsed and checked once: that takes a hundred times as long as an avatar."""
     from dicebear import Style
 
-    spec = find_spec("dicebear_styles")
-    assert spec is not None and spec.submodule_search_locations
-    (folder,) = spec.submodule_search_locations
-    return Style(json.loads((Path(folder) / f"{style}.json").read_text(encoding="utf-8")))
+    path = installed_files("dicebear_styles") / f"{style}.json"
+    return Style(json.loads(path.read_text(encoding="utf-8")))
 
 
 @cache
