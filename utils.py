@@ -130,11 +130,16 @@ def add_common_flags(parser: argparse.ArgumentParser, *flags: str, **changes: An
                                 help="the same as --precision fp32")  # fmt: skip
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a sampler, and one for every key of [sampling] but nb_samples."""
+def add_sampling_flags(parser: argparse.ArgumentParser, *, resume: bool = True) -> None:
+    """Add the flags of a sampler, and one for every key of [sampling] but nb_samples.
+
+    Args:
+        resume: With --resume; else the script sets `args.resume` by itself.
+    """
     flag = parser.add_argument
-    flag("--resume", type=Path, metavar="PATH", help="run folder (its best checkpoint) or "
-         "checkpoint (default: the bundled emoji model)")  # fmt: skip
+    if resume:
+        flag("--resume", type=Path, metavar="PATH", help="run folder (its best checkpoint) or "
+             "checkpoint (default: the bundled emoji model)")  # fmt: skip
     flag("--raw-weights", action="store_true", help="the weights, not their moving average")
     flag("--cuda-vqgan", action="store_true", help="encode and decode on the GPU")
     group = parser.add_argument_group(

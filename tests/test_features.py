@@ -39,10 +39,12 @@ def test_resizing_averages_all_pixels_and_leaves_the_right_size_alone() -> None:
     torch.testing.assert_close(inner, torch.full_like(inner, 0.5), atol=0.02, rtol=0)
 
 
-def test_pixels_of_grey_images_are_themselves() -> None:
+def test_pixels_of_grey_images_are_as_far_apart_as_those_of_one_channel() -> None:
     grey = images(3, 28, 28)[:, :1].expand(-1, 3, -1, -1)
     found = load_features("pixels", CPU)(grey)
-    np.testing.assert_array_equal(found.pooled, grey[:, 0].flatten(1).numpy())
+    of_one = torch.cdist(grey[:, 0].flatten(1), grey[:, 0].flatten(1))
+    apart = torch.cdist(*[torch.from_numpy(found.pooled)] * 2)
+    torch.testing.assert_close(apart, of_one)
     np.testing.assert_allclose(np.linalg.norm(found.layout, axis=1), 1, rtol=1e-6)
     assert found.logits is None
     assert load_features("pixels", CPU)(images(2, 28, 28)).pooled.shape == (2, 3 * 28 * 28)
@@ -51,7 +53,7 @@ def test_pixels_of_grey_images_are_themselves() -> None:
 def test_large_images_are_shrunk_to_32_pixels() -> None:
     shades = torch.tensor([0.2, 0.7])[:, None, None, None].expand(-1, 3, 64, 48)
     found = load_features("pixels", CPU)(shades)
-    wanted = np.repeat([[0.2], [0.7]], 32 * 32, axis=1)
+    wanted = np.repeat([[0.2], [0.7]], 3 * 32 * 32, axis=1) / np.sqrt(3)
     np.testing.assert_allclose(found.pooled, wanted, atol=1e-6)
 
 

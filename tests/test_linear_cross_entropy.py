@@ -80,6 +80,21 @@ def test_no_draw_without_uniforms_and_no_gradient_without_need() -> None:
     assert not linear_cross_entropy(features, head, targets).accuracy.requires_grad
 
 
+@pytest.mark.usefixtures("_rows_at_once")
+def test_scores_of_every_token_are_those_of_whole_logits() -> None:
+    head, features, targets, _ = case()
+    assert linear_cross_entropy(features, head, targets).scores is None  # in training
+    with torch.no_grad():
+        found = linear_cross_entropy(features, head, targets)
+        logits = head(features)
+    assert found.scores is not None
+    expected = torch.distributions.Categorical(logits=logits)
+    torch.testing.assert_close(found.scores.loss, -expected.log_prob(targets))
+    torch.testing.assert_close(found.scores.entropy, expected.entropy())
+    assert torch.equal(found.scores.correct, logits.argmax(-1) == targets)
+    torch.testing.assert_close(found.scores.loss.mean(), found.loss)
+
+
 def test_no_gradient_is_computed_where_none_is_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError

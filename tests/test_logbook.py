@@ -32,9 +32,11 @@ def test_rows_are_kept_with_the_union_of_their_columns(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.csv", "curves.png"]
 
 
-def test_curves_have_one_panel_for_a_quantity_and_its_unroll_steps(tmp_path: Path) -> None:
+def test_curves_have_a_panel_for_a_quantity_and_its_steps_and_another_for_its_rates(
+    tmp_path: Path,
+) -> None:
     one, two = Logbook(tmp_path / "one"), Logbook(tmp_path / "two")
-    for logbook, extra in ((one, "eval/loss_1"), (two, "eval/accuracy")):
+    for logbook, extra in ((one, "eval/loss_1"), (two, "eval/loss_rate_0.0-0.2")):
         assert logbook.run is not None
         logbook.run.mkdir()
         logbook.log({"step": 1.0, "train/loss": 1.0, extra: 0.5})
@@ -53,6 +55,17 @@ def test_rewind_forgets_what_came_after_the_checkpoint_and_goes_on(tmp_path: Pat
         ("2.0", "0.5"),
         ("4.0", "0.25"),
         ("5.0", "0.0"),
+    ]
+
+
+def test_a_run_that_had_fewer_columns_goes_on_with_more(tmp_path: Path) -> None:
+    (tmp_path / "curves.csv").write_text("step,eval/loss,lr\n2.0,1.5,0.1\n")
+    resumed = Logbook(tmp_path)
+    resumed.rewind(2)
+    resumed.log({"step": 4.0, "eval/loss": 1.0, "eval/loss_rate_0.8-1.0": 2.0, "lr": 0.1})
+    assert read_csv(tmp_path) == [
+        {"step": "2.0", "eval/loss": "1.5", "lr": "0.1", "eval/loss_rate_0.8-1.0": ""},
+        {"step": "4.0", "eval/loss": "1.0", "lr": "0.1", "eval/loss_rate_0.8-1.0": "2.0"},
     ]
 
 

@@ -60,7 +60,7 @@ def test_loss_is_the_cross_entropy_of_all_positions_not_of_the_corrupted_ones() 
     denoise = Recorder(table)
     steps = list(unroll(denoise, tokens, unroll_steps=3, vocab_size=6, generator=generator_of(5)))
     assert len(steps) == 3
-    for given, (loss, accuracy, _) in zip(denoise.given, steps, strict=True):
+    for given, (loss, accuracy, *_) in zip(denoise.given, steps, strict=True):
         chosen = torch.log_softmax(table, -1)[given, tokens]
         assert loss.item() == pytest.approx(-chosen.mean().item(), abs=1e-6)
         right = (table.argmax(-1)[given] == tokens).double().mean()
@@ -74,6 +74,16 @@ def test_the_first_input_is_the_corrupted_batch_and_never_the_clean_one() -> Non
     changed = (denoise.given[0] != 0).double().mean(1)
     assert changed.mean() == pytest.approx(0.5 * 49 / 50, abs=0.02)
     assert changed.min() < 0.05 and changed.max() > 0.9
+
+
+def test_rates_that_are_given_are_those_of_the_corruption() -> None:
+    tokens = torch.zeros(2, 1000, dtype=torch.long)
+    denoise = Recorder(torch.zeros(50, 50))
+    options = {"unroll_steps": 1, "vocab_size": 50, "generator": generator_of(6)}
+    list(unroll(denoise, tokens, rates=torch.tensor([0.0, 1.0]), **options))  # type: ignore[arg-type]
+    changed = (denoise.given[0] != 0).double().mean(1)
+    assert changed[0] == 0
+    assert changed[1] == pytest.approx(49 / 50, abs=0.02)
 
 
 def test_the_next_input_is_a_sample_at_temperature_one() -> None:
@@ -176,6 +186,16 @@ def test_with_the_head_left_out_the_objective_is_the_same() -> None:
         for step in steps:
             step.loss.backward()
             values += [step.loss.detach(), step.accuracy]
+        with torch.no_grad():
+            (evaluated,) = unroll(
+                lambda current: net(current, head=head is None),
+                tokens,
+                unroll_steps=1,
+                vocab_size=9,
+                generator=generator_of(2),
+                head=head,
+            )
+        values += [*evaluated.scores]  # type: ignore[misc]
         return values + [parameter.grad.clone() for parameter in net.parameters()]
 
     for fused, whole in zip(run(net.to_logits), run(None), strict=True):

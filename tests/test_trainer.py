@@ -26,7 +26,7 @@ from sundae.prior.run import list_checkpoints
 from sundae.training.batches import split_batch
 from sundae.training.ema import EMA
 from sundae.training.logbook import Logbook
-from sundae.training.metrics import Means
+from sundae.training.metrics import Means, PartialSum
 from sundae.training.optimizers import make_optimizer
 from sundae.training.prior import PriorTask, open_datasets
 from sundae.training.trainer import Task, Trainer
@@ -783,3 +783,29 @@ def test_means_weigh_what_they_are_given() -> None:
     means.add({"a": torch.tensor(1.0), "b": torch.tensor(8.0)}, 1)
     means.add({"a": torch.tensor(4.0, requires_grad=True)}, 2)
     assert means.read(Accelerator(cpu=True)) == {"a": 3.0, "b": 8.0}
+
+
+def test_a_metric_that_no_sample_has_is_left_out_and_one_that_few_have_is_their_mean() -> None:
+    means = Means()
+    for total, count in ((0.0, 0), (6.0, 2), (3.0, 1)):
+        parts = {"few": (total, count), "none": (0.0, 0)}
+        partial = {k: PartialSum(*map(torch.tensor, part)) for k, part in parts.items()}
+        means.add(partial | {"loss": torch.tensor(2.0)}, 8.0)
+    assert means.read(Accelerator(cpu=True)) == {"few": 3.0, "loss": 2.0}
+
+
+def test_partial_sums_of_several_processes_are_one_mean() -> None:
+    """Every process names every metric, also one that its own samples do not have."""
+    both = []
+    for total, count in ((0.0, 0), (6.0, 3)):
+        means = Means()
+        means.add({"rate": PartialSum(torch.tensor(total), torch.tensor(count))}, 1.0)
+        both.append(means)
+
+    class Reduces(Accelerator):
+        def reduce(self, tensor: Tensor, reduction: str = "sum", scale: float = 1.0) -> Tensor:
+            sent.append(tensor)
+            return tensor if len(sent) == 1 else sent[0] + sent[1]
+
+    sent: list[Tensor] = []
+    assert [means.read(Reduces(cpu=True)) for means in both] == [{}, {"rate": 2.0}]

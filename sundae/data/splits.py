@@ -32,14 +32,7 @@ def split_rows(
     Raises:
         UserError: sizes that are not positive, exceed what exists, or leave a side empty.
     """
-    if len(split_sizes) != 2 or not all(size > 0 for size in split_sizes):
-        raise UserError(f"data.split_sizes is {list(split_sizes)}, expected two positive numbers")
-    groups, place = _group_by_name(latents)
-    if all(isinstance(size, int) for size in split_sizes):
-        sides = _split_by_count(groups, int(split_sizes[0]), int(split_sizes[1]))
-    else:
-        sides = split_by_fraction(groups, float(split_sizes[0]), float(split_sizes[1]))
-    row_sides = sides[place][latents.images]
+    row_sides = split_names(latents.sources, split_sizes)[latents.images]
     train, held_out = np.flatnonzero(row_sides == TRAIN), np.flatnonzero(row_sides == EVAL)
     if not len(train) or not len(held_out):
         raise UserError(
@@ -52,15 +45,26 @@ def split_rows(
 UNUSED, TRAIN, EVAL = 0, 1, 2
 
 
-def _group_by_name(latents: Latents) -> tuple[list[str], np.ndarray]:
-    """Distinct image names in order, and the place of each image's name among them.
+def split_names(sources: Sequence[str], split_sizes: Sequence[int] | Sequence[float]) -> np.ndarray:
+    """Side of each image of a folder, UNUSED, TRAIN or EVAL; see `split_rows`.
 
-    Two sources share a name when a folder already held mirror images before it was encoded.
+    Args:
+        sources: paths below the folder, in natural order.
+        split_sizes: (train, eval), as in `split_rows`.
+
+    Raises:
+        UserError: sizes that are not positive or exceed what exists.
     """
+    if len(split_sizes) != 2 or not all(size > 0 for size in split_sizes):
+        raise UserError(f"data.split_sizes is {list(split_sizes)}, expected two positive numbers")
+    # Two sources share a name when a folder already held mirror images before it was encoded.
     index: dict[str, int] = {}
-    names = (image_name(source) for source in latents.sources)
-    place = [index.setdefault(name, len(index)) for name in names]
-    return list(index), np.array(place, dtype=np.int64)
+    place = [index.setdefault(image_name(source), len(index)) for source in sources]
+    if all(isinstance(size, int) for size in split_sizes):
+        sides = _split_by_count(list(index), int(split_sizes[0]), int(split_sizes[1]))
+    else:
+        sides = split_by_fraction(list(index), float(split_sizes[0]), float(split_sizes[1]))
+    return sides[place]
 
 
 def _unit_hash(name: str) -> float:

@@ -8,10 +8,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from sundae.codec.interface import Codec
 from sundae.codec.vqgan.quantise import perplexity
@@ -95,7 +91,7 @@ def reconstruct(
         counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
         for image, decoded in zip(batch, codec.decode(tokens).cpu(), strict=True):
             pair = image.visible(image.pixels), image.visible(decoded)
-            scores.append((_psnr(*pair), _ssim(*pair)))
+            scores.append((image_psnr(*pair), image_ssim(*pair)))
             pairs += [pair][: max_pairs - len(pairs)]
     if not scores:
         raise UserError(f"no image is readable; the first: {unreadable[0]}")
@@ -121,13 +117,19 @@ def _same_shape(images: Iterable[Fitted], batch_size: int) -> Iterator[list[Fitt
             yield batch
 
 
-def _psnr(original: Tensor, decoded: Tensor) -> float:
+def image_psnr(original: Tensor, decoded: Tensor) -> float:
+    """Decibels, of images (3, H, W) in [0, 1]."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # takes seconds to import
+
     return float(peak_signal_noise_ratio(decoded, original, data_range=1.0))
 
 
-def _ssim(original: Tensor, decoded: Tensor) -> float:
+def image_ssim(original: Tensor, decoded: Tensor) -> float:
+    """In [-1, 1], of images (3, H, W) in [0, 1]; NaN where a side has less than 11 pixels."""
     if min(original.shape[1:]) < _SSIM_WINDOW:
         return float("nan")
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     score = structural_similarity_index_measure(decoded[None], original[None], data_range=1.0)
     return float(score)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -13,9 +14,10 @@ _LARGEST = 32
 
 
 class Pixels(FeatureNetwork):
-    """The image itself, at most 32 pixels a side; one channel where a call has grey images only.
+    """The image itself, at most 32 pixels a side.
 
-    The layout is the same vector with unit length, because 4x4 regions of pixels say too little.
+    Channels are scaled so that distances between grey images are those of one channel. The layout
+    is the same vector with unit length, because 4x4 regions of pixels say too little.
     """
 
     name = "pixels"
@@ -23,13 +25,10 @@ class Pixels(FeatureNetwork):
     protocol: ClassVar[dict[str, Any]] = {
         "network": "none",
         "resize": f"antialiased bicubic to {_LARGEST} pixels where a side is longer",
-        "features": "pixels in [0, 1]; one channel where all images are grey",
+        "features": "pixels in [0, 1], each channel over the root of 3",
     }
-    batch_size = 1 << 30  # whether images are grey is a property of the whole call
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor, None]:
-        if (images == images[:, :1]).all():
-            images = images[:, :1]
         height, width = (min(side, _LARGEST) for side in images.shape[2:])
-        pixels = resized(images, height, width).flatten(1)
+        pixels = resized(images, height, width).flatten(1) / math.sqrt(3)
         return pixels, F.normalize(pixels, dim=1), None

@@ -16,6 +16,20 @@ _CHUNK_CPU, _CHUNK_GPU = 2**19, 2**25
 _FEWEST_ROWS = 512
 
 
+class TokenScores(NamedTuple):
+    """What evaluation knows of each prediction.
+
+    Attributes:
+        loss: (...) float32, cross-entropy in nats.
+        correct: (...) bool, whether the most likely token is the target.
+        entropy: (...) float32, of the predicted distribution, in nats: 0 to log(vocab).
+    """
+
+    loss: Tensor
+    correct: Tensor
+    entropy: Tensor
+
+
 class Prediction(NamedTuple):
     """Loss and draws of a batch, without its logits.
 
@@ -23,11 +37,13 @@ class Prediction(NamedTuple):
         loss: scalar float32, mean cross-entropy in nats, differentiable.
         accuracy: scalar float32 in [0, 1], share of rows whose most likely token is the target.
         drawn: (...) int64, one token a row at temperature 1; None without uniforms.
+        scores: of every row; None where a gradient is computed, since training has no use for them.
     """
 
     loss: Tensor
     accuracy: Tensor
     drawn: Tensor | None
+    scores: TokenScores | None
 
 
 def linear_cross_entropy(
@@ -48,7 +64,7 @@ def linear_cross_entropy(
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     shape = targets.shape
-    loss, accuracy, drawn = _LinearCrossEntropy.apply(
+    loss, accuracy, drawn, *scores = _LinearCrossEntropy.apply(
         features.flatten(0, -2),
         head.weight,
         head.bias,
@@ -57,7 +73,17 @@ def linear_cross_entropy(
         dtype or features.dtype,
         torch.is_grad_enabled(),
     )
-    return Prediction(loss, accuracy, None if drawn is None else drawn.view(shape))
+    return Prediction(
+        loss,
+        accuracy,
+        None if drawn is None else drawn.view(shape),
+        TokenScores(*(score.view(shape) for score in scores)) if scores else None,
+    )
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of softmax(logits): (..., vocab) float32 -> (...) float32."""
+    return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -71,34 +97,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
         uniforms: Tensor | None,
         dtype: torch.dtype,
         grad_enabled: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         # needs_input_grad is True under no_grad, too, and gradients are always disabled in here.
         learns = grad_enabled and any(ctx.needs_input_grad[:3])
         with torch.autocast(features.device.type, enabled=False):
             x, matrix = features.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
             grads = _Gradients(x, weight, bias) if learns else None
-            losses, num_correct, draws = [], [], []
+            losses, correct, draws, entropies = [], [], [], []
             for rows in _chunks(len(x), len(weight), x.device):
                 logits = nn.functional.linear(x[rows], matrix, offset).float()
                 target = targets[rows, None]
                 total = logits.logsumexp(-1, keepdim=True)
-                losses.append((total - logits.gather(1, target)).sum())
-                num_correct.append((logits.argmax(-1) == target[:, 0]).sum())
+                losses.append((total - logits.gather(1, target))[:, 0])
+                correct.append(logits.argmax(-1) == target[:, 0])
                 if uniforms is not None:
                     draws.append(draw_tokens(logits, uniforms[rows]))
-                if grads is not None:
+                if grads is None:
+                    entropies.append(entropy(logits))
+                else:
                     grad_logits = logits.sub_(total).exp_()
                     grad_logits.scatter_add_(1, target, torch.full_like(total, -1.0))
                     grads.add(rows, grad_logits, x[rows], matrix)
         if grads is not None:
             ctx.save_for_backward(grads.features, grads.weight, grads.bias)
         ctx.count, ctx.dtypes = len(x), (features.dtype, weight.dtype)
-        loss = torch.stack(losses).sum() / len(x)
-        accuracy = torch.stack(num_correct).sum() / len(x)
+        loss, accuracy = torch.cat(losses).mean(), torch.cat(correct).float().mean()
         drawn = torch.cat(draws) if draws else None
         ctx.mark_non_differentiable(*(value for value in (accuracy, drawn) if value is not None))
-        return loss, accuracy, drawn
+        if grads is not None:
+            return loss, accuracy, drawn
+        return loss, accuracy, drawn, torch.cat(losses), torch.cat(correct), torch.cat(entropies)
 
     @staticmethod
     @once_differentiable

@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sundae.prior.categorical import draw_tokens
-from sundae.prior.linear_cross_entropy import Prediction, linear_cross_entropy
+from sundae.prior.linear_cross_entropy import (
+    Prediction,
+    TokenScores,
+    entropy,
+    linear_cross_entropy,
+)
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -54,6 +59,7 @@ def unroll(
     vocab_size: int,
     generator: torch.Generator,
     head: nn.Linear | None = None,
+    rates: Tensor | None = None,
 ) -> Iterator[Prediction]:
     """Yield loss, accuracy and sample of each unroll step; the objective is the mean of the losses.
 
@@ -66,8 +72,11 @@ def unroll(
         tokens: (batch, length) int64, clean, on the generator's device.
         head: the network's last map, dim -> vocab, if `denoise` leaves it out: then the logits are
             never in memory as a whole, see `sundae.prior.linear_cross_entropy`.
+        rates: (batch,) in [0, 1], of the corruption before the first step; by default
+            `corruption_rates`.
     """
-    rates = corruption_rates(len(tokens), generator)
+    if rates is None:
+        rates = corruption_rates(len(tokens), generator)
     current = corrupt(tokens, rates, vocab_size, generator)
     for step in range(unroll_steps):
         outputs = denoise(current)
@@ -87,7 +96,10 @@ def unroll(
 def _predict(logits: Tensor, targets: Tensor, uniforms: Tensor | None) -> Prediction:
     """As `linear_cross_entropy`, from logits (batch, length, vocab)."""
     with torch.no_grad():
-        accuracy = (logits.argmax(dim=-1) == targets).float().mean()
+        correct = logits.argmax(dim=-1) == targets
         drawn = None if uniforms is None else draw_tokens(logits, uniforms)
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-    return Prediction(loss, accuracy, drawn)
+    logits = logits.float()
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    losses = losses.view(targets.shape)
+    scores = None if losses.requires_grad else TokenScores(losses, correct, entropy(logits))
+    return Prediction(losses.mean(), correct.float().mean(), drawn, scores)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -9,29 +12,48 @@ from torch import Tensor
 Row = dict[str, float]
 
 
+class PartialSum(NamedTuple):
+    """A metric of those samples of a batch that it applies to, of which there may be none.
+
+    Attributes:
+        total: scalar, the sum over them.
+        weight: how many they are.
+    """
+
+    total: Tensor
+    weight: float | Tensor
+
+
+# By name, scalars on one device: means over a batch, and sums over a part of it.
+Metrics = Mapping[str, Tensor | PartialSum]
+
+
 class Means:
     """Running means that stay on the device until they are read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, float | Tensor] = {}
 
-    def add(self, metrics: dict[str, Tensor], weight: float) -> None:
-        """Count every metric, a scalar each, with a weight."""
+    def add(self, metrics: Metrics, weight: float) -> None:
+        """Count every mean with a weight, and every partial sum as it is."""
         for name, value in metrics.items():
-            value = value.detach().double() * weight
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.weights[name] = self.weights.get(name, 0.0) + weight
+            if not isinstance(value, PartialSum):
+                value = PartialSum(value.detach().double() * weight, weight)
+            total = value.total.double()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+            self.weights[name] = self.weights.get(name, 0.0) + value.weight
 
     def read(self, accelerator: Accelerator) -> Row:
-        """The means over all processes; waits for the device."""
+        """The means over all processes, of what was counted at least once; waits for the device."""
         names = list(self.sums)
         if not names:
             return {}
         sums = torch.stack([self.sums[name] for name in names])
-        weights = torch.tensor([self.weights[name] for name in names], device=sums.device).double()
-        both = accelerator.reduce(torch.stack((sums, weights)), "sum")
-        return dict(zip(names, (both[0] / both[1]).tolist(), strict=True))
+        weights = torch.tensor([float(self.weights[name]) for name in names]).to(sums)
+        both = accelerator.reduce(torch.stack((sums, weights)), "sum").tolist()
+        means = zip(names, *both, strict=True)
+        return {name: total / weight for name, total, weight in means if weight}
 
 
 def describe(row: Row, metric_names: tuple[str, ...]) -> str:

@@ -14,11 +14,14 @@ from sundae.data.dataset import Latents, TokenDataset, check_agreement, open_lat
 from sundae.data.splits import split_rows
 from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
+from sundae.prior.linear_cross_entropy import TokenScores
 from sundae.prior.network import build_network
-from sundae.prior.objective import unroll
+from sundae.prior.objective import corruption_rates, unroll
 from sundae.prior.run import RUN_FILE
 from sundae.training.batches import Batch
 from sundae.training.experiment import Experiment
+from sundae.training.metrics import Metrics, PartialSum
+from sundae.training.rate_bins import by_rate
 from sundae.training.trainer import Losses
 
 
@@ -76,24 +79,42 @@ class PriorTask:
         self.num_losses, self.cfg = cfg.unroll_steps, cfg
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
-        """Yield (loss, metrics) of each unroll step; see `sundae.prior.objective.unroll`."""
+        """Yield (loss, metrics) of each unroll step; see `sundae.prior.objective.unroll`.
+
+        Metrics are loss and accuracy, of a step ("loss_1") and over the steps ("loss"). In
+        evaluation there are also the entropy of the predictions, in the same way, and loss and
+        accuracy by corruption rate, which are those of the first step: its input is what the rate
+        tells of, while the next steps see samples.
+        """
         cfg = self.cfg.net
         classes = batch["classes"] if cfg.conditional else None
         if classes is not None and net.training and cfg.class_dropout:
             classes = drop_classes(classes, cfg.class_dropout, cfg.num_classes, generator)
-        head = head_of(net)
+        head, tokens = head_of(net), batch["tokens"]
+        rates = corruption_rates(len(tokens), generator)
         steps = unroll(
-            lambda tokens: net(tokens, classes, **({} if head is None else {"head": False})),
-            batch["tokens"],
+            lambda current: net(current, classes, **({} if head is None else {"head": False})),
+            tokens,
             unroll_steps=self.num_losses,
             vocab_size=self.cfg.data.vocab_size,
             generator=generator,
             head=head,
+            rates=rates,
         )
         for number, step in enumerate(steps, start=1):
-            metrics = {"loss": step.loss, "accuracy": step.accuracy}
-            metrics |= {f"{name}_{number}": value for name, value in metrics.items()}
+            means = {"loss": step.loss, "accuracy": step.accuracy}
+            if step.scores is not None:
+                means["entropy"] = step.scores.entropy.mean()
+            metrics: Metrics = means | {f"{name}_{number}": mean for name, mean in means.items()}
+            if step.scores is not None and number == 1:
+                metrics = {**metrics, **_by_rate(step.scores, rates)}
             yield step.loss, metrics
+
+
+def _by_rate(scores: TokenScores, rates: Tensor) -> dict[str, PartialSum]:
+    """Loss and accuracy of samples, (batch, length) scores, by the rates (batch,)."""
+    losses, accuracies = scores.loss.mean(1), scores.correct.float().mean(1)
+    return by_rate("loss", losses, rates) | by_rate("accuracy", accuracies, rates)
 
 
 def head_of(net: nn.Module) -> nn.Linear | None:

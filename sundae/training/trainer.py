@@ -25,11 +25,11 @@ from sundae.config.sections import TrainerConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo, way_back
 from sundae.training.batches import EVAL_TAG, Batch, Batches, DataPair, derive_seed
 from sundae.training.logbook import Logbook
-from sundae.training.metrics import Means, Row, describe
+from sundae.training.metrics import Means, Metrics, Row, describe
 from sundae.training.schedules import make_lr_lambda
 from sundae.training.state import TrainingState
 
-Losses = Iterator[tuple[Tensor, dict[str, Tensor]]]
+Losses = Iterator[tuple[Tensor, Metrics]]
 Hook = Callable[["Trainer"], None]
 
 # Steps between two losses in the progress bar; reading one waits for the device.
@@ -46,7 +46,7 @@ class Task(Protocol):
     num_losses: int
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
-        """Yield (scalar loss, scalar metrics by name), each followed by its backward pass."""
+        """Yield (scalar loss, metrics by name), each followed by its backward pass."""
         ...
 
 

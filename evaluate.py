@@ -1,0 +1,147 @@
+"""Figures of samples, of a prior or of a codec beside real images: python evaluate.py RUN IMAGES"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from sundae.common.errors import UserError
+from sundae.common.locking import output_folder
+from sundae.config.flags import add_flags, values_of
+from sundae.config.sections import SamplingConfig, VQGANConfig
+from sundae.evaluation.evaluation import Settings, evaluate
+from sundae.evaluation.instrument import FIGURES
+from sundae.evaluation.protocol import protocol
+from sundae.evaluation.real_images import SIDES, RealImages
+from sundae.evaluation.report import JSON_NAME, legend, table, write_report
+from sundae.evaluation.sides import kind_of, open_codec_side
+from sundae.evaluation.statistics_file import RealFeatures, save_statistics
+from sundae.evaluation.subject import Subject, open_reference
+from sundae.features.interface import FeatureNetwork
+from sundae.features.loading import FEATURES, load_features
+from sundae.sampling.sampler import BaseSampler
+from utils import (
+    add_common_flags,
+    add_sampling_flags,
+    choose_device,
+    run_cli,
+    sampler_options,
+    say,
+    seed_everything,
+)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """argparse type: N or HxW in pixels."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"expected pixels, as 256 or 256x512, got {text}")
+    return int(sides[0]), int(sides[-1])
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    flag = parser.add_argument
+    flag("samples", type=Path, metavar="SAMPLES", help="a folder of images, a run, checkpoint or "
+         "released folder to sample from, a VQ-GAN, or saved statistics")  # fmt: skip
+    flag("reference", type=Path, nargs="?", metavar="REFERENCE", help="real images: a folder, "
+         "grey levels as tokens, or saved statistics (default: the data of the run)")  # fmt: skip
+    flag("--features", choices=FEATURES, default="efficientnet-lite0", help="what distances are "
+         "computed of (default: efficientnet-lite0)")  # fmt: skip
+    flag("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="which figures: "
+         f"{', '.join(FIGURES)} (default: all that can be computed)")  # fmt: skip
+    flag("--nb-samples", type=int, metavar="N", help="number of samples (default: that of the "
+         "reference images, at most 1,000)")  # fmt: skip
+    flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
+    flag("--classes", choices=("reference", "turn"), default="reference", help="classes of the "
+         "samples: those of the reference images, or all in turn (default: reference)")  # fmt: skip
+    group = parser.add_argument_group("the real images")
+    group.add_argument("--split", choices=SIDES, default="held-out", help="which of them are the "
+                       "reference (default: held-out)")  # fmt: skip
+    group.add_argument("--eval-fraction", type=float, metavar="X", help="share that is held out, "
+                       "by file names (default: as in the training)")  # fmt: skip
+    group.add_argument("--training", type=Path, metavar="DIR", help="folder of the training "
+                       "images, where REFERENCE holds others only")  # fmt: skip
+    group.add_argument("--pool", type=int, default=10_000, metavar="N", help="training images at "
+                       "most among which the nearest is found (default: 10,000)")  # fmt: skip
+    group.add_argument("--size", type=image_size, metavar="N", help="scale and crop the images of "
+                       "a folder to N or HxW pixels")  # fmt: skip
+    group.add_argument("--save-statistics", type=Path, metavar="FILE", help="write the features of "
+                       "the real images, to give as REFERENCE later: NAME.safetensors")  # fmt: skip
+    flag("--config", type=Path, metavar="FILE", help="YAML or JSON of a VQ-GAN")
+    add_flags(parser, VQGANConfig, "input_range", "distance")
+    flag(
+        "--out-dir", type=Path, metavar="DIR", help="folder (default: samples/evaluation-NAME_TIME)"
+    )
+    flag("--overwrite", action="store_true", help="replace the evaluation in the folder")
+    add_common_flags(parser, "--cfg-path", "--no-cuda", "--precision", "--quiet", "--set")
+    add_common_flags(parser, "--seed", default=0)
+    add_sampling_flags(parser, resume=False)
+    return parser.parse_args()
+
+
+def open_subject(args: argparse.Namespace, network: FeatureNetwork) -> Subject:
+    """What SAMPLES is; UserError for a flag that it has no use for."""
+    kind, device = kind_of(args.samples), network.device
+    flags = values_of(args, SamplingConfig) | {"sampling.nb_samples": None}
+    given = [key for key, value in flags.items() if value is not None]
+    if given and kind != "prior":
+        raise UserError(f"{given[0]} is how a prior is sampled, and {args.samples} is none")
+    if args.size and kind not in ("images", "codec"):
+        raise UserError(f"--size is for a folder of images or a codec, {args.samples} is none")
+    if kind == "prior":
+        args.resume = args.samples
+        sampler = BaseSampler.from_pretrained(**sampler_options(args, device))
+        return Subject.of_prior(args.samples, sampler)
+    if kind == "codec":
+        rules = {"input_range": args.input_range, "distance": args.distance}
+        codec, sizes = open_codec_side(args.samples, args.config, device=device,
+                                       precision=args.precision, **rules)  # fmt: skip
+        return Subject.of_codec(args.samples, codec, sizes, args.size)
+    return Subject.of_images(args.samples, args.size, network)
+
+
+def main() -> None:
+    args = parse_args()
+    seed_everything(args.seed)
+    for path in filter(None, (args.save_statistics, args.out_dir and args.out_dir / JSON_NAME)):
+        if path.exists() and not args.overwrite:
+            raise UserError(f"{path} exists; choose another place or pass --overwrite")
+    device = choose_device(args.no_cuda, args.quiet)
+    network = load_features(args.features, device)
+    subject = open_subject(args, network)
+    only_save = args.save_statistics and not args.reference and subject.images is not None
+    sizes = args.eval_fraction and [1 - args.eval_fraction, args.eval_fraction]
+    where = args.samples if only_save else args.reference
+    real = open_reference(where, subject, network, side=args.split, split_sizes=sizes,
+                          training=args.training)  # fmt: skip
+    if only_save and isinstance(real, RealImages):
+        saved = RealFeatures.of(real, network, pool=args.pool, quiet=args.quiet)
+        save_statistics(args.save_statistics, saved, network)
+        return say(f"features of {len(saved.reference)} images are in {args.save_statistics}")
+    settings = Settings(
+        num_samples=args.nb_samples,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        class_order=args.classes,
+        pool=args.pool,
+        figures=args.figures or FIGURES,
+        whole=args.save_statistics is not None,
+        quiet=args.quiet,
+    )
+    name = f"evaluation-{args.samples.resolve().name}"
+    with output_folder(args.out_dir, Path("samples"), name) as folder:
+        evaluation = evaluate(subject, real, network, settings)
+        command = shlex.join(["python", *sys.argv])
+        about = protocol(subject, evaluation, network, settings, command=command, notes={})
+        write_report(evaluation, about, folder)
+    for line in (*table(evaluation, network), *legend(evaluation)):
+        say(line)
+    if args.save_statistics:
+        save_statistics(args.save_statistics, evaluation.instrument.real, network)
+        say(f"the features of the real images are in {args.save_statistics}")
+    say(f"figures with their protocol, and images, are in {folder}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
