@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
-from sundae.data.dataset import open_latents
-from sundae.evaluation.classifier import class_accuracy, fit_classifier, read_tokens, spread_ratio
+from sundae.evaluation.diversity import class_diversity, pixel_distance
+from sundae.evaluation.grey_images import labelled_digits, read_samples
+from sundae.evaluation.label_reader import LabelledImages, fitted_reader
+from sundae.evaluation.label_table import class_labels
 from sundae.prior.run import list_checkpoints
 from sundae.sampling.output import prepare_out_dir, write_samples
 from sundae.sampling.sampler import BaseSampler
@@ -47,14 +48,19 @@ def main() -> None:
     prepare_out_dir(args.out_dir, COUNT, 0, overwrite=True)
     grid = write_samples(sampler.refine(COUNT, seed=0, batch_size=250), args.out_dir, COUNT)
     data = sampler.cfg.data
-    assert data.train_root is not None
-    real = open_latents(data.train_root)
-    tokens = read_tokens(args.out_dir, PixelCodec(data.vocab_size), COUNT)
-    targets = np.arange(COUNT) % sampler.cfg.net.num_classes
-    accuracy = class_accuracy(fit_classifier(real), tokens, targets)
-    say(f"accuracy of a classifier fitted on the real digits, on {COUNT} samples: {accuracy:.3f}")
-    say(f"samples of a class differ {spread_ratio(tokens, targets, real):.2f} times as much as "
-        "real digits do")  # fmt: skip
+    assert data.train_root is not None and data.eval_root is not None
+    training, held_out = labelled_digits(data.train_root), labelled_digits(data.eval_root)
+    images, targets = read_samples(args.out_dir, COUNT), np.arange(COUNT) % 10
+    reader = fitted_reader(training, held_out)
+    accuracy = reader.share_right(LabelledImages(images, class_labels(targets)))
+    say(f"accuracy of a classifier fitted on the real digits: {accuracy:.3f} on {COUNT} samples, "
+        f"{reader.accuracy['class']:.3f} on held-out digits")  # fmt: skip
+    real = np.array([labels["class"] for labels in training.labels])
+    spread, real_spread = (
+        class_diversity(x, y, pixel_distance, pairs=1000)
+        for x, y in ((images, targets), (training.images, real))
+    )
+    say(f"samples of a class differ {spread / real_spread:.2f} times as much as real digits do")
     say(f"look at them: {grid}; curves: {args.run_dir}/curves.png")
 
 
