@@ -59,23 +59,21 @@ class Recognition:
         training, reference = (_affordable(side) for side in (real.training, real.reference))
         classes = attributes = None
         known: frozenset[Combination] = frozenset()
-        labels = training.labels, reference.labels
-        if "classes" in wanted and labels[0] is not None and labels[1] is not None:
-            if len(set(labels[0])) > 1:
-                pairs = zip((training, reference), map(class_labels, labels))
-                data = [LabelledImages(side.pixels(), names) for side, names in pairs]
+        if "classes" in wanted and training.labels is not None and reference.labels is not None:
+            data = [_with_classes(side, side.labels) for side in (training, reference)]
+            if len(set(training.labels)) > 1:
                 classes = fitted_reader(*data, device=device, quiet=quiet)
         if "attributes" in wanted and has_attributes(real):
             data = [_with_attributes(side) for side in (training, reference)]
             attributes = fitted_reader(*data, min_support=MIN_SUPPORT, device=device, quiet=quiet)
-            known = frozenset(combinations(attributes, data[0].images, labels[0]))
+            known = frozenset(_combinations(attributes, training))
         return cls(classes, attributes, known, reference)
 
     def samples(self, images: ImageSet) -> Figures:
         """Share of samples read as their class; share of combinations that training images have."""
         figures: Figures = {}
         if self.classes is not None and images.labels is not None:
-            labelled = LabelledImages(images.pixels(), class_labels(images.labels))
+            labelled = _with_classes(images, images.labels)
             figures["class_accuracy"] = self.classes.share_right(labelled)
         return figures | self._known(images)
 
@@ -85,12 +83,12 @@ class Recognition:
         return found | self._known(self.reference)
 
     def reconstructions(self, originals: ImageSet, decoded: ImageSet) -> tuple[Figures, Figures]:
-        """Shares of classes and attributes read right, of reconstructions and of their originals."""
-        after, before = {}, {}
+        """Shares of classes and attributes read right: of reconstructions, of their originals."""
+        after: Figures = {}
+        before: Figures = {}
         if self.classes is not None and originals.labels is not None:
-            names = class_labels(originals.labels)
             for figures, images in ((before, originals), (after, decoded)):
-                labelled = LabelledImages(images.pixels(), names)
+                labelled = _with_classes(images, originals.labels)
                 figures["class_accuracy"] = self.classes.share_right(labelled)
         if self.attributes is not None and readable(self.attributes):
             labelled = _with_attributes(originals)
@@ -117,7 +115,7 @@ class Recognition:
     def _known(self, images: ImageSet) -> Figures:
         if self.attributes is None or not readable(self.attributes):
             return {}
-        found = combinations(self.attributes, images.pixels(), images.labels)
+        found = _combinations(self.attributes, images)
         return {"known_combinations": share_known(found, list(self.known))}
 
 
@@ -130,6 +128,15 @@ def has_attributes(real: RealImages) -> bool:
 def _attributes_file(images: ImageSet) -> Path | None:
     path = Path(images.about.get("folder", "")) / _ATTRIBUTES
     return path if images.names is not None and path.is_file() else None
+
+
+def _with_classes(images: ImageSet, labels: np.ndarray | None) -> LabelledImages:
+    return LabelledImages(images.pixels(), class_labels([] if labels is None else labels))
+
+
+def _combinations(reader: LabelReader, images: ImageSet) -> list[Combination]:
+    classes = None if images.labels is None else images.labels.tolist()
+    return combinations(reader, images.pixels(), classes)
 
 
 def _with_attributes(images: ImageSet) -> LabelledImages:

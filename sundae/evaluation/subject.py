@@ -75,7 +75,7 @@ class Subject:
         if size and kind not in ("images", "codec"):
             raise UserError(f"--size is for a folder of images or a codec, and {path} is none")
         if kind == "prior":
-            return cls._of_prior(path, BaseSampler.from_pretrained(path, **prior))
+            return cls._of_prior(path, BaseSampler.from_pretrained(**prior))
         if kind == "codec":
             return cls._of_codec(path, *open_codec_side(path, **codec), size)
         images: ImageSet | FeatureSet
@@ -124,13 +124,14 @@ def open_reference(
     network: FeatureNetwork,
     *,
     side: Side = "held-out",
-    split_sizes: Sequence[float] | None = None,
+    eval_fraction: float | None = None,
     training: Path | None = None,
 ) -> Real:
     """The real images of a path; without one, the data that a run on grey levels was trained on.
 
     Args:
-        split_sizes: Instead of those of the subject.
+        eval_fraction: Share of a folder that is held out; by default as in the subject's training.
+        training: Another folder, of the training images.
 
     Raises:
         UserError: There are none, they cannot stand beside the subject, or nothing says which.
@@ -157,7 +158,11 @@ def open_reference(
             raise UserError(f"{path} is of images of {_pixels(real.reference.size)}, expected "
                             f"{_pixels(subject.size)} as {subject.path} has")  # fmt: skip
         return real
-    sizes = split_sizes or subject.split_sizes
+    sizes = subject.split_sizes
+    if eval_fraction is not None:
+        if not 0 < eval_fraction < 1:
+            raise UserError(f"--eval-fraction is {eval_fraction:g}, expected between 0 and 1")
+        sizes = [1 - eval_fraction, eval_fraction]
     return open_images(path, subject.size, split_sizes=sizes, training=training, side=side)
 
 

@@ -8,22 +8,25 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from sundae.common.errors import UserError
 from sundae.common.files import write_text
 from sundae.config.sections import SamplingConfig
 from sundae.config.values import parse_override
-from sundae.evaluation.evaluation import Settings, class_labels
+from sundae.evaluation.evaluation import Settings
 from sundae.evaluation.instrument import Instrument
 from sundae.evaluation.sides import draw_samples
-from sundae.evaluation.subject import Real, Subject
+from sundae.evaluation.subject import Subject
 from sundae.sampling.sampler import BaseSampler
 
 SWEEP_NAME = "sweep.json"
+_MAY_DIFFER = {"command", "date", "versions"}  # between the calls that fill one folder
 
 Point = dict[str, Any]  # key of [sampling] -> value
 Row = dict[str, Any]
@@ -82,9 +85,9 @@ def evaluations(sampling: SamplingConfig) -> int:
 def run_sweep(
     sweep: Sweep,
     subject: Subject,
-    real: Real,
     instrument: Instrument,
     settings: Settings,
+    labels: np.ndarray | None,
     protocol: Mapping[str, Any],
     folder: Path,
 ) -> list[Row]:
@@ -93,6 +96,9 @@ def run_sweep(
     FOLDER/sweep.json is written after each point, so that the same command goes on where it was
     stopped.
 
+    Args:
+        labels: Classes that the samples take in turn, see `draw_samples`.
+
     Returns:
         One row a point and seed: point, seed, evaluations, seconds (a sample), figures.
 
@@ -100,30 +106,23 @@ def run_sweep(
         UserError: The folder holds a sweep with another protocol.
     """
     assert subject.sampler is not None and settings.num_samples is not None
+    sampler, count = subject.sampler, settings.num_samples
     rows = _rows_of(folder / SWEEP_NAME, protocol)
-    done = [(row["point"], row["seed"]) for row in rows]
     work = [(point, seed) for point in sweep.points for seed in sweep.seeds]
-    labels = class_labels(subject, real, settings)
-    draw = {"labels": labels, "batch_size": settings.batch_size}
-    if any(item not in done for item in work):  # the first samples pay for what is set up once
-        warm_up = min(settings.num_samples, settings.batch_size)
-        draw_samples(subject.sampler, warm_up, seed=0, steps=1, **draw)
-    floor = instrument.floor().figures
-    for point, seed in tqdm(work, unit="point", disable=True if settings.quiet else None):
-        if (point, seed) in done:
-            continue
+    done = [(row["point"], row["seed"]) for row in rows]
+    left = [item for item in work if item not in done]
+    draw = partial(draw_samples, sampler, labels=labels, batch_size=settings.batch_size)
+    if left:  # the first samples pay for what is set up once
+        draw(min(count, settings.batch_size), seed=0, steps=1)
+    for point, seed in tqdm(left, unit="point", disable=True if settings.quiet else None):
         begin = time.perf_counter()
-        samples = draw_samples(subject.sampler, settings.num_samples, seed=seed, **draw, **point)
-        seconds = (time.perf_counter() - begin) / settings.num_samples
-        rows.append({
-            "point": point,
-            "seed": seed,
-            "evaluations": evaluations(subject.sampler.settings(**point)),
-            "seconds": seconds,
-            "figures": instrument.samples(samples).figures,
-        })  # fmt: skip
-        found = {"protocol": protocol, "floor": floor, "rows": rows}
-        write_text(folder / SWEEP_NAME, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        samples = draw(count, seed=seed, **point)
+        seconds = (time.perf_counter() - begin) / count
+        cost = {"evaluations": evaluations(sampler.settings(**point)), "seconds": seconds}
+        figures = instrument.samples(samples).figures
+        rows.append({"point": point, "seed": seed, **cost, "figures": figures})
+        text = json.dumps({"protocol": protocol, "rows": rows}, indent=2, ensure_ascii=False)
+        write_text(folder / SWEEP_NAME, text + "\n")
     return [row for row in rows if (row["point"], row["seed"]) in work]
 
 
@@ -149,6 +148,3 @@ def _rows_of(path: Path, protocol: Mapping[str, Any]) -> list[Row]:
             "--overwrite"
         )
     return rows
-
-
-_MAY_DIFFER = {"command", "date"}

@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from sundae.common.errors import UserError
 from sundae.common.files import atomic_path
+from sundae.evaluation.evaluation import Settings, class_labels, default_count, open_instrument
+from sundae.evaluation.protocol import shared_protocol
 from sundae.evaluation.report import aligned, figure_title
-from sundae.evaluation.sweep import Row, Sweep, mean_and_spread
+from sundae.evaluation.subject import Real, Subject
+from sundae.evaluation.sweep import SWEEP_NAME, Row, Sweep, mean_and_spread, run_sweep
 from sundae.features.interface import FeatureNetwork
+
+# Figures of a sweep unless others are named: those that change with the settings and cost little.
+SWEPT = ("distance", "classes")
 
 _TABLE = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
           "inception_score", "diversity", "class_accuracy", "near_copies")  # fmt: skip
 _PLOTTED = ("frechet_distance", "class_accuracy")
 _COSTS = {"evaluations": "network evaluations a sample", "seconds": "seconds a sample"}
+
+
+def sweep_figures(
+    axes: Sequence[str],
+    seeds: Sequence[int],
+    subject: Subject,
+    real: Real,
+    network: FeatureNetwork,
+    settings: Settings,
+    folder: Path,
+    *,
+    command: str,
+    overwrite: bool,
+) -> list[str]:
+    """Run a sweep, see `Sweep.parse` and `run_sweep`; draw FOLDER/sweep.png.
+
+    Args:
+        command: That made it, for the protocol.
+        overwrite: Drop the rows of another sweep in the folder.
+
+    Returns:
+        The lines of its table.
+
+    Raises:
+        UserError: There is nothing to sample, or a text, key or value is wrong.
+    """
+    if subject.sampler is None:
+        raise UserError(f"--sweep is for a prior, and {subject.path} is none")
+    sweep = Sweep.parse(axes, seeds, subject.sampler)
+    settings = replace(settings, num_samples=settings.num_samples or default_count(real))
+    instrument = open_instrument(real, network, settings)
+    about = shared_protocol(subject, instrument, network, settings, command=command)
+    if overwrite:
+        (folder / SWEEP_NAME).unlink(missing_ok=True)
+    labels = class_labels(subject, real, settings)
+    rows = run_sweep(sweep, subject, instrument, settings, labels, about, folder)
+    floor = instrument.floor().figures
+    plot_sweep(sweep, rows, floor, network, folder / "sweep.png")
+    return sweep_table(sweep, rows, floor, network)
 
 
 def sweep_table(
@@ -22,7 +69,7 @@ def sweep_table(
     """A line for each point: mean and, behind ±, standard deviation over seeds; the floor last."""
     names = [name for name in _TABLE if name in rows[0]["figures"]]
     titles = [figure_title(name, network) for name in names]
-    lines = [[*sweep.keys, *_COSTS, *titles]]
+    lines = [[*sweep.keys, "evaluations", "s a sample", *titles]]
     for point, group in _groups(sweep, rows):
         costs = [_cell([row[cost] for row in group]) for cost in _COSTS]
         figures = [_cell([row["figures"][name] for row in group]) for name in names]
