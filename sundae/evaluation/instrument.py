@@ -17,7 +17,12 @@ from sundae.evaluation.image_sets import ImageSet
 from sundae.evaluation.inception_score import inception_score
 from sundae.evaluation.kernel_distance import kernel_distance
 from sundae.evaluation.manifold import density_coverage, precision_recall
-from sundae.evaluation.neighbours import Neighbours, near_copies, nearest_neighbours
+from sundae.evaluation.neighbours import (
+    Neighbours,
+    exact_copies,
+    near_copies,
+    nearest_neighbours,
+)
 from sundae.evaluation.real_images import RealImages
 from sundae.evaluation.recognition import Recognition
 from sundae.evaluation.statistics_file import FeatureSet, RealFeatures
@@ -103,7 +108,7 @@ class Instrument:
             figures["near_copies"] = copies.share
             figures["nearest_similarity"] = float(np.median(neighbours.similarity))
         if isinstance(images, ImageSet):
-            figures |= self._diversity(images)
+            figures |= self._diversity(images) | self._exact_copies(images)
             figures |= {} if self.recognition is None else self.recognition.samples(images)
         return Column(figures, neighbours)
 
@@ -121,6 +126,7 @@ class Instrument:
             figures["nearest_similarity"] = float(np.median(self._held_out.similarity))
         if self.images is not None and self.images.training is not None:
             figures |= self._diversity(self.images.training[: self.count])
+            figures |= self._exact_copies(self.images.reference[: self.count])
         figures |= {} if self.recognition is None else self.recognition.floor()
         return Column(figures, self._held_out)
 
@@ -178,6 +184,16 @@ class Instrument:
             return None
         training = self.real.training.features.layout[: self._pool]
         return nearest_neighbours(features.features.layout, training)
+
+    def _exact_copies(self, images: ImageSet) -> Figures:
+        """Share of images that are training images, where tokens are grey levels."""
+        training = None if self.images is None else self.images.training
+        if "nearest" not in self.figures or training is None or "codec" not in training.about:
+            return {}
+        if images.size != training.size:
+            return {}
+        known = training.pixels().numpy()
+        return {"exact_copies": exact_copies(images.pixels().numpy(), known)}
 
     def _diversity(self, images: ImageSet) -> Figures:
         """Mean LPIPS within a class, where two images of a class are there."""
