@@ -9,11 +9,12 @@ import numpy as np
 
 from sundae.common.errors import UserError
 from sundae.evaluation.diversity import class_diversity, pixel_distance
-from sundae.evaluation.grey_images import labelled_digits, read_samples
+from sundae.evaluation.image_sets import images_of_folder
 from sundae.evaluation.label_reader import LabelledImages, fitted_reader
 from sundae.evaluation.label_table import class_labels
+from sundae.evaluation.real_images import data_of_run
 from sundae.prior.run import list_checkpoints
-from sundae.sampling.output import prepare_out_dir, write_samples
+from sundae.sampling.output import prepare_out_dir, sample_path, write_samples
 from sundae.sampling.sampler import BaseSampler
 from utils import run_cli, say
 
@@ -47,18 +48,18 @@ def main() -> None:
     sampler = BaseSampler.from_pretrained(args.run_dir)
     prepare_out_dir(args.out_dir, COUNT, 0, overwrite=True)
     grid = write_samples(sampler.refine(COUNT, seed=0, batch_size=250), args.out_dir, COUNT)
-    data = sampler.cfg.data
-    assert data.train_root is not None and data.eval_root is not None
-    training, held_out = labelled_digits(data.train_root), labelled_digits(data.eval_root)
-    images, targets = read_samples(args.out_dir, COUNT), np.arange(COUNT) % 10
-    reader = fitted_reader(training, held_out)
+    real, targets = data_of_run(sampler.cfg), np.arange(COUNT) % sampler.cfg.net.num_classes
+    assert real.training is not None and real.training.labels is not None
+    training, held_out = LabelledImages.of(real.training), LabelledImages.of(real.reference)
+    files = [sample_path(args.out_dir, number) for number in range(COUNT)]
+    images = images_of_folder(args.out_dir, None, "samples", files).pixels()
+    reader = fitted_reader(training, held_out, quiet=False)
     accuracy = reader.share_right(LabelledImages(images, class_labels(targets)))
     say(f"accuracy of a classifier fitted on the real digits: {accuracy:.3f} on {COUNT} samples, "
         f"{reader.accuracy['class']:.3f} on held-out digits")  # fmt: skip
-    real = np.array([labels["class"] for labels in training.labels])
     spread, real_spread = (
-        class_diversity(x, y, pixel_distance, pairs=1000)
-        for x, y in ((images, targets), (training.images, real))
+        class_diversity(x, labels, pixel_distance, pairs=1000)
+        for x, labels in ((images, targets), (training.images, real.training.labels))
     )
     say(f"samples of a class differ {spread / real_spread:.2f} times as much as real digits do")
     say(f"look at them: {grid}; curves: {args.run_dir}/curves.png")

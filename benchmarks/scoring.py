@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sundae.codec.interface import open_codec
+from sundae.codec.interface import PixelCodec, open_codec
 from sundae.codec_training.dataset import ImageDataset
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.config.sections import SamplingConfig
 from sundae.data.dataset import Latents, TokenDataset, open_latents
 from sundae.evaluation.frechet import frechet_distance
-from sundae.evaluation.grey_images import grey_images, labelled_digits
+from sundae.evaluation.image_sets import to_bytes
 from sundae.evaluation.label_reader import LabelledImages, LabelReader, fitted_reader
 from sundae.evaluation.label_table import class_labels
+from sundae.evaluation.real_images import data_of_run
 from sundae.features.loading import load_features
 from sundae.sampling.image_codec import ImageCodec
 from sundae.sampling.sampler import BaseSampler, sample_seeds
@@ -60,7 +61,7 @@ class Digits:
     """Scores of handwritten digits, whose tokens are grey levels."""
 
     reader: LabelReader
-    levels: int
+    codec: PixelCodec
     classes: tuple[str, ...]
     training: np.ndarray
     held_out: np.ndarray
@@ -79,14 +80,17 @@ class Digits:
         roots = (cfg.data.train_root, cfg.data.eval_root)
         training, held_out = (open_latents(root) for root in roots)
         assert training.classes is not None
-        reader, levels = fitted_reader(*map(labelled_digits, roots)), training.codebook_size
-        return cls(reader, levels, training.classes, _pixels(training), _pixels(held_out))
+        real = data_of_run(cfg)
+        assert real.training is not None
+        reader = fitted_reader(*map(LabelledImages.of, (real.training, real.reference)))
+        codec = PixelCodec(training.codebook_size)
+        return cls(reader, codec, training.classes, _pixels(training), _pixels(held_out))
 
     def score(self, tokens: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Share that the classifier takes for its class; distance to the held-out digits."""
         assert targets is not None
         labels = class_labels(self.classes[target] for target in targets)
-        samples = LabelledImages(grey_images(tokens, self.levels), labels)
+        samples = LabelledImages(to_bytes(self.codec.decode(tokens)), labels)
         return {
             "accuracy": self.reader.share_right(samples),
             "frechet": frechet_distance(tokens.flatten(1).numpy(), self.held_out),

@@ -62,7 +62,7 @@ class ImageClassifier(nn.Module):
         Runs on the device of the weights, in evaluation mode.
         """
         self.eval()
-        device, images = self.head.weight.device, _scaled(images, self.size)
+        device, images = self.head.weight.device, scaled(images, self.size)
         batches = (_as_rgb(part).to(device) for part in images.split(4 * _BATCH))
         found = [torch.stack([x.argmax(1) for x in self(batch)], 1) for batch in batches]
         return torch.cat(found).cpu().numpy()
@@ -87,7 +87,7 @@ def fit_classifier(
         num_values: number of values of each label.
         quiet: no progress bar.
     """
-    images = _scaled(images, fitting_size((images.shape[2], images.shape[3])))
+    images = scaled(images, fitting_size((images.shape[2], images.shape[3])))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = ImageClassifier((images.shape[2], images.shape[3]), num_values).to(device).train()
@@ -113,6 +113,17 @@ def fitting_size(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) in pixels of images as a classifier sees them."""
     scale = min(1.0, _LARGEST / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (N, C, H, W) uint8 at another size, antialiased; few at a time are float meanwhile."""
+    if images.shape[2:] == size:
+        return images
+    parts = (
+        F.interpolate(part.float(), size, mode="bilinear", antialias=True).round().byte()
+        for part in images.split(4 * _BATCH)
+    )
+    return torch.cat(list(parts))
 
 
 def _batches(
@@ -142,14 +153,3 @@ def _shifted(images: Tensor, shift: tuple[float, float]) -> Tensor:
 
 def _as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
-
-
-def _scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 images at another size, antialiased; a few at a time, as they are float between."""
-    if images.shape[2:] == size:
-        return images
-    parts = (
-        F.interpolate(part.float(), size, mode="bilinear", antialias=True).round().byte()
-        for part in images.split(4 * _BATCH)
-    )
-    return torch.cat(list(parts))

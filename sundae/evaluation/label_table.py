@@ -96,6 +96,17 @@ def read_attributes(path: Path) -> dict[str, Labels]:
         ) from error
 
 
+def labels_of(names: Iterable[str], attributes: Mapping[str, Labels]) -> list[Labels]:
+    """The labels of each image, by its name; UserError for an image that is not among them."""
+    names = [str(name) for name in names]
+    if missing := [name for name in names if name not in attributes]:
+        raise UserError(
+            f"{len(missing)} of {len(names)} images have no attributes, {missing[0]} for one; make "
+            "the images again with get-images.py"
+        )
+    return [attributes[name] for name in names]
+
+
 def _column(name: str, key: str) -> str:
     folder, slash, _ = name.partition("/")
     return folder + slash + key if slash else key
