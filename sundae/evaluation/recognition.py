@@ -25,7 +25,7 @@ from sundae.evaluation.real_images import RealImages
 _ATTRIBUTES = "attributes.json"
 _MOST_BYTES = 2**31  # of images that a classifier is fitted on or measured with
 
-Figures = dict[str, float]
+Figures = dict[str, float]  # by name
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ class Recognition:
     def _known(self, images: ImageSet) -> Figures:
         if self.attributes is None or not readable(self.attributes):
             return {}
+        if (images.labels is None) != (self.reference.labels is None):
+            return {}  # which attributes an image has depends on its class
         found = _combinations(self.attributes, images)
         return {"known_combinations": share_known(found, list(self.known))}
 
