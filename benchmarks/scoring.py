@@ -83,6 +83,7 @@ class Digits:
         real = data_of_run(cfg)
         assert real.training is not None
         reader = fitted_reader(*map(LabelledImages.of, (real.training, real.reference)))
+        assert reader is not None
         codec = PixelCodec(training.codebook_size)
         return cls(reader, codec, training.classes, _pixels(training), _pixels(held_out))
 

@@ -15,8 +15,14 @@ from sundae.evaluation import label_reader
 from sundae.evaluation.attributes import combinations, readable, share_known, share_preserved
 from sundae.evaluation.classifier import ImageClassifier
 from sundae.evaluation.image_sets import images_in_memory
-from sundae.evaluation.label_reader import LabelledImages, fitted_reader
+from sundae.evaluation.label_reader import LabelledImages, LabelReader
 from sundae.evaluation.label_table import class_labels
+
+
+def fitted_reader(*data: LabelledImages, **settings: Any) -> LabelReader:
+    reader = label_reader.fitted_reader(*data, **settings)
+    assert reader is not None
+    return reader
 
 
 class PixelReader(ImageClassifier):
@@ -62,7 +68,9 @@ def test_it_knows_its_accuracy_on_held_out_images(fits: list[int]) -> None:
     reader = fitted_reader(training, held_out)
     assert reader.accuracy == {"class": 0.75} and reader.commonest == {"class": 0.5}
     assert (reader.num_images, reader.num_held_out) == (4, 4)
-    assert reader.share_right(LabelledImages(images_of([0], [0]), class_labels("01"))) == 0.5
+    pair = LabelledImages(images_of([0], [0]), class_labels("01"))
+    assert reader.share_right(pair) == reader.share_right(pair, ["class"]) == 0.5
+    assert np.isnan(reader.share_right(pair, []))
 
 
 def test_the_same_data_is_fitted_once(fits: list[int]) -> None:
@@ -80,6 +88,12 @@ def test_the_same_data_is_fitted_once(fits: list[int]) -> None:
     for training, held_out, seed in others:
         fitted_reader(training, held_out, seed=seed)
     assert len(fits) == 5
+
+
+def test_labels_that_never_vary_need_no_reader(fits: list[int]) -> None:
+    assert label_reader.fitted_reader(digits(1, 1, 1), digits(1)) is None
+    assert label_reader.fitted_reader(digits(0, 1, 2), digits(1), min_support=2) is None
+    assert not fits
 
 
 @pytest.mark.parametrize("content", [b"", b"damaged" * 9, "cut"])
