@@ -1,6 +1,5 @@
 """Avatars: what is drawn is what the attributes say, and the same parts have the same name."""
 
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,7 +10,6 @@ pytest.importorskip("dicebear")
 pytest.importorskip("resvg_py")
 
 from sundae.common.errors import UserError
-from sundae.datasets import packages
 from sundae.datasets.avatars import num_combinations, plan_avatar, write_avatars
 
 
@@ -70,10 +68,3 @@ def test_impossible_values_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             write_avatars(tmp_path / "out", **values)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install -r requirements-data.txt"):
-        write_avatars(tmp_path / "out", size=8, count=1)
-    assert "robohash" not in sys.modules

@@ -35,7 +35,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     scenes = root / "backgrounds" / "bg1"
     scenes.mkdir(parents=True)
     Image.new("RGB", (4, 4), (1, 2, 3)).save(scenes / "000#night.png")
-    monkeypatch.setattr(cats, "installed_files", lambda name: root)
+    monkeypatch.setattr(cats, "check_installed", lambda package: None)
+    monkeypatch.setattr(cats, "installed_files", lambda module: root)
     return root
 
 
@@ -81,11 +82,20 @@ def test_scenes_are_credited_and_others_not(package: Path, tmp_path: Path) -> No
         assert [path.parent for path in out.rglob("*.png")] == [out]  # no class
 
 
-def test_without_the_package_one_line_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, "robohash is missing"), ("1.1", "robohash 1.1 is installed, expected 2.0")],
+)
+def test_a_missing_or_other_version_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, message: str
 ) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="robohash is not installed; pip install"):
+    def find(name: str) -> str:
+        if version is None:
+            raise packages.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(packages.metadata, "version", find)
+    with pytest.raises(UserError, match=f"{message}.*: pip install -r requirements-data.txt"):
         write_cats(tmp_path / "out")
 
 

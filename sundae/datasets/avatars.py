@@ -27,7 +27,7 @@ from sundae.datasets.image_folder import (
     combination_name,
     write_images,
 )
-from sundae.datasets.packages import installed_files
+from sundae.datasets.packages import check_installed, installed_files
 
 if TYPE_CHECKING:
     from dicebear import Style
@@ -36,14 +36,16 @@ STYLES = tuple(
     "critters clay sprouts planets voxel-art voxel-bot moods cutouts landscape marbles pixel-art "
     "stack".split()
 )
-PACKAGES = "dicebear-core 10.7.0, dicebear-styles 10.6.0, resvg-py 0.5.0"
+PACKAGES = ("dicebear-core 10.7.0", "dicebear-styles 10.6.0", "resvg-py 0.5.0")
 LARGEST_COUNT = 1_000_000  # images of a class
 
 _NAMES = 1  # how files are named
 _CREDITS = f"""\
-Avatars of the DiceBear styles {", ".join(STYLES)}.
-Creator: DiceBear (https://www.dicebear.com). Licence of each of these styles: CC0 1.0
-(https://creativecommons.org/publicdomain/zero/1.0/). Packages: {PACKAGES}.
+Avatars by DiceBear (https://www.dicebear.com), licence: CC0 1.0
+(https://creativecommons.org/publicdomain/zero/1.0/), as each of these styles says:
+{", ".join(STYLES[:8])},
+{", ".join(STYLES[8:])}.
+Packages: {", ".join(PACKAGES)}.
 """
 
 
@@ -76,9 +78,8 @@ def write_avatars(
     for style in styles:
         check_choice("--styles", style, STYLES)
     styles = list(dict.fromkeys(styles))
-    settings = {"packages": PACKAGES, "size": size, "count": count, "styles": styles}
-    for package in ("dicebear", "dicebear_styles", "resvg_py"):
-        installed_files(package)
+    settings = {"packages": ", ".join(PACKAGES), "size": size, "count": count, "styles": styles}
+    check_installed(*PACKAGES)
     images = ImageSet(
         name="avatars",
         settings={**settings, "names": _NAMES},

@@ -28,7 +28,7 @@ from sundae.datasets.image_folder import (
     combination_name,
     write_images,
 )
-from sundae.datasets.packages import installed_files
+from sundae.datasets.packages import check_installed, installed_files
 
 PACKAGE = "robohash 2.0"
 PARTS = ("body", "fur", "eyes", "mouth", "accessory")  # from back to front
@@ -80,6 +80,7 @@ def write_cats(
         UserError: as `write_images`; the package is missing, or a value is impossible.
     """
     check_number("--size", size, LARGEST)
+    check_installed(PACKAGE)
     package = installed_files("robohash")
     check_number("--count", count, len(_order(package)))
     check_choice("--background", background, BACKGROUNDS)

