@@ -14,10 +14,10 @@ seed follow each other, so a busy machine slows all networks alike.
   network that does not count (compiling, where it is on, does);
 - loss, accuracy: of the averaged weights on all held-out data, the mean over unroll steps;
 - frechet@N: of samples drawn in N steps, without early stopping, to the held-out images, whose
-  classes they have: squared, of grey levels where tokens are pixels (as benchmarks/strategies.py),
-  else of features of EfficientNet-lite0 (as benchmarks/pretrained.py; this needs the codec, the
-  images and requirements-train-vqgan.txt). Few samples make it too large, so compare only numbers
-  of one table; the last line is the distance of as many training images;
+  classes they have: squared, of grey levels where tokens are pixels, else of features of
+  EfficientNet-lite0 (this needs the codec, the images and requirements-evaluate.txt). Few samples
+  make it too large, so compare only numbers of one table; the last line is the distance of as many
+  training images;
 - classified@N: classifier accuracy, the share of samples that a classifier of the training digits
   takes for their class.
 
