@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from pixel_reader import images_of, read_pixels
 
 from sundae.common.errors import UserError
 from sundae.evaluation import label_reader
 from sundae.evaluation.attributes import combinations, readable, share_known, share_preserved
-from sundae.evaluation.classifier import ImageClassifier
 from sundae.evaluation.image_sets import images_in_memory
 from sundae.evaluation.label_reader import LabelledImages, LabelReader
 from sundae.evaluation.label_table import class_labels
@@ -25,37 +24,9 @@ def fitted_reader(*data: LabelledImages, **settings: Any) -> LabelReader:
     return reader
 
 
-class PixelReader(ImageClassifier):
-    """Reads label i from pixel i of the first row, without being fitted."""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        pixels = images[:, 0, 0].long().split(1, dim=1)
-        return tuple(
-            torch.nn.functional.one_hot(pixel[:, 0].clamp(max=n - 1), n).float()
-            for pixel, n in zip(pixels, self.num_values)
-        )
-
-
 @pytest.fixture
 def fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Readers of pixels in the place of fitted ones, and how many images each was fitted on."""
-    counts: list[int] = []
-
-    def fit(images: Tensor, labels: Any, num_values: Sequence[int], **_: Any) -> ImageClassifier:
-        counts.append(len(images))
-        return PixelReader((images.shape[2], images.shape[3]), num_values)
-
-    monkeypatch.setenv("SUNDAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(label_reader, "fit_classifier", fit)
-    monkeypatch.setattr(label_reader, "ImageClassifier", PixelReader)
-    return counts
-
-
-def images_of(*rows: Sequence[int]) -> Tensor:
-    """Images whose first pixels are these."""
-    images = torch.zeros(len(rows), 1, 8, 8, dtype=torch.uint8)
-    images[:, 0, 0, : len(rows[0])] = torch.tensor(rows, dtype=torch.uint8)
-    return images
+    return read_pixels(monkeypatch, tmp_path / "cache")
 
 
 def digits(*values: int) -> LabelledImages:

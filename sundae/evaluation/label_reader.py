@@ -49,8 +49,13 @@ class LabelledImages(NamedTuple):
                 f"the {images.title} have no {'classes' if attributes is None else 'names'}"
             )
         labels = class_labels(names) if attributes is None else labels_of(names, attributes)
-        size = fitting_size(images.size)
-        return cls(torch.cat([scaled(batch, size) for batch in images.batches(quiet)]), labels)
+        return cls(small_pixels(images, quiet), labels)
+
+
+def small_pixels(images: ImageSet, quiet: bool = True) -> Tensor:
+    """(N, 3, H, W) uint8: all images of a set, as small as a classifier reads them."""
+    size = fitting_size(images.size)
+    return torch.cat([scaled(batch, size) for batch in images.batches(quiet)])
 
 
 @dataclass(frozen=True)
