@@ -25,7 +25,7 @@ from sundae.features.inception import fetch_inception
 from sundae.features.loading import load_features
 from sundae.features.lpips import NETS
 from sundae.features.lpips_weights import fetch_lpips, load_lpips, read_arrays
-from sundae.features.weights import DownloadError, download
+from sundae.features.weights import DownloadError, _request, download
 
 CPU = torch.device("cpu")
 CONVS = {"alexnet": 5, "vgg16": 13}
@@ -143,6 +143,21 @@ def test_an_index_without_the_file_says_so(server: str, archive: Path, tmp_path:
     page.unlink()
     with pytest.raises(DownloadError, match="127.0.0.1.*not found"):
         download(f"{server}/nothing", tmp_path / "nothing", "0")
+
+
+def test_passwords_go_to_their_host_only(tmp_path: Path) -> None:
+    request = _request("https://me:p%40ss@index.test:8/simple/x/")
+    assert request.full_url == "https://index.test:8/simple/x/"
+    assert request.unredirected_hdrs["Authorization"] == "Basic bWU6cEBzcw=="  # me:p@ss
+    with pytest.raises(DownloadError) as error:
+        download("http://me:secret@127.0.0.1:9/x", tmp_path / "x", "0")
+    assert "secret" not in str(error.value)
+
+
+def test_an_index_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "nonsense")
+    with pytest.raises(UserError, match="could not be downloaded .*nonsense"):
+        fetch_lpips()
 
 
 def test_damaged_weights_in_the_cache_are_named(archive: Path, cache: Path) -> None:

@@ -51,7 +51,9 @@ class FeatureNetwork(ABC):
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> ImageFeatures:
         """Features of images (N, 3, H, W) float32 in [0, 1], at least one, of any size."""
-        parts = [self.see(part.to(self.device)) for part in images.split(self.batch_size)]
+        # TF32 would make figures depend on the GPU.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            parts = [self.see(part.to(self.device)) for part in images.split(self.batch_size)]
         pooled, layout, logits = (
             None if values[0] is None else torch.cat(values).float().cpu().numpy()
             for values in zip(*parts)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sundae.common.errors import UserError
@@ -94,7 +94,7 @@ def fetch_lpips(archive: Path | None = None, *, quiet: bool = False) -> list[Pat
                 assert member is not None
                 state = convert(read_arrays(member.read()), net)
                 with atomic_path(path) as partial:
-                    save_file(state, partial)
+                    partial.write_bytes(save(state))
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
 import http.client
@@ -13,7 +14,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ def download_from_index(project: str, target: Path, sha256: str, *, quiet: bool 
     text = b"".join(_read(page)).decode(errors="replace")
     link = re.search(rf"href=[\"']([^\"'#]*{re.escape(target.name)})", text)
     if link is None:
-        raise DownloadError(f"{page} has no {target.name}")
+        raise DownloadError(f"{_request(page).full_url} has no {target.name}")
     download(urljoin(page, html.unescape(link[1])), target, sha256, quiet=quiet)
 
 
@@ -113,21 +114,36 @@ def download(url: str, target: Path, sha256: str, *, quiet: bool = False) -> Non
             digest.update(chunk)
             bar.update(len(chunk))
         if not digest.hexdigest().startswith(sha256):
-            raise DownloadError(f"{url} is cut short or another file: its SHA-256 differs")
+            raise DownloadError(f"{target.name} is cut short or another file: its SHA-256 differs")
 
 
 def _read(url: str, bar: tqdm | None = None) -> Iterator[bytes]:
     """Chunks of what is at a URL; the bar learns their total."""
-    request = urllib.request.Request(url, headers={"Accept": "text/html, */*"})
+    request = _request(url)
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
             if bar is not None and (length := response.headers["Content-Length"]):
                 bar.total = int(length)
             while chunk := response.read(_CHUNK):
                 yield chunk
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise DownloadError(f"{urlsplit(url).netloc or url}: {reason}") from error
+        raise DownloadError(f"{request.host or request.full_url}: {reason}") from error
+
+
+def _request(url: str) -> urllib.request.Request:
+    """For a URL whose user and password, if any, go into a header, and never into a message."""
+    parts = urlsplit(url)
+    credentials, _, host = parts.netloc.rpartition("@")
+    address = urlunsplit(parts._replace(netloc=host))
+    try:
+        request = urllib.request.Request(address, headers={"Accept": "text/html, */*"})
+    except ValueError as error:
+        raise DownloadError(str(error)) from error
+    if credentials:
+        encoded = base64.b64encode(unquote(credentials).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    return request
 
 
 def _index_url() -> str:
