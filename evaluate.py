@@ -13,7 +13,7 @@ from sundae.evaluation.evaluation import Settings, evaluate, open_lpips
 from sundae.evaluation.instrument import FIGURES
 from sundae.evaluation.protocol import protocol
 from sundae.evaluation.real_images import SIDES, RealImages
-from sundae.evaluation.report import JSON_NAME, legend, table, write_report
+from sundae.evaluation.report import JSON_NAME, left_out, legend, table, write_report
 from sundae.evaluation.statistics_file import RealFeatures, save_statistics
 from sundae.evaluation.subject import Subject, open_reference
 from sundae.evaluation.sweep_report import SWEPT, sweep_figures
@@ -91,7 +91,8 @@ def main() -> None:
     ):
         raise UserError("--batch-size and --pool must be at least 1, --nb-samples at least 2")
     seed_everything(args.seed)
-    for path in filter(None, (args.save_statistics, args.out_dir and args.out_dir / JSON_NAME)):
+    report = args.out_dir and not args.sweep and args.out_dir / JSON_NAME
+    for path in filter(None, (args.save_statistics, report)):
         if path.exists() and not args.overwrite:
             raise UserError(f"{path} exists; choose another place or pass --overwrite")
     device, args.resume = choose_device(args.no_cuda, args.quiet), args.samples
@@ -126,6 +127,7 @@ def main() -> None:
             )  # fmt: skip
         else:
             evaluation = evaluate(subject, real, network, settings)
+            notes |= left_out(evaluation, args.figures or ())
             write_report(evaluation, protocol(subject, evaluation, network, settings,
                                               command=command, notes=notes), folder)  # fmt: skip
             lines = [*table(evaluation, network), *legend(evaluation)]

@@ -16,6 +16,7 @@ from sundae.common.errors import UserError
 from sundae.config.sections import SamplingConfig
 from sundae.evaluation import evaluation
 from sundae.evaluation.sweep import evaluations
+from sundae.prior.pretrained import BUNDLED
 
 Script = Callable[..., Ended]
 
@@ -71,11 +72,13 @@ def evaluate(script: Script, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 def test_a_folder_beside_itself_is_at_no_distance(
     evaluate: Callable[..., dict[str, Any]], images: Path, tmp_path: Path
 ) -> None:
-    found = evaluate(images, images, "--split", "all", "--figures", "distance", "manifold")
+    found = evaluate(images, images, "--split", "all",
+                     "--figures", "distance", "manifold", "nearest")  # fmt: skip
     figures = found["figures"]["samples"]
     assert figures["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert figures["precision"] == figures["recall"] == figures["coverage"] == 1
     assert "floor" not in found["figures"]
+    assert list(found["protocol"]["left out"]) == ["nearest"]  # named, but of what training images?
     assert found["protocol"]["images on each side of a distance"] == 60
     assert found["protocol"]["features"]["title"] == "pixels"
     with Image.open(tmp_path / "out" / "samples.png") as grid:
@@ -182,6 +185,21 @@ def test_a_run_on_grey_levels_is_sampled_and_compared_with_its_own_data(
     assert found["protocol"]["images on each side of a distance"] == 9
     again = evaluate(run, "--nb-samples", 9, "--steps", 2, "--seed", 5, "--temperature", 0.5)
     assert again["figures"] == found["figures"]
+
+
+def test_a_prior_on_tokens_of_a_vqgan_has_its_codec_and_its_split_beside_it(
+    evaluate: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "images", 30, seed=0, size=8)
+    for number, name in enumerate(("flags", "symbols")):  # classes of the bundled model
+        (images / f"class{number}").rename(images / name)
+    found = evaluate(BUNDLED, images, "--nb-samples", 3, "--steps", 1, "--figures", "distance")
+    assert list(found["figures"]) == ["samples", "codec", "floor"]
+    values = [column["frechet_distance"] for column in found["figures"].values()]
+    assert len(set(values)) == 3 and min(values) > 0
+    assert found["protocol"]["split"] == "by file names, [0.9, 0.1]"
+    assert found["protocol"]["subject"]["classes"] == "those of the reference images"
+    assert found["protocol"]["subject"]["size"] == [64, 64]
 
 
 def test_grey_levels_are_a_side_of_their_own(

@@ -125,6 +125,7 @@ def evaluate(
         samples: ImageSet | FeatureSet = subject.images[:count]
     else:
         labels = class_labels(subject, real, settings)
+        subject.sampler.compile_for(count, settings.batch_size)
         samples = draw_samples(
             subject.sampler, count, seed=settings.seed, labels=labels,
             batch_size=settings.batch_size, quiet=settings.quiet,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,29 @@ def legend(evaluation: Evaluation) -> list[str]:
         "reference"
     )
     return lines
+
+
+# Groups of figures: one that each has, and what it needs.
+_NEEDS = {
+    "distance": ("frechet_distance", "2 images on each side"),
+    "manifold": ("precision", "more than 5 images on each side"),
+    "inception": ("inception_score", "features with classes, of --features"),
+    "diversity": ("diversity", "images of the subject, two of a class"),
+    "classes": ("class_accuracy", "sub-folders as classes of all images, and training images"),
+    "attributes": ("known_combinations", "attributes.json beside the images, and training images"),
+    "nearest": ("near_copies", "training images (--eval-fraction, --training)"),
+}
+_OF_CODECS = {"diversity": "lpips", "attributes": "attribute_accuracy"}
+
+
+def left_out(evaluation: Evaluation, figures: Collection[str]) -> dict[str, str]:
+    """Groups of figures, among those given, that no column has, and what they need."""
+    found = {name for column in evaluation.columns.values() for name in column.figures}
+    return {
+        group: f"needs {_NEEDS[group][1]}"
+        for group in figures
+        if not found & {_NEEDS[group][0], _OF_CODECS.get(group)}
+    }
 
 
 def write_report(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Path) -> None:
