@@ -252,6 +252,23 @@ def test_class_accuracy_is_at_chance_where_classes_are_shuffled(
     assert found["figures"]["samples"]["class_accuracy"] == pytest.approx(0.5, abs=0.1)
 
 
+def test_attributes_are_read_where_they_lie_beside_the_images(
+    evaluate: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    root, shades = tmp_path / "flat", ("dark", "bright")
+    root.mkdir()
+    for number, path in enumerate(sorted(write_images(tmp_path / "made", 90, 0).rglob("*.png"))):
+        path.rename(root / f"{number}.png")  # the first half is dark
+    attributes = {str(number): {"shade": shades[number // 45]} for number in range(90)}
+    (root / "attributes.json").write_text(json.dumps({"attributes": attributes}))
+    found = evaluate(root, root, "--eval-fraction", 0.3, "--figures", "attributes")
+    assert found["figures"]["samples"]["known_combinations"] == 1
+    assert found["figures"]["floor"]["known_combinations"] == 1
+    about = found["protocol"]["classifiers"]
+    assert about["attributes"]["held-out accuracy"]["shade"] > 0.9
+    assert about["unreadable attributes"] == []
+
+
 def test_a_codec_is_scored_image_by_image_and_beside_the_floor(
     evaluate: Callable[..., dict[str, Any]], images: Path, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from sundae.evaluation.neighbours import (
     nearest_neighbours,
 )
 from sundae.evaluation.real_images import RealImages
-from sundae.evaluation.recognition import Recognition
+from sundae.evaluation.recognition import Figures, Recognition
 from sundae.evaluation.statistics_file import FeatureSet, RealFeatures
 from sundae.features.interface import FeatureNetwork
 
@@ -33,8 +33,6 @@ Figure = Literal[
 ]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 _FIDELITY = {"distance", "inception"}  # what torch-fidelity computes
-
-Figures = dict[str, float]
 
 _PAIRS = 100  # of a class, for its diversity
 
@@ -106,6 +104,7 @@ class Instrument:
         if neighbours is not None and self._held_out is not None:
             copies = near_copies(neighbours, self._held_out)
             figures["near_copies"] = copies.share
+            figures["near_copy_threshold"] = copies.threshold
             figures["nearest_similarity"] = float(np.median(neighbours.similarity))
         if isinstance(images, ImageSet):
             figures |= self._diversity(images) | self._exact_copies(images)

@@ -29,7 +29,7 @@ from sundae.evaluation.real_images import RealImages
 _ATTRIBUTES = "attributes.json"
 _MOST = 100_000  # images that a classifier is fitted on or measured with
 
-Figures = dict[str, float]
+Figures = dict[str, float]  # by name
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ class Recognition:
         return found
 
     def _known(self, images: ImageSet) -> Figures:
-        if self.attributes is None or not (columns := readable(self.attributes)):
+        if self.attributes is None or not readable(self.attributes):
             return {}
-        if images.labels is None and any("/" in column for column in columns):
-            return {}  # attributes of classes, and no saying of which class an image is
+        if (images.labels is None) != (self.reference.labels is None):
+            return {}  # which attributes an image has depends on its class
         found = _combinations(self.attributes, images)
         return {"known_combinations": share_known(found, list(self.known))}
 

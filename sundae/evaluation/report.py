@@ -14,7 +14,7 @@ from sundae.common.files import write_text
 from sundae.common.images import save_grid
 from sundae.evaluation.evaluation import Evaluation
 from sundae.evaluation.image_sets import ImageSet
-from sundae.evaluation.instrument import Figures
+from sundae.evaluation.recognition import Figures
 from sundae.features.interface import FeatureNetwork
 
 JSON_NAME, NEAREST_NAME = "evaluation.json", "nearest.png"

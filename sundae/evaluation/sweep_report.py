@@ -106,7 +106,9 @@ def plot_sweep(
         if name in floor:
             title = "floor" if name == "frechet_distance" else "held-out images"
             ax.axhline(floor[name], color="grey", linestyle="--", linewidth=1, label=title)
-        ax.set(xscale="log", xlabel=_COSTS[cost], ylabel=figure_title(name, network))
+        ax.set(xlabel=_COSTS[cost], ylabel=figure_title(name, network))
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:.3g}")
         ax.grid(alpha=0.3)
         if row == column == 0:
             ax.legend(fontsize="small")
