@@ -103,6 +103,7 @@ $(TRAINVQ): requirements-train-vqgan.txt $(RUNTIME)
 $(DEV): requirements-dev.txt requirements-wandb.txt requirements-evaluate.txt $(RUNTIME)
 	@echo "installing $< into $(VENV)"
 	@$(call install,$<)
+	@$(BIN)/python get-weights.py lpips --quiet || echo "tests with the weights of LPIPS are skipped"
 	@touch $@
 
 $(WEB): requirements-web-test.txt requirements-web.txt $(DEV)

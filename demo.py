@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
-from sundae.data.dataset import open_latents
-from sundae.evaluation.classifier import class_accuracy, fit_classifier, read_tokens, spread_ratio
+from sundae.evaluation.diversity import class_diversity, pixel_distance
+from sundae.evaluation.image_sets import images_of_folder
+from sundae.evaluation.label_reader import LabelledImages, fitted_reader
+from sundae.evaluation.label_table import class_labels
+from sundae.evaluation.real_images import data_of_run
 from sundae.prior.run import list_checkpoints
-from sundae.sampling.output import prepare_out_dir, write_samples
+from sundae.sampling.output import prepare_out_dir, sample_path, write_samples
 from sundae.sampling.sampler import BaseSampler
 from utils import run_cli, say
 
@@ -46,15 +48,20 @@ def main() -> None:
     sampler = BaseSampler.from_pretrained(args.run_dir)
     prepare_out_dir(args.out_dir, COUNT, 0, overwrite=True)
     grid = write_samples(sampler.refine(COUNT, seed=0, batch_size=250), args.out_dir, COUNT)
-    data = sampler.cfg.data
-    assert data.train_root is not None
-    real = open_latents(data.train_root)
-    tokens = read_tokens(args.out_dir, PixelCodec(data.vocab_size), COUNT)
-    targets = np.arange(COUNT) % sampler.cfg.net.num_classes
-    accuracy = class_accuracy(fit_classifier(real), tokens, targets)
-    say(f"accuracy of a classifier fitted on the real digits, on {COUNT} samples: {accuracy:.3f}")
-    say(f"samples of a class differ {spread_ratio(tokens, targets, real):.2f} times as much as "
-        "real digits do")  # fmt: skip
+    real, targets = data_of_run(sampler.cfg), np.arange(COUNT) % sampler.cfg.net.num_classes
+    assert real.training is not None and real.training.labels is not None
+    training, held_out = LabelledImages.of(real.training), LabelledImages.of(real.reference)
+    files = [sample_path(args.out_dir, number) for number in range(COUNT)]
+    images = images_of_folder(args.out_dir, None, "samples", files).pixels()
+    reader = fitted_reader(training, held_out, quiet=False)
+    accuracy = reader.share_right(LabelledImages(images, class_labels(targets)))
+    say(f"accuracy of a classifier fitted on the real digits: {accuracy:.3f} on {COUNT} samples, "
+        f"{reader.accuracy['class']:.3f} on held-out digits")  # fmt: skip
+    spread, real_spread = (
+        class_diversity(x, labels, pixel_distance, pairs=1000)
+        for x, labels in ((images, targets), (training.images, real.training.labels))
+    )
+    say(f"samples of a class differ {spread / real_spread:.2f} times as much as real digits do")
     say(f"look at them: {grid}; curves: {args.run_dir}/curves.png")
 
 

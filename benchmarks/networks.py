@@ -18,8 +18,8 @@ seed follow each other, so a busy machine slows all networks alike.
   else of features of EfficientNet-lite0 (as benchmarks/pretrained.py; this needs the codec, the
   images and requirements-train-vqgan.txt). Few samples make it too large, so compare only numbers
   of one table; the last line is the distance of as many training images;
-- classified@N: classifier accuracy, the share of samples that a support-vector classifier of the
-  training digits takes for their class.
+- classified@N: classifier accuracy, the share of samples that a classifier of the training digits
+  takes for their class.
 
 The table shows the mean over seeds and, behind ±, the standard deviation. The JSON file is written
 anew after every run.

@@ -25,7 +25,7 @@ from scoring import images_of
 
 import utils
 from sundae.codec.interface import Codec
-from sundae.codec_training.dataset import ImageDataset, open_images
+from sundae.codec_training.dataset import ImageDataset, split_images
 from sundae.codec_training.perceptual import load_perceptual
 from sundae.common.errors import UserError
 from sundae.common.files import write_text
@@ -103,9 +103,8 @@ def score(args: argparse.Namespace) -> None:
     features = load_features("efficientnet-lite0", sampler.device)
     codec = sampler.codec
     size = sampler.grid[0] * codec.factor
-    train, held_out = open_images(
-        args.dataset_in, size=size, load_size=size, eval_fraction=args.eval_fraction, cache=True
-    )
+    paths = split_images(args.dataset_in, args.eval_fraction)
+    train, held_out = (ImageDataset(side, size, cache=True) for side in paths)
     count, classes = len(held_out), None
     if sampler.class_names:
         names = [path.relative_to(args.dataset_in).parts[0] for path in held_out.paths]

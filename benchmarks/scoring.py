@@ -8,17 +8,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from sklearn.svm import SVC
 from torch import Tensor
 
-from sundae.codec.interface import open_codec
+from sundae.codec.interface import PixelCodec, open_codec
 from sundae.codec_training.dataset import ImageDataset
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.config.sections import SamplingConfig
 from sundae.data.dataset import Latents, TokenDataset, open_latents
-from sundae.evaluation.classifier import class_accuracy, fit_classifier
 from sundae.evaluation.frechet import frechet_distance
+from sundae.evaluation.image_sets import to_bytes
+from sundae.evaluation.label_reader import LabelledImages, LabelReader, fitted_reader
+from sundae.evaluation.label_table import class_labels
+from sundae.evaluation.real_images import data_of_run
 from sundae.features.loading import load_features
 from sundae.sampling.image_codec import ImageCodec
 from sundae.sampling.sampler import BaseSampler, sample_seeds
@@ -58,7 +60,9 @@ def real_distance(scorer: Scorer, count: int) -> float:
 class Digits:
     """Scores of handwritten digits, whose tokens are grey levels."""
 
-    classifier: SVC
+    reader: LabelReader
+    codec: PixelCodec
+    classes: tuple[str, ...]
     training: np.ndarray
     held_out: np.ndarray
 
@@ -75,15 +79,21 @@ class Digits:
         assert cfg.data.eval_root is not None
         roots = (cfg.data.train_root, cfg.data.eval_root)
         training, held_out = (open_latents(root) for root in roots)
-        return cls(fit_classifier(training), _pixels(training), _pixels(held_out))
+        assert training.classes is not None
+        real = data_of_run(cfg)
+        assert real.training is not None
+        reader = fitted_reader(*map(LabelledImages.of, (real.training, real.reference)))
+        codec = PixelCodec(training.codebook_size)
+        return cls(reader, codec, training.classes, _pixels(training), _pixels(held_out))
 
     def score(self, tokens: Tensor, targets: Tensor | None) -> dict[str, float]:
         """Share that the classifier takes for its class; distance to the held-out digits."""
         assert targets is not None
-        pixels = tokens.flatten(1).numpy()
+        labels = class_labels(self.classes[target] for target in targets)
+        samples = LabelledImages(to_bytes(self.codec.decode(tokens)), labels)
         return {
-            "accuracy": class_accuracy(self.classifier, pixels, targets.numpy()),
-            "frechet": frechet_distance(pixels, self.held_out),
+            "accuracy": self.reader.share_right(samples),
+            "frechet": frechet_distance(tokens.flatten(1).numpy(), self.held_out),
         }
 
 

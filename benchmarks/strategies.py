@@ -3,8 +3,7 @@
 For every strategy, number of steps and seed the same number of samples is drawn, classes in turn,
 with the run's own [sampling] but for strategy and steps, and without early stopping. Two measures:
 
-- accuracy: share of samples that a support-vector classifier, fitted on the training digits, takes
-  for its class;
+- accuracy: share of samples that a classifier, fitted on the training digits, takes for its class;
 - Frechet distance to the held-out digits: squared, of the grey levels 0 to 16 of the 64 pixels. Few
   samples make it too large, so compare only numbers of one table; the last line is the distance of
   as many training digits, which is what perfect samples would get.

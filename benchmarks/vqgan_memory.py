@@ -20,10 +20,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import utils
 from benchmarks.measuring import machine, memory
 from sundae.codec_training.config import load_codec_config
-from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
+from sundae.codec_training.perceptual import (
+    EfficientNetDistance,
+    FeatureDistance,
+    LPIPSDistance,
+    Nothing,
+)
 from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.precision import autocast
 from sundae.features.efficientnet import EfficientNetLite0
+from sundae.features.lpips import LPIPS
 from sundae.training.ema import EMA
 from sundae.training.optimizers import make_optimizer
 
@@ -39,10 +45,7 @@ def parse_args() -> argparse.Namespace:
 def random_perceptual(name: str) -> FeatureDistance:
     """The network of a perceptual loss with random weights."""
     if name == "lpips":
-        from torchvision.models import vgg16
-
-        widths = (64, 128, 256, 512, 512)
-        return LPIPS(vgg16().features, [torch.rand(1, width, 1, 1) for width in widths])
+        return LPIPSDistance(LPIPS("vgg16"))
     return EfficientNetDistance(EfficientNetLite0()) if name != "none" else Nothing()
 
 

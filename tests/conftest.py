@@ -177,7 +177,8 @@ def script(
     """script("train", "--seed", 0) runs train.py on the CPU, without the start of a process."""
 
     def run(name: str, *arguments: object) -> Ended:
-        flags = () if name in ("convert-vqgan", "release") else ("--no-cuda", "--quiet")
+        without = ("convert-vqgan", "get-weights", "release")
+        flags = () if name in without else ("--no-cuda", "--quiet")
         words = [f"{name}.py", *map(str, arguments), *flags]
         monkeypatch.setattr(sys, "argv", words)
         capsys.readouterr()

@@ -40,6 +40,14 @@ def test_the_seed_decides_the_order() -> None:
     assert batches(5, seed=1) == batches(5, seed=1) != batches(5, seed=2)
 
 
+def test_a_row_that_is_visited_again_has_another_index_where_visits_count() -> None:
+    plain, counted = batches(15), batches(15, count_visits=True)
+    assert [[index % 20 for index in batch] for batch in counted] == plain
+    visits = list(chain(*counted))
+    assert [visit // 20 for visit in visits] == [0] * 20 + [1] * 20 + [2] * 20
+    assert batches(9, count_visits=True, start=6) == counted[6:]
+
+
 def test_a_loader_takes_them_as_they_are() -> None:
     loader = DataLoader(range(20), batch_sampler=shuffled_batches(20, 4, seed=0))
     assert [batch.tolist() for batch in islice(loader, 7)] == batches(7)

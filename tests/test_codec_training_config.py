@@ -35,7 +35,7 @@ def test_a_config_survives_being_written_and_read(tmp_path: Path) -> None:
     assert (cfg.training.load_size, cfg.training.last_restart) == (20, 8)
 
 
-@pytest.mark.parametrize("name", ["emoji64", "emoji256", "ffhq256", "ffhq1024"])
+@pytest.mark.parametrize("name", ["avatars1024", "emoji64", "emoji256", "ffhq256", "ffhq1024"])
 def test_shipped_files_are_read_and_are_configs_of_their_networks(name: str) -> None:
     from sundae.codec.vqgan import new_vqgan
 
@@ -59,6 +59,53 @@ def test_overrides_and_flags_win_and_zero_is_a_value() -> None:
     assert cfg.training.disc_start == 0
     assert cfg.arch.codebook_size == 64
     assert cfg.training.use_amp is False
+
+
+def crop_values(**training: Any) -> dict[str, Any]:
+    """A network without attention, trained on crops."""
+    content = values(**{"full_resolution": True, **training})
+    content["model"]["target"] = "ldm.models.autoencoder.VQModel"
+    content["model"]["params"]["ddconfig"]["attn_type"] = "none"
+    return content
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        (
+            {"crops": 2, "full_resolution": False},
+            "training.crops: has no meaning for scaled images",
+        ),
+        (
+            {"eval_size": 32, "full_resolution": False},
+            "training.eval_size: has no meaning for scal",
+        ),
+        ({"random_crop": 1.5}, "training.random_crop: 1.5 scales images, which contradicts"),
+        ({"eval_size": 31}, "training.eval_size: 31 pixels cannot be cut into patches of 2x2"),
+    ],
+)
+def test_keys_of_crops_that_contradict_others_are_refused(
+    changes: dict[str, Any], refusal: str
+) -> None:
+    parse_codec_config(crop_values(crops=2, eval_size=32), "x.yaml")
+    with pytest.raises(UserError, match=refusal):
+        parse_codec_config(crop_values(**changes), "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"target": "taming.models.vqgan.VQModel"},  # which has attention in the middle
+        {"attn_type": "vanilla"},
+        {"attn_type": "vanilla", "attn_resolutions": [16]},
+    ],
+)
+def test_attention_is_not_learned_from_crops(attention: dict[str, Any]) -> None:
+    content = crop_values()
+    content["model"]["target"] = attention.pop("target", content["model"]["target"])
+    content["model"]["params"]["ddconfig"] |= attention
+    with pytest.raises(UserError, match="attn_type: none, which ldm.models.autoencoder.VQModel"):
+        parse_codec_config(content, "x.yaml")
 
 
 def test_numbers_may_be_written_with_an_exponent_and_no_point(tmp_path: Path) -> None:
@@ -96,6 +143,9 @@ def test_what_is_wrong_is_said_in_one_line_that_names_the_key() -> None:
     assert "no such section or key; did you mean 'training'" in refusal({"trainng": {}})
     assert "must be taming.models.vqgan.VQModel" in refusal(
         {"model": {**values()["model"], "target": "taming.models.vqgan.GumbelVQ"}}
+    )
+    assert "tanh_out True, expected False" in refusal(
+        {"model": {**with_dd(tanh_out=True)["model"], "target": "ldm.models.autoencoder.VQModel"}}
     )
     assert "a level has 48 channels" in refusal(with_dd(ch=48))
     assert "double_z True, expected False" in refusal(with_dd(double_z=True))

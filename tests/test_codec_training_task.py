@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_codec_training_config import crop_values
 from torch import Tensor
 
 from sundae.codec.vqgan import load_vqgan
@@ -187,7 +188,7 @@ def test_the_exported_codec_loads_and_decodes_as_the_trained_one(
     cfg = config(groups=groups)
     net, task = make(cfg)
     train(net, task, 3)
-    paths = export(net, cfg, tmp_path)
+    paths = export(net, cfg, tmp_path, 16)
     assert [path.name for path in paths] == [
         "vqgan.safetensors", "vqgan.json", "vqgan.ckpt", "vqgan.yaml",
     ]  # fmt: skip
@@ -212,7 +213,7 @@ def test_the_taming_layout_is_tamings(tmp_path: Path) -> None:
 
     cfg = config()
     net, _ = make(cfg)
-    export(net, cfg, tmp_path)
+    export(net, cfg, tmp_path, 16)
     state = torch.load(tmp_path / "vqgan.ckpt", weights_only=True)["state_dict"]
     reference = TamingVQ({**cfg.model["params"]["ddconfig"], "dropout": 0.0})
     disc = NLayerDiscriminator(ndf=8, n_layers=2)
@@ -222,7 +223,7 @@ def test_the_taming_layout_is_tamings(tmp_path: Path) -> None:
 
 def test_images_above_their_reconstructions_row_by_row() -> None:
     originals = torch.arange(10.0)[:, None, None, None].expand(10, 3, 1, 1)
-    rows = _alternate_rows(originals, -originals)[:, 0, 0, 0].view(4, 8).tolist()
+    rows = _alternate_rows(originals, -originals, 8)[:, 0, 0, 0].view(4, 8).tolist()
     assert rows[0] == list(range(8)) and rows[1] == [-float(i) for i in range(8)]
     assert rows[2] == [8, 9, 1, 1, 1, 1, 1, 1] and rows[3] == [-8, -9, 1, 1, 1, 1, 1, 1]
 
@@ -238,6 +239,24 @@ def test_training_images_are_augmented_by_the_generator_and_held_out_ones_not() 
     net.eval()
     run(net, task, images[:, :, :16, :16])
     torch.testing.assert_close(seen[1], images[:, :, :16, :16] * 2 - 1)
+
+
+def test_whole_images_are_evaluated_whole() -> None:
+    cfg = parse_codec_config(crop_values(disc_start=0, mirror=True, recolour=1.0), "test.yaml")
+    net, task = make(cfg)
+    image = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        losses = task.losses(net.eval(), {"images": image}, torch.Generator())
+        _, metrics = next(losses)
+        _, of_discriminator = next(losses)
+        pixels, tokens = net.vqgan(image * 2 - 1)
+        expected = {
+            "reconstruction": (pixels - (image * 2 - 1)).abs().mean(),
+            "usage": torch.tensor(len(tokens.unique()) / 16),
+            "gan": -net.discriminator(pixels).mean(),
+        }
+    torch.testing.assert_close({name: metrics[name] for name in expected}, expected)
+    assert of_discriminator and tokens.shape == (1, 12, 20)
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])

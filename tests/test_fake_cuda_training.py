@@ -28,12 +28,18 @@ from sundae.codec.interface import PixelCodec
 from sundae.codec.vqgan import load_vqgan
 from sundae.codec_training.config import CodecRunConfig, parse_codec_config
 from sundae.codec_training.export import export
-from sundae.codec_training.perceptual import LPIPS, EfficientNetDistance, FeatureDistance, Nothing
+from sundae.codec_training.perceptual import (
+    EfficientNetDistance,
+    FeatureDistance,
+    LPIPSDistance,
+    Nothing,
+)
 from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.finite import first_non_finite
 from sundae.common.precision import Precision, autocast
 from sundae.config.run_file import RunConfig
 from sundae.features.efficientnet import EfficientNetLite0
+from sundae.features.lpips import LPIPS
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
 from sundae.prior.network import build_network
@@ -229,8 +235,7 @@ def efficientnet() -> FeatureDistance:
 
 def lpips() -> FeatureDistance:
     """Of a network with VGG's layers, three channels wide."""
-    layers = [nn.Conv2d(3, 3, 3, padding=1) if i % 5 == 0 else nn.ReLU() for i in range(30)]
-    return LPIPS(nn.Sequential(*layers), [torch.rand(1, 3, 1, 1) for _ in range(5)])
+    return LPIPSDistance(LPIPS("vgg16", (3,) * 5).eval())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from sundae.common.errors import UserError
 from sundae.data.dataset import open_latents
-from sundae.datasets.digits import quantise, read_idx, write_pixel_dataset
+from sundae.datasets.digits import quantise, write_pixel_dataset
+from sundae.datasets.idx import read_idx
 
 SCRIPT = Path(__file__).parent.parent / "generate-discrete-mnist.py"
 

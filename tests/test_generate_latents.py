@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sundae.codec.encoding import EncodingReport, generate_latents
-from sundae.common import locking
+from sundae.common import locking, memory
 from sundae.common.errors import UserError
 from sundae.data.dataset import open_latents
 from sundae.data.splits import split_rows
@@ -104,6 +104,17 @@ def test_without_mirror_images_and_classes(images: Path, tmp_path: Path) -> None
     assert len(latents) == 7
     assert latents.classes is None
     assert all(len(side) for side in split_rows(latents, (5, 2)))
+
+
+def test_a_batch_of_large_images_is_encoded_in_parts(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(images, tmp_path / "whole", batch_size=4)
+    monkeypatch.setattr(memory, "ENCODED_PIXELS", 3 * 8 * 8)
+    codec = FakeCodec()
+    encode(images, tmp_path / "parts", batch_size=4, codec=codec)
+    assert codec.batch_sizes == [3, 1, 3, 1, 3, 3]
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("breaks_at_call", [0, 1, 3, 6])

@@ -10,10 +10,12 @@ import torch
 import yaml
 from conftest import contents, poison
 from safetensors.torch import load_file
-from test_codec_training_config import values
+from test_codec_training_config import crop_values, values
 
 from sundae.codec.vqgan import load_vqgan
-from sundae.common.images import save_image
+from sundae.codec_training import experiment
+from sundae.common import images
+from sundae.common.images import load_image, save_image
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.run import list_checkpoints, mark_best
 
@@ -28,12 +30,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for index in range(20):
         image = torch.rand(3, 4, 4, generator=generator).repeat_interleave(4, 1)
         save_image(image.repeat_interleave(4, 2), tmp_path / "images" / f"{index}.png")
-    training = values(
-        max_steps=4, mini_batch_size=2, nb_batches=[2, 1], checkpoint_frequency=2,
-        keep_checkpoints=0, ema_decay=0.9, disc_start=1, disc_width=8, disc_layers=2,
-        restart_every=1, eval_fraction=0.2,
-    )  # fmt: skip
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(training))
+    training = {
+        "max_steps": 4, "mini_batch_size": 2, "nb_batches": [2, 1], "checkpoint_frequency": 2,
+        "keep_checkpoints": 0, "ema_decay": 0.9, "disc_start": 1, "disc_width": 8,
+        "disc_layers": 2, "restart_every": 1, "eval_fraction": 0.2,
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values(**training)))
+    crops = crop_values(**training | {"size": 12, "crops": 2})
+    (tmp_path / "crops.yaml").write_text(yaml.safe_dump(crops))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -68,21 +72,40 @@ def test_a_run_leaves_a_codec_that_loads_and_everything_to_look_at(
     assert {"train/adaptive_weight", "eval/perplexity"} <= set(header.split(","))
 
 
-def test_a_resumed_run_equals_an_unbroken_one(
+def test_a_codec_learns_from_crops_of_images_of_all_sizes_and_is_for_whole_ones(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "whole") == 0
+    monkeypatch.setattr(experiment, "_GRID_PIXELS", 2 * 2 * 12**2)
+    monkeypatch.setattr(images, "_CELL_SIDE", 1)
+    for index in range(0, 20, 3):
+        save_image(torch.rand(3, 12 + index, 14), folder / "images" / f"{index}.png")
+    crops = ("--cfg-path", "crops.yaml", "--set", "training.nb_pictures=2")
+    assert run(monkeypatch, *crops, "--run-dir", "run") == 0
+    assert load_vqgan(folder / "run").resolution is None
+    shown = load_image(folder / "run" / "reconstructions" / "step-0000004.png")
+    assert max(shown.size) == 2 * (12 + 2) + 2
+    assert run(monkeypatch, *crops, "--run-dir", "even", "--set", "training.eval_size=24") == 0
+    even = folder / "even"
+    for codec in (load_vqgan(even), load_vqgan(even / "vqgan.ckpt", even / "vqgan.yaml")):
+        assert (codec.resolution, codec.family) == (24, "ldm")
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "crops.yaml"])
+def test_a_resumed_run_equals_an_unbroken_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert run(monkeypatch, "--cfg-path", name, "--run-dir", "whole") == 0
     assert run(
-        monkeypatch, "--cfg-path", "run.yaml", "--run-dir", "broken",
+        monkeypatch, "--cfg-path", name, "--run-dir", "broken",
         "--set", "training.max_steps=2", "--set", "training.restart_until=1",
     ) == 0  # fmt: skip
     assert run(
         monkeypatch, "--resume", "broken", "--set", "training.max_steps=4",
         "--set", "training.restart_until=0.8",
     ) == 0  # fmt: skip
-    for name in ("model.safetensors", "ema.safetensors"):
+    for weights in ("model.safetensors", "ema.safetensors"):
         whole, broken = (
-            load_file(folder / which / "checkpoints" / "step-0000004" / name)
+            load_file(folder / which / "checkpoints" / "step-0000004" / weights)
             for which in ("whole", "broken")
         )
         torch.testing.assert_close(whole, broken, rtol=0, atol=0)
@@ -147,7 +170,7 @@ def test_a_codec_run_does_not_go_on_from_what_is_not_finite(
 
 def test_nothing_is_written_with_no_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "--cfg-path", "run.yaml", "--no-save") == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["images", "run.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == ["crops.yaml", "images", "run.yaml"]
 
 
 def test_what_a_user_gets_wrong_is_one_line(
@@ -164,6 +187,6 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert "does not exist" in refused("--cfg-path", "run.yaml", "--dataset-in", "nowhere")
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     assert "is not installed" in refused(
-        "--cfg-path", "run.yaml", "--set", "training.perceptual=lpips"
+        "--cfg-path", "run.yaml", "--set", "training.perceptual=efficientnet-lite0"
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["images", "run.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == ["crops.yaml", "images", "run.yaml"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sundae.codec.interface import Codec
+from sundae.common import memory
 from sundae.common.errors import UserError
 from sundae.common.images import BadImage, list_images, load_image, resize_and_crop
 from sundae.common.locking import folder_lock
@@ -191,7 +192,10 @@ def _encode(codec: Codec, images: Tensor, mirror: bool) -> np.ndarray:
         return np.empty((0, 0, 0), np.uint8)
     pixels = images.float() / 255
     views = [pixels, pixels.flip(-1)] if mirror else [pixels]
-    tokens = torch.stack([codec.encode(view) for view in views], dim=1)
+    size = max(1, memory.ENCODED_PIXELS // pixels[0, 0].numel())
+    tokens = torch.stack(
+        [torch.cat([codec.encode(part) for part in view.split(size)]) for view in views], dim=1
+    )
     return tokens.flatten(0, 1).cpu().numpy().astype(token_dtype(codec.codebook_size))
 
 

@@ -21,6 +21,10 @@ from sundae.config.sections import STRICT, Betas, Optimizer, Text, TrainerConfig
 from sundae.config.values import Values, plain
 from sundae.config.yaml_file import read_yaml
 
+_TAMING, _LDM = "taming.models.vqgan.VQModel", "ldm.models.autoencoder.VQModel"
+# Facts of every network that is trained here.
+_TRAINED = (("double_z", False), ("in_channels", 3), ("out_channels", 3), ("tanh_out", False))
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingConfig(TrainerConfig):
@@ -41,14 +45,29 @@ class TrainingConfig(TrainerConfig):
         default=("reconstruction", "perceptual", "perplexity"), description="metrics to record"
     )
 
-    size: int = Field(ge=1, description="side of the images in pixels")
+    size: int = Field(ge=1, description="side of the training images in pixels")
+    full_resolution: bool = Field(
+        default=False,
+        description="train on random crops of unscaled images, and evaluate whole images",
+    )
+    crops: int = Field(
+        default=1,
+        ge=1,
+        description="random crops of an image each time it is read, with full_resolution",
+    )
+    eval_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="side in pixels that held-out images are scaled to, with full_resolution; by "
+        "default they are not scaled",
+    )
     random_crop: float = Field(
         default=1.0,
         ge=1,
         description="factor of the size that images are scaled to before a random crop",
     )
     mirror: bool = Field(default=True, description="mirror half of the images")
-    cache: bool = Field(default=False, description="hold scaled images in memory")
+    cache: bool = Field(default=False, description="hold decoded images in memory")
     eval_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of images that is held out, by their names"
     )
@@ -102,6 +121,23 @@ class TrainingConfig(TrainerConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_resolution(self) -> Self:
+        if self.full_resolution and self.random_crop != 1:
+            raise ConfigError(
+                "training.random_crop",
+                f"{self.random_crop} scales images, which contradicts training.full_resolution; "
+                "drop one of them",
+            )
+        for key, given in (("crops", self.crops > 1), ("eval_size", self.eval_size is not None)):
+            if given and not self.full_resolution:
+                raise ConfigError(
+                    f"training.{key}",
+                    "has no meaning for scaled images; set training.full_resolution to true or "
+                    f"drop {key}",
+                )
+        return self
+
     @property
     def load_size(self) -> int:
         """Side in pixels to which training images are scaled before a window is cut."""
@@ -124,10 +160,12 @@ class CodecRunConfig:
 
     Attributes:
         model: taming's section as it stands in the file.
+        family: "taming" or "ldm", whose code can load what is trained.
         arch: the network that it describes.
     """
 
     model: dict[str, Any]
+    family: str
     arch: Architecture
     training: TrainingConfig
     wandb: WandbConfig
@@ -168,13 +206,22 @@ def parse_codec_config(
     sections = (TrainingConfig, WandbConfig)
     training = given.section(TrainingConfig, sections)
     wandb = given.section(WandbConfig, sections)
-    arch = _architecture(given.tables["model"], source)
-    if training.size % arch.factor:
+    family, arch = _architecture(given.tables["model"], source)
+    for key, side in (("size", training.size), ("eval_size", training.eval_size or 0)):
+        if side % arch.factor:
+            raise UserError(
+                f"{given.at(f'training.{key}')}: {side} pixels cannot be cut into patches of "
+                f"{arch.factor}x{arch.factor}; use a multiple of {arch.factor}"
+            )
+    if training.full_resolution and arch.has_attention:
         raise UserError(
-            f"{given.at('training.size')}: {training.size} pixels cannot be cut into patches of "
-            f"{arch.factor}x{arch.factor}; use a multiple of {arch.factor}"
+            f"{given.at('training.full_resolution')}: attention learned among the positions of a "
+            "crop meets many more in a whole image; set attn_resolutions: [] and attn_type: none, "
+            f"which {_LDM} has"
         )
-    return CodecRunConfig(model=given.tables["model"], arch=arch, training=training, wandb=wandb)
+    return CodecRunConfig(
+        model=given.tables["model"], family=family, arch=arch, training=training, wandb=wandb
+    )
 
 
 def dump_yaml(cfg: CodecRunConfig) -> str:
@@ -183,14 +230,14 @@ def dump_yaml(cfg: CodecRunConfig) -> str:
     return text
 
 
-def _architecture(model: Any, source: str) -> Architecture:
-    """The network of the `model:` section."""
+def _architecture(model: Any, source: str) -> tuple[str, Architecture]:
+    """Family and network of the `model:` section."""
     declaration = parse_config({"model": model}, Path(source))
-    if declaration.family != "taming":
+    if declaration.family not in ("taming", "ldm"):
         raise UserError(
-            f"{source}: model.target must be taming.models.vqgan.VQModel, which is what is trained"
+            f"{source}: model.target must be {_TAMING} or {_LDM}, which are what is trained"
         )
-    for fact, expected in (("double_z", False), ("in_channels", 3), ("out_channels", 3)):
+    for fact, expected in _TRAINED:
         found = declaration.get(fact, expected)
         if found != expected:
             raise UserError(f"{source}: model has {fact} {found}, expected {expected}")
@@ -201,4 +248,4 @@ def _architecture(model: Any, source: str) -> Architecture:
                 f"{source}: a level has {width} channels (ch times ch_mult), expected a multiple "
                 f"of {arch.groups}, the groups of its normalisation"
             )
-    return arch
+    return declaration.family, arch

@@ -1,20 +1,23 @@
-"""A folder of images as batches to train a codec on."""
+"""A folder of images as batches to train a codec on: scaled images, or crops and whole images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sundae.codec_training.config import TrainingConfig
 from sundae.common.errors import UserError
-from sundae.common.images import BadImage, list_images, load_image, resize_and_crop
-from sundae.common.naming import image_name
+from sundae.common.fitting import fit_image
+from sundae.common.images import BadImage, image_size, list_images, load_image, resize_and_crop
 from sundae.data.dataset import Batch
-from sundae.data.splits import EVAL, split_by_fraction
+from sundae.data.splits import EVAL, TRAIN, split_names
 
 
 class ImageDataset(Dataset[Batch]):
@@ -25,10 +28,15 @@ class ImageDataset(Dataset[Batch]):
 
         Args:
             size: side in pixels.
-            cache: hold decoded images in memory, 3 * size**2 bytes each, in every worker process.
+            cache: hold decoded images in memory, 3 bytes a pixel, in every worker process.
         """
         self.paths, self.size = list(paths), size
         self.cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images in pixels."""
+        return self.size
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -39,20 +47,112 @@ class ImageDataset(Dataset[Batch]):
         Raises:
             UserError: an image cannot be decoded.
         """
-        pixels = torch.from_numpy(np.stack([self._pixels(int(index)) for index in indices]))
-        return {"images": pixels.permute(0, 3, 1, 2).float().div_(255)}
+        return _as_batch([self._pixels(int(index)) for index in indices])
 
     def _pixels(self, index: int) -> np.ndarray:
-        """(size, size, 3) uint8."""
+        """(H, W, 3) uint8, what is cached."""
         if self.cache is not None and index in self.cache:
             return self.cache[index]
-        try:
-            pixels = np.asarray(resize_and_crop(load_image(self.paths[index]), self.size))
-        except BadImage as error:
-            raise UserError(f"cannot read {error}; repair or remove it") from error
+        pixels = np.asarray(self._prepare(_read(self.paths[index])))
         if self.cache is not None:
             self.cache[index] = pixels
         return pixels
+
+    def _prepare(self, image: Image.Image) -> Image.Image:
+        return resize_and_crop(image, self.size)
+
+
+class CropDataset(ImageDataset):
+    """Random crops of images, whose pixels are those of the files: nothing is scaled.
+
+    Decoding a PNG of a megapixel takes some 20 ms, so several crops may be cut from an image that
+    is decoded once.
+    """
+
+    counts_visits = True
+
+    def __init__(
+        self, paths: Sequence[Path], size: int, *, crops: int = 1, cache: bool = False
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            size: side of the crops in pixels, at most the shortest side of an image.
+            crops: number of crops of each image in a batch.
+            cache: hold whole images in memory, 3 bytes a pixel, in every worker process.
+        """
+        super().__init__(paths, size, cache=cache)
+        self.crops = crops
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """-> images (B * crops, 3, size, size) float32 in [0, 1], channels last in memory.
+
+        Args:
+            indices: (B,) visits, see `sundae.training.batches.BatchedData`. The places of the crops
+                depend on the visit alone: a resumed run cuts what an unbroken one does.
+
+        Raises:
+            UserError: an image cannot be decoded.
+        """
+        return _as_batch([crop for visit in indices for crop in self._cut(int(visit))])
+
+    def _cut(self, visit: int) -> Iterator[np.ndarray]:
+        pixels, random = self._pixels(visit % len(self)), np.random.default_rng(visit)
+        for _ in range(self.crops):
+            top, left = (random.integers(side - self.size + 1) for side in pixels.shape[:2])
+            yield pixels[top : top + self.size, left : left + self.size]
+
+    def _prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+
+class WholeImages(Dataset[Batch]):
+    """Images as they are, one in a batch, because their sizes may differ."""
+
+    max_batch_size = 1
+
+    def __init__(self, paths: Sequence[Path], factor: int, size: int | None = None) -> None:
+        """Read nothing yet.
+
+        Args:
+            factor: pixels per token along each side; less than that is cut off at the borders.
+            size: side in pixels of squares to scale and crop to; None scales nothing.
+        """
+        self.paths, self.factor, self.size = list(paths), factor, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def resolution(self) -> int | None:
+        """Side of the images in pixels, None where they are not squares of one size."""
+        if self.size is not None:
+            return self.size
+        sizes = {image_size(path) for path in self.paths}
+        height, width = sizes.pop()
+        return None if sizes or height != width else height // self.factor * self.factor
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """-> images (1, 3, H, W) float32 in [0, 1]; one index at a time.
+
+        Raises:
+            UserError: the image cannot be decoded.
+        """
+        (index,) = indices
+        image = fit_image(_read(self.paths[index]), self.factor, self.size, "crop")
+        return {"images": image.pixels[None]}
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        return load_image(path)
+    except BadImage as error:
+        raise UserError(f"cannot read {error}; repair or remove it") from error
+
+
+def _as_batch(pixels: Sequence[np.ndarray]) -> Batch:
+    """(H, W, 3) uint8 each."""
+    return {"images": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(255)}
 
 
 def augment(
@@ -108,31 +208,57 @@ def _crop(images: Tensor, size: int, generator: torch.Generator | None) -> Tenso
 
 
 def open_images(
-    root: Path, *, size: int, load_size: int, eval_fraction: float, cache: bool
-) -> tuple[ImageDataset, ImageDataset]:
+    root: Path, cfg: TrainingConfig, factor: int
+) -> tuple[ImageDataset, ImageDataset | WholeImages]:
+    """(training, held-out) images of a folder and its subfolders.
+
+    Args:
+        factor: pixels per token along each side.
+
+    Raises:
+        UserError: see `split_images`; and with full_resolution, an image smaller than a crop.
+    """
+    train, held_out = split_images(root, cfg.eval_fraction)
+    if not cfg.full_resolution:
+        scaled = ImageDataset(held_out, cfg.size, cache=cfg.cache)
+        return ImageDataset(train, cfg.load_size, cache=cfg.cache), scaled
+    for path in (*train, *held_out):
+        _check_size(path, cfg.size)
+    crops = CropDataset(train, cfg.size, crops=cfg.crops, cache=cfg.cache)
+    return crops, WholeImages(held_out, factor, cfg.eval_size)
+
+
+def split_images(root: Path, eval_fraction: float) -> tuple[list[Path], list[Path]]:
     """(training, held-out) images of a folder and its subfolders.
 
     The held-out images are those of token data made from the folder with `split_sizes`
     [1 - eval_fraction, eval_fraction]: the prior is evaluated on images its codec has not seen.
 
-    Args:
-        size: side in pixels of the held-out images.
-        load_size: of the training images, before they are cropped.
-
     Raises:
         UserError: no folder, no images, or too few for both sides.
     """
     paths = list_images(root)
-    names = [image_name(path.relative_to(root).as_posix()) for path in paths]
-    held_out = split_by_fraction(names, 1 - eval_fraction, eval_fraction) == EVAL
-    train = [path for path, out in zip(paths, held_out, strict=True) if not out]
-    evaluation = [path for path, out in zip(paths, held_out, strict=True) if out]
-    if not train or not evaluation:
-        raise UserError(
-            f"{root}: of {len(paths)} images {len(train)} are left to train and "
-            f"{len(evaluation)} to evaluate; add images or change training.eval_fraction"
-        )
-    return (
-        ImageDataset(train, load_size, cache=cache),
-        ImageDataset(evaluation, size, cache=cache),
+    names = [path.relative_to(root).as_posix() for path in paths]
+    sides = split_names(names, (1 - eval_fraction, eval_fraction))
+    train, held_out = (
+        [path for path, at in zip(paths, sides, strict=True) if at == side]
+        for side in (TRAIN, EVAL)
     )
+    if not train or not held_out:
+        raise UserError(
+            f"{root}: of {len(paths)} images {len(train)} are left to train and {len(held_out)} to "
+            "evaluate; add images or change training.eval_fraction"
+        )
+    return train, held_out
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        height, width = image_size(path)
+    except BadImage as error:
+        raise UserError(f"cannot read {error}; repair or remove it") from error
+    if min(height, width) < size:
+        raise UserError(
+            f"{path} has {height}x{width} pixels, less than a crop of training.size = {size}; "
+            "remove the image or make training.size smaller"
+        )

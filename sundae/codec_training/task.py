@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -72,16 +74,33 @@ class CodecTask:
 
         Args:
             net: a `CodecTraining`, perhaps wrapped.
-            batch: "images", (B, 3, H, W) in [0, 1], at least training.size large.
+            batch: "images", (B, 3, H, W) in [0, 1], at least training.size large; of a whole image
+                in an evaluation with training.full_resolution.
         """
-        codec, settings = unwrapped(net), self.settings
-        noise = generator if codec.training else None
-        images = augment(batch["images"], settings.size, mirror=settings.mirror, generator=noise)
+        whole = self.settings.full_resolution and not net.training
+        images = batch["images"]
+        if not whole:
+            images = self._augmented(unwrapped(net), images, generator)
+        # Whole images have many sizes, and each would be compiled for.
+        with torch.compiler.set_stance("force_eager") if whole else nullcontext():
+            yield from self._both_sides(net, images, generator)
+
+    def _augmented(
+        self, codec: CodecTraining, images: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """What the network sees of a batch: augmented in training, the centre in an evaluation."""
+        settings, noise = self.settings, generator if codec.training else None
+        images = augment(images, settings.size, mirror=settings.mirror, generator=noise)
         colours_vary = codec.training and codec.batches_seen() < self.last_recolouring
         if settings.recolour and colours_vary:
             images = recolour(images, settings.recolour, generator)
-        images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _both_sides(self, net: nn.Module, images: Tensor, generator: torch.Generator) -> Losses:
+        """The losses of images (B, 3, H, W) in [0, 1] as they are."""
+        codec = unwrapped(net)
         adversarial = codec.batches_seen() >= self.disc_start
+        images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         result: Reconstruction = net("reconstruct", images, generator)
         yield self._codec_side(codec, images, result, adversarial)
         if adversarial:

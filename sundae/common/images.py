@@ -1,7 +1,8 @@
 """Images in and out: read any file as RGB, resize and crop, save one or a grid of them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil, sqrt
 from pathlib import Path
 
@@ -71,10 +72,26 @@ def load_image(path: Path, background: str = "white") -> Image.Image:
     Raises:
         BadImage: not an image, truncated, or with values of no known range.
     """
+    with _naming(path), Image.open(path) as image:
+        image.load()
+        return to_rgb(image, background)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image file as it is stored, without decoding it.
+
+    Raises:
+        BadImage: not an image.
+    """
+    with _naming(path), Image.open(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into a `BadImage`."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(image, background)
+        yield
     # Decoders fail with OSError, SyntaxError, struct.error, zlib.error and more, depending on the
     # byte that is wrong; whatever it is, this one file is the reason.
     except Exception as error:
@@ -172,6 +189,14 @@ def make_grid(
     images = F.pad(images, (0, gap, 0, gap, 0, 0, 0, -count % columns), value=1.0)
     grid = rearrange(images, "(r c) ch h w -> ch (r h) (c w)", c=columns)
     return F.pad(grid, (gap, 0, gap, 0), value=1.0)
+
+
+def stack_on_white(images: Sequence[Tensor]) -> Tensor:
+    """(3, H, W) images of any sizes -> (N, 3, H_max, W_max), at the top left of white."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    return torch.stack(
+        [F.pad(p, (0, width - p.shape[2], 0, height - p.shape[1]), value=1.0) for p in images]
+    )
 
 
 def save_grid(

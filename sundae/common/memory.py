@@ -17,6 +17,9 @@ WINDOWS = 64
 # gigabytes.
 PIXELS = 2**20
 
+# Pixels of a batch that is encoded in one forward pass: four images of a megapixel.
+ENCODED_PIXELS = 2**22
+
 # Scores of (latent vectors x codes) while a codebook is searched; 2**24 are 64 MB in float32.
 CODEBOOK_SCORES = 2**24
 

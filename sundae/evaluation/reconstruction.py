@@ -6,7 +6,6 @@ from itertools import groupby, islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sundae.codec.interface import Codec
@@ -14,7 +13,7 @@ from sundae.codec.vqgan.quantise import perplexity
 from sundae.common import memory
 from sundae.common.errors import UserError
 from sundae.common.fitting import Fitted, fit_image
-from sundae.common.images import BadImage, load_image
+from sundae.common.images import BadImage, load_image, stack_on_white
 
 # SSIM compares windows of 11x11 pixels (Wang et al. 2004); smaller images have none.
 _SSIM_WINDOW = 11
@@ -139,8 +138,4 @@ def side_by_side(pairs: Sequence[Pair]) -> Tensor:
 
     Even rows are originals (left column), odd rows reconstructions (right column).
     """
-    flat = [image for pair in pairs for image in pair]
-    height, width = (max(image.shape[axis] for image in flat) for axis in (1, 2))
-    return torch.stack(
-        [F.pad(p, (0, width - p.shape[2], 0, height - p.shape[1]), value=1.0) for p in flat]
-    )
+    return stack_on_white([image for pair in pairs for image in pair])

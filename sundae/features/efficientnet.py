@@ -153,6 +153,7 @@ class EfficientNetFeatures(FeatureNetwork):
 
     name = "efficientnet-lite0"
     title = "EfficientNet-lite0"
+    distance_name = "FD (EfficientNet-lite0)"
     SIDE = 224
     protocol: ClassVar[dict[str, Any]] = {
         "network": "EfficientNet-lite0, ImageNet",

@@ -34,27 +34,26 @@ class FeatureNetwork(ABC):
     Attributes:
         name: One of `FEATURES`.
         title: The name in tables.
+        distance_name: Of the Fréchet distance: "FID" for the reference Inception only.
         protocol: What is done to an image: weights, input size, resize filter, layer. For JSON.
         device: Where the network is.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    distance_name: ClassVar[str]
     protocol: ClassVar[dict[str, Any]]
     batch_size: ClassVar[int] = 32
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    @property
-    def distance_name(self) -> str:
-        """The Fréchet distance of these features: "FID" is that of the reference Inception only."""
-        return f"FD ({self.title})"
-
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> ImageFeatures:
         """Features of images (N, 3, H, W) float32 in [0, 1], at least one, of any size."""
-        parts = [self.see(part.to(self.device)) for part in images.split(self.batch_size)]
+        # TF32 would make figures depend on the GPU.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            parts = [self.see(part.to(self.device)) for part in images.split(self.batch_size)]
         pooled, layout, logits = (
             None if values[0] is None else torch.cat(values).float().cpu().numpy()
             for values in zip(*parts)

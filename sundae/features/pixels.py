@@ -22,6 +22,7 @@ class Pixels(FeatureNetwork):
 
     name = "pixels"
     title = "pixels"
+    distance_name = "FD (pixels)"
     protocol: ClassVar[dict[str, Any]] = {
         "network": "none",
         "resize": f"antialiased bicubic to {_LARGEST} pixels where a side is longer",

@@ -24,7 +24,12 @@ _SPLITMIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 class BatchedData(Protocol):
-    """A data set whose `__getitems__` returns a whole batch."""
+    """A data set whose `__getitems__` returns a whole batch.
+
+    Two attributes are optional. `max_batch_size` limits the rows of a batch in an evaluation.
+    `counts_visits = True` means that what is drawn at random from a row depends on how often the
+    row was visited: then the index of a row in training is row + epoch * len(data).
+    """
 
     def __len__(self) -> int: ...
 
@@ -68,6 +73,7 @@ class Batches:
             rank=self._rank,
             world=self._world,
             start=step * self.accumulate,
+            count_visits=getattr(self.train_data, "counts_visits", False),
         )
         return self._load(self.train_data, indices)
 
@@ -77,7 +83,8 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, EVAL_TAG))
         order = torch.randperm(len(self.eval_data), generator=generator)[:limit]
         rows = order[self._rank :: self._world]
-        return self._load(self.eval_data, [b.tolist() for b in rows.split(self.mini_batch_size)])
+        size = getattr(self.eval_data, "max_batch_size", self.mini_batch_size)
+        return self._load(self.eval_data, [b.tolist() for b in rows.split(size)])
 
     def _load(self, data: BatchedData, batches: Iterable[list[int]]) -> Iterator[Batch]:
         loader: DataLoader[Batch] = DataLoader(
@@ -92,7 +99,14 @@ class Batches:
 
 
 def shuffled_batches(
-    rows: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1, start: int = 0
+    rows: int,
+    batch_size: int,
+    *,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    count_visits: bool = False,
 ) -> Iterator[list[int]]:
     """Endless batches: every epoch a new permutation, continued without a gap.
 
@@ -101,6 +115,7 @@ def shuffled_batches(
 
     Args:
         start: number of batches (of one process) that an earlier part of the run has used.
+        count_visits: add `rows` to an index for each epoch before, see `BatchedData`.
     """
     current, order = -1, torch.empty(0, dtype=torch.long)
     for batch in count(start):
@@ -110,7 +125,7 @@ def shuffled_batches(
             if epoch != current:
                 generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
                 current, order = epoch, torch.randperm(rows, generator=generator)
-            indices.append(int(order[offset]))
+            indices.append(int(order[offset]) + epoch * rows * count_visits)
         yield indices
 
 

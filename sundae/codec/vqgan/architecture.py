@@ -61,6 +61,12 @@ class Architecture:
         """Pixels per token along each side."""
         return 2 ** (len(self.encoder.widths) - 1)
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether a block attends to all positions, whose number grows with the image."""
+        stacks = (self.encoder, self.decoder)
+        return any(stack.mid_attention or any(stack.attention) for stack in stacks)
+
     def facts(self) -> dict[str, Any]:
         """All that a config may declare about the network, by name; see `families`."""
         return {
