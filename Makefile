@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 TRAINVQ := $(VENV)/.train-vqgan
+EVALUATE := $(VENV)/.evaluate
 WEB := $(VENV)/.web
 
 # The browser of `make test-web`.
@@ -35,7 +36,7 @@ demo: $(RUNTIME)  ## train on handwritten digits, sample 500 and score them with
 # The recipe of the weights in pretrained/emoji. Each step continues where it was stopped.
 SIZE ?= 64
 CODEC := checkpoints/vqgan/emoji$(SIZE).safetensors
-emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is for a GPU
+emoji: $(RUNTIME) $(TRAINVQ) $(EVALUATE)  ## train codec and prior of 3D emoji; SIZE=256 is for a GPU
 	@$(BIN)/python get-images.py emoji data/emoji --no-skin-tones --skip-existing
 	@test -f $(CODEC) || { \
 		if ls exp/vqgan-emoji$(SIZE)/checkpoints/step-* >/dev/null 2>&1; then \
@@ -53,8 +54,8 @@ emoji: $(RUNTIME) $(TRAINVQ)  ## train codec and prior of 3D emoji; SIZE=256 is 
 			--run-dir exp/emoji$(SIZE); \
 	fi
 	@$(BIN)/python release.py exp/emoji$(SIZE) out/emoji$(SIZE) --overwrite
-	@$(BIN)/python benchmarks/pretrained.py --resume out/emoji$(SIZE) --dataset-in data/emoji \
-		--out out/emoji$(SIZE)-figures
+	@$(BIN)/python evaluate.py out/emoji$(SIZE) data/emoji --nb-samples 500 \
+		--out-dir out/emoji$(SIZE)-evaluation --overwrite
 
 # One thread a process: the test processes share the cores.
 test: export OMP_NUM_THREADS := 1
@@ -96,6 +97,11 @@ $(RUNTIME): requirements.txt
 	@touch $@
 
 $(TRAINVQ): requirements-train-vqgan.txt $(RUNTIME)
+	@echo "installing $< into $(VENV)"
+	@$(call install,$<)
+	@touch $@
+
+$(EVALUATE): requirements-evaluate.txt $(RUNTIME)
 	@echo "installing $< into $(VENV)"
 	@$(call install,$<)
 	@touch $@

@@ -7,19 +7,17 @@ from pathlib import Path
 
 from sundae.common.errors import UserError
 from sundae.common.locking import output_folder
-from sundae.config.flags import add_flags, values_of
-from sundae.config.sections import SamplingConfig, VQGANConfig
-from sundae.evaluation.evaluation import Settings, evaluate
+from sundae.config.flags import add_flags
+from sundae.config.sections import VQGANConfig
+from sundae.evaluation.evaluation import Settings, evaluate, open_lpips
 from sundae.evaluation.instrument import FIGURES
 from sundae.evaluation.protocol import protocol
 from sundae.evaluation.real_images import SIDES, RealImages
-from sundae.evaluation.report import JSON_NAME, legend, table, write_report
-from sundae.evaluation.sides import kind_of, open_codec_side
+from sundae.evaluation.report import JSON_NAME, left_out, legend, table, write_report
 from sundae.evaluation.statistics_file import RealFeatures, save_statistics
 from sundae.evaluation.subject import Subject, open_reference
-from sundae.features.interface import FeatureNetwork
+from sundae.evaluation.sweep_report import SWEPT, sweep_figures
 from sundae.features.loading import FEATURES, load_features
-from sundae.sampling.sampler import BaseSampler
 from utils import (
     add_common_flags,
     add_sampling_flags,
@@ -28,6 +26,7 @@ from utils import (
     sampler_options,
     say,
     seed_everything,
+    seed_number,
 )
 
 
@@ -55,6 +54,9 @@ def parse_args() -> argparse.Namespace:
     flag("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
     flag("--classes", choices=("reference", "turn"), default="reference", help="classes of the "
          "samples: those of the reference images, or all in turn (default: reference)")  # fmt: skip
+    flag("--sweep", action="append", metavar="KEY=V,V", help="score several values of a key of "
+         "[sampling], as steps=4,8,16; repeatable, all combinations are drawn")  # fmt: skip
+    flag("--seeds", type=seed_number, nargs="+", metavar="N", help="seeds of each point of a sweep")
     group = parser.add_argument_group("the real images")
     group.add_argument("--split", choices=SIDES, default="held-out", help="which of them are the "
                        "reference (default: held-out)")  # fmt: skip
@@ -80,66 +82,59 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_subject(args: argparse.Namespace, network: FeatureNetwork) -> Subject:
-    """What SAMPLES is; UserError for a flag that it has no use for."""
-    kind, device = kind_of(args.samples), network.device
-    flags = values_of(args, SamplingConfig) | {"sampling.nb_samples": None}
-    given = [key for key, value in flags.items() if value is not None]
-    if given and kind != "prior":
-        raise UserError(f"{given[0]} is how a prior is sampled, and {args.samples} is none")
-    if args.size and kind not in ("images", "codec"):
-        raise UserError(f"--size is for a folder of images or a codec, {args.samples} is none")
-    if kind == "prior":
-        args.resume = args.samples
-        sampler = BaseSampler.from_pretrained(**sampler_options(args, device))
-        return Subject.of_prior(args.samples, sampler)
-    if kind == "codec":
-        rules = {"input_range": args.input_range, "distance": args.distance}
-        codec, sizes = open_codec_side(args.samples, args.config, device=device,
-                                       precision=args.precision, **rules)  # fmt: skip
-        return Subject.of_codec(args.samples, codec, sizes, args.size)
-    return Subject.of_images(args.samples, args.size, network)
-
-
 def main() -> None:
     args = parse_args()
+    if (
+        args.batch_size < 1
+        or args.pool < 1
+        or (args.nb_samples is not None and args.nb_samples < 2)
+    ):
+        raise UserError("--batch-size and --pool must be at least 1, --nb-samples at least 2")
     seed_everything(args.seed)
-    for path in filter(None, (args.save_statistics, args.out_dir and args.out_dir / JSON_NAME)):
+    report = args.out_dir and not args.sweep and args.out_dir / JSON_NAME
+    for path in filter(None, (args.save_statistics, report)):
         if path.exists() and not args.overwrite:
             raise UserError(f"{path} exists; choose another place or pass --overwrite")
-    device = choose_device(args.no_cuda, args.quiet)
+    device, args.resume = choose_device(args.no_cuda, args.quiet), args.samples
     network = load_features(args.features, device)
-    subject = open_subject(args, network)
+    figures = args.figures or (SWEPT if args.sweep else None)
+    lpips, notes = open_lpips(figures, device)
+    codec = {"config": args.config, "device": device, "precision": args.precision,
+             "input_range": args.input_range, "distance": args.distance}  # fmt: skip
+    subject = Subject.open(args.samples, network, prior=sampler_options(args, device), codec=codec,
+                           size=args.size)  # fmt: skip
     only_save = args.save_statistics and not args.reference and subject.images is not None
-    sizes = args.eval_fraction and [1 - args.eval_fraction, args.eval_fraction]
-    where = args.samples if only_save else args.reference
-    real = open_reference(where, subject, network, side=args.split, split_sizes=sizes,
-                          training=args.training)  # fmt: skip
+    real = open_reference(
+        args.samples if only_save else args.reference, subject, network, side=args.split,
+        eval_fraction=args.eval_fraction, training=args.training,
+    )  # fmt: skip
+    settings = Settings(
+        num_samples=args.nb_samples, seed=args.seed, batch_size=args.batch_size,
+        class_order=args.classes, pool=args.pool, figures=figures or FIGURES, lpips=lpips,
+        whole=args.save_statistics is not None, quiet=args.quiet,
+    )  # fmt: skip
     if only_save and isinstance(real, RealImages):
         saved = RealFeatures.of(real, network, pool=args.pool, quiet=args.quiet)
         save_statistics(args.save_statistics, saved, network)
         return say(f"features of {len(saved.reference)} images are in {args.save_statistics}")
-    settings = Settings(
-        num_samples=args.nb_samples,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        class_order=args.classes,
-        pool=args.pool,
-        figures=args.figures or FIGURES,
-        whole=args.save_statistics is not None,
-        quiet=args.quiet,
-    )
-    name = f"evaluation-{args.samples.resolve().name}"
+    command = shlex.join(["python", *sys.argv])
+    name = f"{'sweep' if args.sweep else 'evaluation'}-{args.samples.resolve().name}"
     with output_folder(args.out_dir, Path("samples"), name) as folder:
-        evaluation = evaluate(subject, real, network, settings)
-        command = shlex.join(["python", *sys.argv])
-        about = protocol(subject, evaluation, network, settings, command=command, notes={})
-        write_report(evaluation, about, folder)
-    for line in (*table(evaluation, network), *legend(evaluation)):
+        if args.sweep:
+            lines = sweep_figures(
+                args.sweep, args.seeds or [args.seed], subject, real, network, settings, folder,
+                command=command, overwrite=args.overwrite,
+            )  # fmt: skip
+        else:
+            evaluation = evaluate(subject, real, network, settings)
+            notes |= left_out(evaluation, args.figures or ())
+            write_report(evaluation, protocol(subject, evaluation, network, settings,
+                                              command=command, notes=notes), folder)  # fmt: skip
+            lines = [*table(evaluation, network), *legend(evaluation)]
+            if args.save_statistics:
+                save_statistics(args.save_statistics, evaluation.instrument.real, network)
+    for line in (*lines, *(f"left out: {name}: {reason}" for name, reason in notes.items())):
         say(line)
-    if args.save_statistics:
-        save_statistics(args.save_statistics, evaluation.instrument.real, network)
-        say(f"the features of the real images are in {args.save_statistics}")
     say(f"figures with their protocol, and images, are in {folder}")
 
 

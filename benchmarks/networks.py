@@ -14,10 +14,10 @@ seed follow each other, so a busy machine slows all networks alike.
   network that does not count (compiling, where it is on, does);
 - loss, accuracy: of the averaged weights on all held-out data, the mean over unroll steps;
 - frechet@N: of samples drawn in N steps, without early stopping, to the held-out images, whose
-  classes they have: squared, of grey levels where tokens are pixels (as benchmarks/strategies.py),
-  else of features of EfficientNet-lite0 (as benchmarks/pretrained.py; this needs the codec, the
-  images and requirements-train-vqgan.txt). Few samples make it too large, so compare only numbers
-  of one table; the last line is the distance of as many training images;
+  classes they have, as evaluate.py does: of pixels where tokens are grey levels, else of features
+  of EfficientNet-lite0 (this needs the codec, the images and requirements-evaluate.txt). Few
+  samples make it too large, so compare only numbers of one table; the last line is the distance of
+  as many training images;
 - classified@N: classifier accuracy, the share of samples that a classifier of the training digits
   takes for their class.
 
@@ -36,7 +36,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
@@ -44,14 +43,18 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import machine, machine_line
-from scoring import Data, Decoded, Digits, Scorer, draw, real_distance
 
-from sundae.codec.interface import PixelCodec, open_codec
+from sundae.codec.interface import open_codec
 from sundae.common.errors import UserError
 from sundae.common.files import make_folder, write_text
 from sundae.common.naming import printable
 from sundae.config.run_file import RunConfig, dump_toml, load_config, update_config
+from sundae.data.dataset import TokenDataset
 from sundae.evaluation.cost import Cost
+from sundae.evaluation.instrument import Instrument
+from sundae.evaluation.real_images import data_of_run, open_images
+from sundae.evaluation.sides import draw_samples
+from sundae.features.loading import load_features
 from sundae.sampling.sampler import BaseSampler
 from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
@@ -61,7 +64,10 @@ from utils import add_common_flags, choose_device, run_cli, say
 
 FILES = [Path("config/digits/demo.toml"), Path("config/digits/fast.toml")]
 
+Data = tuple[TokenDataset, TokenDataset]  # training, held out
+
 _NEVER = 10**9
+_FIGURES = {"frechet_distance": "frechet", "class_accuracy": "classified"}
 # Networks are compared on one task.
 _SAME = ("unroll_steps", "data", "vqgan", "trainer.batch_size")
 
@@ -142,10 +148,17 @@ def open_data(cfg: RunConfig, images: Path) -> Data:
     return open_datasets(cfg, open_codec(cfg).identity if known else "")
 
 
-def open_scorer(cfg: RunConfig, data: Data, images: Path, count: int) -> Scorer | None:
-    """The scorer of `count` samples of a run; None, after saying why, where there is none."""
+def open_instrument(cfg: RunConfig, images: Path, count: int) -> Instrument | None:
+    """What scores `count` samples of a run; None, after saying why, where there is none."""
+    cpu, figures = torch.device("cpu"), ("distance", "classes")
     try:
-        return Digits.open(cfg) if cfg.vqgan is None else Decoded(cfg, data, images, count)
+        if cfg.vqgan is None:
+            real, network = data_of_run(cfg), load_features("pixels", cpu)
+        else:
+            height, width = (side * open_codec(cfg).factor for side in cfg.grid_shape)
+            real = open_images(images, (height, width), split_sizes=cfg.data.split_sizes)
+            network, figures = load_features("efficientnet-lite0", cpu), figures[:1]
+        return Instrument(real, network, count=count, figures=figures)
     except UserError as error:
         print(printable(f"samples are not scored: {error}"), file=sys.stderr)
         return None
@@ -166,7 +179,7 @@ def learn(cfg: RunConfig, data: Data, seed: int, device: torch.device) -> Traine
 
 
 def measure(
-    run: Run, data: Data, scorer: Scorer | None, seed: int, args: argparse.Namespace
+    run: Run, data: Data, instrument: Instrument | None, seed: int, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Train once and score the result: an entry of the JSON file."""
     trainer = learn(run.cfg, data, seed, choose_device(args.no_cuda, quiet=True))
@@ -180,22 +193,22 @@ def measure(
         "loss": trainer.state.metrics["eval/loss"],
         "accuracy": trainer.state.metrics["eval/accuracy"],
     }
-    if scorer is None:
+    if instrument is None:
         return found
     sampler = BaseSampler(
-        trainer.state.eval_net, PixelCodec(2), run.cfg,  # tokens only
+        trainer.state.eval_net, open_codec(run.cfg), run.cfg,
+        class_names=data[0].latents.classes or (),
         device=trainer.device, precision=run.cfg.trainer.arithmetic,
     )  # fmt: skip
-    classes = None
-    if run.cfg.net.conditional:  # those of some held-out images
-        order = np.random.default_rng(0).permutation(len(data[1]))
-        rows: Any = np.resize(order, args.nb_samples)
-        classes = data[1].__getitems__(rows)["classes"]
     for steps in sorted({run.cfg.sampling.steps, *args.steps}):
-        sampling = replace(run.cfg.sampling, steps=steps, early_stop=False)
-        tokens = draw(sampler, sampling, seed, classes, args.nb_samples)
-        for name, value in scorer.score(tokens, classes).items():
-            found[f"{'classified' if name == 'accuracy' else name}@{steps}"] = value
+        samples = draw_samples(
+            sampler, args.nb_samples, seed=seed, labels=instrument.real.reference.labels,
+            steps=steps, early_stop=False,
+        )  # fmt: skip
+        figures = instrument.samples(samples).figures
+        for name, title in _FIGURES.items():
+            if name in figures:
+                found[f"{title}@{steps}"] = figures[name]
     return found
 
 
@@ -257,11 +270,11 @@ def main() -> None:
     device = choose_device(args.no_cuda, args.quiet)
     runs = plan_runs(args.files, args.overrides, args.max_steps, args.equal_flops)
     data = open_data(runs[0].cfg, args.images)
-    scorer = open_scorer(runs[0].cfg, data, args.images, args.nb_samples)
+    instrument = open_instrument(runs[0].cfg, args.images, args.nb_samples)
     about = machine(device.type) | {"nb_samples": args.nb_samples}
     found: dict[str, Any] = {
         "machine": about,
-        "real_frechet": scorer and real_distance(scorer, args.nb_samples),
+        "real_frechet": instrument and instrument.floor().figures["frechet_distance"],
         "configs": {run.name: dump_toml(run.cfg) for run in runs[: len(args.files)]},
         "results": [],
     }
@@ -271,12 +284,12 @@ def main() -> None:
         learn(run.lasting(1).cfg, data, 0, device)
     order = list(product(args.seeds, runs))
     for seed, run in tqdm(order, unit="run", disable=args.quiet or None):
-        found["results"].append(measure(run, data, scorer, seed, args))
+        found["results"].append(measure(run, data, instrument, seed, args))
         if args.json:
             write_text(args.json, json.dumps(found, indent=2) + "\n")
     print(machine_line(about))
     print_table(found["results"])
-    if scorer is not None:
+    if instrument is not None:
         print(f"frechet of as many training images: {found['real_frechet']:.4g}")
 
 

@@ -48,7 +48,7 @@ def class_diversity(
 
 
 def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (n,) of two batches (n, ...), for images too small for LPIPS."""
+    """Euclidean distances (n,) of two batches of images (n, ...), which need no network."""
     return (a.float() - b.float()).flatten(1).norm(dim=1)
 
 

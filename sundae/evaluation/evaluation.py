@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sundae.common.errors import UserError
 from sundae.evaluation.codec_figures import Distance
 from sundae.evaluation.image_sets import ImageSet
 from sundae.evaluation.instrument import FIGURES, Column, Instrument
-from sundae.evaluation.real_images import RealImages
 from sundae.evaluation.sides import draw_samples
 from sundae.evaluation.statistics_file import FeatureSet
 from sundae.evaluation.subject import Real, Subject
 from sundae.features.interface import FeatureNetwork
+from sundae.features.lpips_weights import load_lpips
 
 ClassOrder = Literal["reference", "turn"]
 
@@ -28,7 +30,8 @@ class Settings:
     """How samples are drawn and what is computed.
 
     Attributes:
-        num_samples: Images of the subject; None takes as many as the reference has, at most 1,000.
+        num_samples: Images of the subject; None takes all that are there, or draws as many as the
+            reference has, at most 1,000.
         seed: Of the samples.
         class_order: Classes of the samples: those of the reference images, or all in turn.
         pool: Training images at most among which the nearest is found.
@@ -64,6 +67,37 @@ class Evaluation:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+def open_lpips(
+    figures: Collection[str] | None, device: torch.device
+) -> tuple[Distance | None, dict[str, str]]:
+    """LPIPS with AlexNet, from and to the CPU.
+
+    Args:
+        figures: That the user named; None where all are computed that can be.
+
+    Returns:
+        The distance, and why it is left out where it was not named and its weights are missing.
+
+    Raises:
+        UserError: It was named, and its weights are missing.
+    """
+    if figures is not None and "diversity" not in figures:
+        return None, {}
+    try:
+        lpips = load_lpips("alexnet", device)
+    except UserError as error:
+        if figures is not None:
+            raise
+        return None, {"LPIPS": str(error)}
+
+    @torch.inference_mode()
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        found: Tensor = lpips(a.to(device), b.to(device))
+        return found.cpu()
+
+    return distance, {}
+
+
 def evaluate(
     subject: Subject, real: Real, network: FeatureNetwork, settings: Settings
 ) -> Evaluation:
@@ -73,23 +107,25 @@ def evaluate(
         UserError: Fewer than 2 images on a side, an image or class that does not fit, or a package
             that is missing.
     """
-    available = len(subject.images) if subject.images is not None else None
-    count = settings.num_samples or min(_MOST, available or len(real.reference))
-    if available is not None and count > available:
-        raise UserError(f"--nb-samples {count}: {subject.path} has {available} images")
-    instrument = open_instrument(real, network, settings, count)
+    images = subject.images
+    count = settings.num_samples or (default_count(real) if images is None else len(images))
+    if images is not None and count > len(images):
+        raise UserError(f"--nb-samples {count}: {subject.path} has {len(images)} images")
+    instrument = open_instrument(real, network, replace(settings, num_samples=count))
     if subject.kind == "codec":
         assert subject.codec is not None
-        figures, decoded = instrument.reconstructions(subject.codec)
-        disjoint = instrument.codec(subject.codec)
-        column = Column(figures.figures | disjoint.figures)
-        return Evaluation({"codec": column, "floor": instrument.floor()}, instrument, decoded)
+        after, before, decoded = instrument.reconstructions(subject.codec)
+        disjoint, floor = instrument.codec(subject.codec), instrument.floor()
+        pairs = {"codec": (disjoint, after), "floor": (floor, before)}
+        columns = {name: Column(a.figures | b.figures) for name, (a, b) in pairs.items()}
+        return Evaluation(columns, instrument, decoded)
     about: dict[str, Any] = {}
     if subject.sampler is None:
         assert subject.images is not None
         samples: ImageSet | FeatureSet = subject.images[:count]
     else:
         labels = class_labels(subject, real, settings)
+        subject.sampler.compile_for(count, settings.batch_size)
         samples = draw_samples(
             subject.sampler, count, seed=settings.seed, labels=labels,
             batch_size=settings.batch_size, quiet=settings.quiet,
@@ -106,11 +142,15 @@ def evaluate(
     )
 
 
-def open_instrument(
-    real: Real, network: FeatureNetwork, settings: Settings, count: int
-) -> Instrument:
-    """An instrument for `count` images on each side; UserError where that leaves fewer than 2."""
+def default_count(real: Real) -> int:
+    """Images on each side unless a number is given."""
+    return min(_MOST, len(real.reference))
+
+
+def open_instrument(real: Real, network: FeatureNetwork, settings: Settings) -> Instrument:
+    """An instrument for num_samples images on each side; UserError for less than 2."""
     sides = [side for side in (real.reference, real.training) if side is not None]
+    count = settings.num_samples or default_count(real)
     if min(count, *map(len, sides)) < 2:
         raise UserError("expected at least 2 images of each kind: samples, reference, training")
     return Instrument(
@@ -133,8 +173,3 @@ def class_labels(subject: Subject, real: Real, settings: Settings) -> np.ndarray
     if settings.class_order == "turn" or labels is None or not set(labels) <= known:
         return None
     return labels
-
-
-def images_of(real: Real) -> RealImages | None:
-    """The images of a reference that is not saved features."""
-    return real if isinstance(real, RealImages) else None

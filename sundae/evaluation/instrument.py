@@ -17,16 +17,22 @@ from sundae.evaluation.image_sets import ImageSet
 from sundae.evaluation.inception_score import inception_score
 from sundae.evaluation.kernel_distance import kernel_distance
 from sundae.evaluation.manifold import density_coverage, precision_recall
-from sundae.evaluation.neighbours import Neighbours, near_copies, nearest_neighbours
+from sundae.evaluation.neighbours import (
+    Neighbours,
+    exact_copies,
+    near_copies,
+    nearest_neighbours,
+)
 from sundae.evaluation.real_images import RealImages
+from sundae.evaluation.recognition import Figures, Recognition
 from sundae.evaluation.statistics_file import FeatureSet, RealFeatures
 from sundae.features.interface import FeatureNetwork
 
-Figure = Literal["distance", "manifold", "inception", "diversity", "nearest"]
+Figure = Literal[
+    "distance", "manifold", "inception", "diversity", "classes", "attributes", "nearest"
+]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 _FIDELITY = {"distance", "inception"}  # what torch-fidelity computes
-
-Figures = dict[str, float]
 
 _PAIRS = 100  # of a class, for its diversity
 
@@ -85,6 +91,11 @@ class Instrument:
             real = RealFeatures.of(seen, network, pool=max(self.count, pool), quiet=quiet)
         self.real, self._pool = real, pool
         self._held_out = self._neighbours(real.reference[: self.count])
+        self.recognition: Recognition | None = None
+        if self.images is not None and self.images.training is not None:
+            self.recognition = Recognition.of(
+                self.images, self.figures, device=network.device, quiet=quiet
+            )
 
     def samples(self, images: ImageSet | FeatureSet) -> Column:
         """Figures of samples."""
@@ -93,9 +104,11 @@ class Instrument:
         if neighbours is not None and self._held_out is not None:
             copies = near_copies(neighbours, self._held_out)
             figures["near_copies"] = copies.share
+            figures["near_copy_threshold"] = copies.threshold
             figures["nearest_similarity"] = float(np.median(neighbours.similarity))
         if isinstance(images, ImageSet):
-            figures |= self._diversity(images)
+            figures |= self._diversity(images) | self._exact_copies(images)
+            figures |= {} if self.recognition is None else self.recognition.samples(images)
         return Column(figures, neighbours)
 
     def floor(self) -> Column:
@@ -112,6 +125,8 @@ class Instrument:
             figures["nearest_similarity"] = float(np.median(self._held_out.similarity))
         if self.images is not None and self.images.training is not None:
             figures |= self._diversity(self.images.training[: self.count])
+            figures |= self._exact_copies(self.images.reference[: self.count])
+        figures |= {} if self.recognition is None else self.recognition.floor()
         return Column(figures, self._held_out)
 
     def codec(self, codec: Codec) -> Column:
@@ -121,8 +136,12 @@ class Instrument:
         decoded = through(codec, self.images.training[: self.count], quiet=self.quiet)[0]
         return Column(self._distances(self._seen(decoded)) | self._diversity(decoded))
 
-    def reconstructions(self, codec: Codec) -> tuple[Column, ImageSet]:
-        """Figures of a codec on the reference, image by image, and the reconstructions."""
+    def reconstructions(self, codec: Codec) -> tuple[Column, Column, ImageSet]:
+        """Figures of a codec on the reference, image by image.
+
+        Returns:
+            Figures of the reconstructions, those of the originals, and the reconstructions.
+        """
         assert self.images is not None
         originals = self.images.reference[: self.count]
         decoded, counts = through(codec, originals, quiet=self.quiet)
@@ -131,7 +150,10 @@ class Instrument:
             before, after = self.real.reference[: self.count], self._seen(decoded)
             distance = frechet_distance(after.features.pooled, before.features.pooled)
             figures["reconstruction_distance"] = distance
-        return Column(figures), decoded
+        if self.recognition is None:
+            return Column(figures), Column({}), decoded
+        read, of_originals = self.recognition.reconstructions(originals, decoded)
+        return Column(figures | read), Column(of_originals), decoded
 
     def _seen(self, images: ImageSet | FeatureSet) -> FeatureSet:
         if isinstance(images, FeatureSet):
@@ -161,6 +183,16 @@ class Instrument:
             return None
         training = self.real.training.features.layout[: self._pool]
         return nearest_neighbours(features.features.layout, training)
+
+    def _exact_copies(self, images: ImageSet) -> Figures:
+        """Share of images that are training images, where tokens are grey levels."""
+        training = None if self.images is None else self.images.training
+        if "nearest" not in self.figures or training is None or "codec" not in training.about:
+            return {}
+        if images.size != training.size:
+            return {}
+        known = training.pixels().numpy()
+        return {"exact_copies": exact_copies(images.pixels().numpy(), known)}
 
     def _diversity(self, images: ImageSet) -> Figures:
         """Mean LPIPS within a class, where two images of a class are there."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from sundae.config.values import plain
 from sundae.evaluation.evaluation import Evaluation, Settings
+from sundae.evaluation.instrument import Instrument
 from sundae.evaluation.statistics_file import FeatureSet
 from sundae.evaluation.subject import Subject
 from sundae.features.interface import FeatureNetwork
@@ -35,19 +36,37 @@ def protocol(
         command: That made it.
         notes: Figures that were left out, and why.
     """
-    instrument = evaluation.instrument
+    found = _subject(subject, evaluation, settings)
+    shared = shared_protocol(subject, evaluation.instrument, network, settings, command=command)
+    return shared | {"subject": shared["subject"] | found, "left out": dict(notes)}
+
+
+def shared_protocol(
+    subject: Subject,
+    instrument: Instrument,
+    network: FeatureNetwork,
+    settings: Settings,
+    *,
+    command: str,
+) -> dict[str, Any]:
+    """What all points of a sweep share; see `protocol`."""
     real = instrument.real
     sides = {"reference": real.reference, "training": real.training}
+    about: dict[str, Any] = {"kind": subject.kind, "path": str(subject.path)}
+    if subject.sampler is not None:
+        about |= sampling_protocol(subject.sampler) | {"images": settings.num_samples}
+    if subject.codec is not None:
+        about["codec"] = subject.codec.identity
     return {
         "command": command,
         "date": date.today().isoformat(),
-        "subject": _subject(subject, evaluation, settings),
+        "subject": about,
         **{name: _described(side) for name, side in sides.items() if side is not None},
         "split": real.split,
         "images on each side of a distance": instrument.count,
         "features": {"name": network.name, "title": network.title, **network.protocol},
         "figures": METHODS,
-        "left out": dict(notes),
+        "classifiers": instrument.recognition.about() if instrument.recognition else {},
         "versions": versions(),
     }
 
@@ -89,16 +108,13 @@ def sampling_protocol(sampler: BaseSampler) -> dict[str, Any]:
 
 
 def _subject(subject: Subject, evaluation: Evaluation, settings: Settings) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": subject.kind, "path": str(subject.path)} | evaluation.about
+    found = dict(evaluation.about)
     if evaluation.shown is not None:
         found |= {"images": len(evaluation.shown), "size": list(evaluation.shown.size)}
     if subject.sampler is not None:
         found |= {"seed": settings.seed, "file format": "none: rounded to 8 bits in memory"}
-        found |= sampling_protocol(subject.sampler)
     elif subject.images is not None:
         found |= dict(subject.images.about)
-    if subject.codec is not None:
-        found["codec"] = subject.codec.identity
     return found
 
 

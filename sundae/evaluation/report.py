@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sundae.common.files import write_text
 from sundae.common.images import save_grid
 from sundae.evaluation.evaluation import Evaluation
 from sundae.evaluation.image_sets import ImageSet
-from sundae.evaluation.instrument import Figures
+from sundae.evaluation.recognition import Figures
 from sundae.features.interface import FeatureNetwork
 
 JSON_NAME, NEAREST_NAME = "evaluation.json", "nearest.png"
@@ -37,6 +37,8 @@ _ROWS = {
     "inception_score": ("Inception score ({network})", ".2f"),
     "diversity": ("LPIPS within a class", ".3f"),
     "class_accuracy": ("class accuracy", ".3f"),
+    "attribute_accuracy": ("attributes read right", ".3f"),
+    "known_combinations": ("combinations of training images", ".1%"),
     "near_copies": ("near-copies of training images", ".1%"),
     "exact_copies": ("copies of training images", ".1%"),
     "nearest_similarity": ("similarity to the nearest, median", ".3f"),
@@ -47,21 +49,27 @@ def table(evaluation: Evaluation, network: FeatureNetwork) -> list[str]:
     """A line for each figure, a column for each set of images."""
     columns = evaluation.columns
     lines = [["", *columns]]
-    for name, (title, form) in _ROWS.items():
+    for name, (_, form) in _ROWS.items():
         cells = [_cell(column.figures, name, form) for column in columns.values()]
         if any(cells):
-            lines.append([title.format(**_names(network)), *cells])
+            lines.append([figure_title(name, network), *cells])
+    return aligned(lines)
+
+
+def figure_title(name: str, network: FeatureNetwork) -> str:
+    """What tables and plots call a figure: a distance by its features."""
+    frechet = network.distance_name
+    kernel = "KID" if frechet == "FID" else frechet.replace("FD", "KD", 1)
+    return _ROWS[name][0].format(frechet=frechet, kernel=kernel, network=network.title)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Cells as columns: the first one left, the others right."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return [
         "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:]))])
         for first, *cells in lines
     ]
-
-
-def _names(network: FeatureNetwork) -> dict[str, str]:
-    frechet = network.distance_name
-    kernel = "KID" if frechet == "FID" else frechet.replace("FD", "KD", 1)
-    return {"frechet": frechet, "kernel": kernel, "network": network.title}
 
 
 def _cell(figures: Figures, name: str, form: str) -> str:
@@ -91,6 +99,29 @@ def legend(evaluation: Evaluation) -> list[str]:
         "reference"
     )
     return lines
+
+
+# Groups of figures: one that each has, and what it needs.
+_NEEDS = {
+    "distance": ("frechet_distance", "2 images on each side"),
+    "manifold": ("precision", "more than 5 images on each side"),
+    "inception": ("inception_score", "features with classes, of --features"),
+    "diversity": ("diversity", "images of the subject, two of a class"),
+    "classes": ("class_accuracy", "sub-folders as classes of all images, and training images"),
+    "attributes": ("known_combinations", "attributes.json beside the images, and training images"),
+    "nearest": ("near_copies", "training images (--eval-fraction, --training)"),
+}
+_OF_CODECS = {"diversity": "lpips", "attributes": "attribute_accuracy"}
+
+
+def left_out(evaluation: Evaluation, figures: Collection[str]) -> dict[str, str]:
+    """Groups of figures, among those given, that no column has, and what they need."""
+    found = {name for column in evaluation.columns.values() for name in column.figures}
+    return {
+        group: f"needs {_NEEDS[group][1]}"
+        for group in figures
+        if not found & {_NEEDS[group][0], _OF_CODECS.get(group)}
+    }
 
 
 def write_report(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Path) -> None:

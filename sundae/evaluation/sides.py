@@ -54,7 +54,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def open_codec_side(
-    path: Path, config: Path | None, *, device: torch.device, **rules: Any
+    path: Path, config: Path | None = None, *, device: torch.device, **rules: Any
 ) -> tuple[Codec, list[float] | None]:
     """A codec, and how train-vqgan.py divided its images; None where the path is no such run.
 

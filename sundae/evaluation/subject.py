@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sundae.codec.interface import Codec, PixelCodec
 from sundae.common.errors import UserError
@@ -16,7 +17,7 @@ from sundae.evaluation.real_images import (
     open_grey_levels,
     open_images,
 )
-from sundae.evaluation.sides import Kind, kind_of
+from sundae.evaluation.sides import Kind, kind_of, open_codec_side
 from sundae.evaluation.statistics_file import FeatureSet, RealFeatures, load_statistics
 from sundae.features.interface import FeatureNetwork
 from sundae.sampling.sampler import BaseSampler
@@ -29,7 +30,7 @@ class Subject:
     """What is evaluated: a prior, a codec, or images that something made.
 
     Attributes:
-        size: (height, width) of its images; None where those of the reference decide.
+        size: (height, width) of its images.
         sampler: Of a prior.
         codec: Of a prior on the tokens of a VQ-GAN, or the codec itself.
         images: Samples that are there already, also as saved features.
@@ -38,14 +39,56 @@ class Subject:
 
     kind: Kind
     path: Path
-    size: Size | None = None
+    size: Size
     sampler: BaseSampler | None = None
     codec: Codec | None = None
     images: ImageSet | FeatureSet | None = None
     split_sizes: Sequence[int] | Sequence[float] | None = None
 
     @classmethod
-    def of_prior(cls, path: Path, sampler: BaseSampler) -> Subject:
+    def open(
+        cls,
+        path: Path,
+        network: FeatureNetwork,
+        *,
+        prior: Mapping[str, Any],
+        codec: Mapping[str, Any],
+        size: Size | None = None,
+    ) -> Subject:
+        """Open what a path is.
+
+        Args:
+            network: Whose features saved statistics have to hold.
+            prior: Arguments of `BaseSampler.from_pretrained` for a prior.
+            codec: Arguments of `open_codec_side` for a codec.
+            size: (height, width) in pixels of images of a folder, or of those that a codec is
+                given; by default that of the images or of the codec's training.
+
+        Raises:
+            UserError: It does not exist, cannot be loaded, or has no use for a setting.
+        """
+        kind = kind_of(path)
+        given = [key for key, value in prior.get("flags", {}).items() if value is not None]
+        given = [key for key in given if key != "sampling.nb_samples"]
+        if given and kind != "prior":
+            raise UserError(f"{given[0]} is how a prior is sampled, and {path} is none")
+        if size and kind not in ("images", "codec"):
+            raise UserError(f"--size is for a folder of images or a codec, and {path} is none")
+        if kind == "prior":
+            return cls._of_prior(path, BaseSampler.from_pretrained(**prior))
+        if kind == "codec":
+            return cls._of_codec(path, *open_codec_side(path, **codec), size)
+        images: ImageSet | FeatureSet
+        if kind == "statistics":
+            images = load_statistics(path, network).reference
+        elif kind == "tokens":
+            images = open_grey_levels(path).reference
+        else:
+            images = images_of_folder(path, size, "samples").shuffled()
+        return cls(kind, path, images.size, images=images)
+
+    @classmethod
+    def _of_prior(cls, path: Path, sampler: BaseSampler) -> Subject:
         codec = sampler.codec.codec
         height, width = (side * codec.factor for side in sampler.grid)
         return cls(
@@ -58,14 +101,9 @@ class Subject:
         )
 
     @classmethod
-    def of_codec(
+    def _of_codec(
         cls, path: Path, codec: Codec, split_sizes: Sequence[float] | None, size: Size | None
     ) -> Subject:
-        """Without `size`, images have the resolution that the codec was trained for.
-
-        Raises:
-            UserError: There is no such resolution, or the size cannot be cut into patches.
-        """
         resolution: int | None = getattr(codec, "resolution", None)
         if size is None:
             if resolution is None:
@@ -79,19 +117,6 @@ class Subject:
             )
         return cls("codec", path, size, codec=codec, split_sizes=split_sizes)
 
-    @classmethod
-    def of_images(cls, path: Path, size: Size | None, network: FeatureNetwork) -> Subject:
-        """A folder of images or of grey levels, or saved statistics."""
-        kind = kind_of(path)
-        images: ImageSet | FeatureSet
-        if kind == "statistics":
-            images = load_statistics(path, network).reference
-        elif kind == "tokens":
-            images = open_grey_levels(path).reference
-        else:
-            images = images_of_folder(path, size, "samples").shuffled()
-        return cls(kind, path, images.size, images=images)
-
 
 def open_reference(
     path: Path | None,
@@ -99,13 +124,14 @@ def open_reference(
     network: FeatureNetwork,
     *,
     side: Side = "held-out",
-    split_sizes: Sequence[float] | None = None,
+    eval_fraction: float | None = None,
     training: Path | None = None,
 ) -> Real:
     """The real images of a path; without one, the data that a run on grey levels was trained on.
 
     Args:
-        split_sizes: Instead of those of the subject.
+        eval_fraction: Share of a folder that is held out; by default as in the subject's training.
+        training: Another folder, of the training images.
 
     Raises:
         UserError: There are none, they cannot stand beside the subject, or nothing says which.
@@ -120,11 +146,25 @@ def open_reference(
     kind = kind_of(path)
     if kind in ("prior", "codec"):
         raise UserError(f"{path} is a {kind}; expected real images or saved statistics")
-    if kind == "statistics":
+    if kind in ("statistics", "tokens"):
         if subject.kind == "codec":
-            raise UserError(f"{path}: a codec needs the images themselves, give their folder")
-        return load_statistics(path, network)
-    if kind == "tokens":
-        return open_grey_levels(path, side=side)
-    sizes = split_sizes or subject.split_sizes
+            raise UserError(f"{path}: a codec needs the images themselves; give their folder")
+        real = (
+            load_statistics(path, network)
+            if kind == "statistics"
+            else open_grey_levels(path, side=side)
+        )
+        if real.reference.size != subject.size:
+            raise UserError(f"{path} is of images of {_pixels(real.reference.size)}, expected "
+                            f"{_pixels(subject.size)} as {subject.path} has")  # fmt: skip
+        return real
+    sizes = subject.split_sizes
+    if eval_fraction is not None:
+        if not 0 < eval_fraction < 1:
+            raise UserError(f"--eval-fraction is {eval_fraction:g}, expected between 0 and 1")
+        sizes = [1 - eval_fraction, eval_fraction]
     return open_images(path, subject.size, split_sizes=sizes, training=training, side=side)
+
+
+def _pixels(size: Size) -> str:
+    return f"{size[0]}x{size[1]} pixels"
