@@ -5,6 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -101,6 +102,12 @@ def test_processes_draw_the_same(tmp_path: Path) -> None:
         for out in (tmp_path / "one", tmp_path / "two")
     ]
     assert files[0] == files[1] and len(files[0]) == 43
+
+
+def test_a_process_that_draws_ends_with_the_one_that_started_it() -> None:
+    """Killed, that one can tell it nothing; the pool's own processes would wait for ever."""
+    with pytest.raises(SystemExit), mock.patch.object(os, "_exit", side_effect=SystemExit):
+        image_folder._end_with(os.getppid() + 1)
 
 
 def test_what_exists_is_refused_skipped_or_replaced(tmp_path: Path) -> None:

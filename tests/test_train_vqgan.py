@@ -139,7 +139,8 @@ def test_a_codec_that_explodes_is_not_exported_and_the_last_good_checkpoint_is_n
     capsys.readouterr()
     assert run(monkeypatch, "--resume", "run", *explosive) == 2
     line = capsys.readouterr().err
-    assert line.startswith("error: the encoder produced NaN or infinite latents at step 5; nothing")
+    assert line.startswith("error: the encoder produced NaN or infinite latents at step 5; likely")
+    assert "learning_rate = 1e+30 (raised from " in line
     assert line.endswith(
         "; the last good checkpoint is run/checkpoints/step-0000004: lower training.learning_rate, "
         "set training.clip_grad or add --no-amp, and go on with --resume run\n"

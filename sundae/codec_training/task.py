@@ -58,6 +58,8 @@ class CodecTask:
     """
 
     num_losses = 2
+    # The loss as a whole jumps where quantisation begins, and rises as the latents grow.
+    watched = "reconstruction"
 
     def __init__(
         self, cfg: CodecRunConfig, perceptual: FeatureDistance, accumulate: int = 1

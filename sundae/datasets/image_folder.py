@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from PIL import Image
@@ -183,7 +185,9 @@ def _run(
         yield from map(draw, chunks)
         return
     try:
-        with ProcessPoolExecutor(nb_workers, initializer=_ignore_interrupt) as pool:
+        with ProcessPoolExecutor(
+            nb_workers, initializer=_prepare_worker, initargs=(os.getpid(),)
+        ) as pool:
             yield from pool.map(draw, chunks)
     except BrokenProcessPool as error:
         raise UserError(
@@ -192,9 +196,16 @@ def _run(
         ) from error
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C is for the main process, which ends the others."""
+def _prepare_worker(main: int) -> None:
+    """Leaves Ctrl-C to the main process, and ends when that has ended, also when it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+def _end_with(main: int) -> None:
+    while os.getppid() == main:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _draw_chunk(

@@ -220,16 +220,19 @@ def save_checkpoint(
     return target
 
 
-def way_back(kind: str, run: Path | None, origin: Path | None = None) -> str:
-    """The remedy for a training that became NaN or infinite: part of an error's line.
+def way_back(
+    kind: str, run: Path | None, origin: Path | None = None, change: str | None = None
+) -> str:
+    """The remedy for a training that has diverged: part of an error's line.
 
     Args:
         kind: what is trained, see `CheckpointInfo`.
         run: its run folder, or None where nothing is saved.
         origin: the checkpoint it was resumed from, which may lie in another run.
+        change: what to change in the settings, where they are known.
     """
     section = "trainer" if kind == "prior" else "training"
-    change = f"lower {section}.learning_rate, set {section}.clip_grad or add --no-amp"
+    change = change or f"lower {section}.learning_rate, set {section}.clip_grad or add --no-amp"
     found = list_checkpoints(run) if run else []
     earlier = [origin] if origin and origin not in found else []
     good = _last_good(

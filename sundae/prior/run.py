@@ -94,6 +94,13 @@ def _best_name(run: Path) -> str | None:
     return name
 
 
+def delete_checkpoint(folder: Path) -> None:
+    """Delete the folder of a checkpoint, which never looks complete when it is half deleted."""
+    hidden = folder.with_name(f".{folder.name}.partial")
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden)
+
+
 def prune_checkpoints(run: Path, keep: int) -> None:
     """Delete all but the last `keep` checkpoints and the best; 0 deletes none.
 
@@ -103,8 +110,8 @@ def prune_checkpoints(run: Path, keep: int) -> None:
     with writing_to(run):
         complete = list_checkpoints(run)
         for folder in complete[:-keep] if keep else []:
-            if folder.name != best:  # half deleted, it must not look complete
-                os.replace(folder, folder.with_name(f".{folder.name}.partial"))
+            if folder.name != best:
+                delete_checkpoint(folder)
         for kind in ("partial", "replaced"):
             for leftover in (run / _CHECKPOINTS).glob(f".step-*.{kind}"):
                 shutil.rmtree(leftover)

@@ -75,6 +75,8 @@ class PriorExperiment(Experiment):
 class PriorTask:
     """The SUNDAE objective: one loss for every unroll step."""
 
+    watched = "loss"
+
     def __init__(self, cfg: RunConfig) -> None:
         self.num_losses, self.cfg = cfg.unroll_steps, cfg
 

@@ -14,8 +14,9 @@ from sundae.common.errors import UserError
 from sundae.common.finite import NonFiniteError, check_finite, named_tensors
 from sundae.config.sections import TrainerConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo, load_into, save_checkpoint
-from sundae.prior.run import mark_best, prune_checkpoints
+from sundae.prior.run import mark_best
 from sundae.training.ema import EMA
+from sundae.training.health import LossWatch
 from sundae.training.metrics import Means
 from sundae.training.optimizers import make_optimizer
 
@@ -31,9 +32,13 @@ class TrainingState:
         means: metrics of the training batches since the last evaluation.
         metrics: of the last evaluation.
         best: value of the best evaluation.
+        watch: what tells whether the loss has exploded.
     """
 
-    def __init__(self, net: nn.Module, cfg: TrainerConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self, net: nn.Module, cfg: TrainerConfig, accelerator: Accelerator, watched: str
+    ) -> None:
+        """watched: name of the metric that explodes when a training does."""
         self.cfg, self.accelerator = cfg, accelerator
         net = net.to(accelerator.device)
         self.ema = EMA(net, cfg.ema_decay) if cfg.ema_decay else None
@@ -44,6 +49,7 @@ class TrainingState:
         self.means = Means()
         self.metrics: dict[str, float] = {}
         self.best: float | None = None
+        self.watch = LossWatch(watched)
 
     @property
     def bare_net(self) -> nn.Module:
@@ -64,19 +70,29 @@ class TrainingState:
         return better
 
     def checked_loss(self) -> float:
-        """The mean loss since the last evaluation; NonFiniteError where it is not finite."""
+        """The mean loss since the last evaluation.
+
+        Raises:
+            NonFiniteError: it is not finite.
+            ExplodedError: see `LossWatch`.
+        """
         loss = self.means.read(self.accelerator).get(
             "loss", self.metrics.get("train/loss", math.nan)
         )
         if self.means.sums and not math.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss}")
+        self.watch.check(self.accelerator)
         return loss
 
-    def check_finite(self) -> None:
-        """NonFiniteError where the loss or anything that a checkpoint holds is not finite.
+    def check_health(self) -> None:
+        """Refuse a loss that has exploded, or anything in a checkpoint that is not finite.
 
         Every process checks its own copy, all of which are equal: if the main process alone
         stopped, the others would wait for it. A loss is computed before the weights change.
+
+        Raises:
+            NonFiniteError: the loss, a weight, its average or a moment is NaN or infinite.
+            ExplodedError: see `LossWatch`.
         """
         self.checked_loss()
         tensors = named_tensors(self.bare_net.state_dict(), "network")
@@ -84,8 +100,8 @@ class TrainingState:
             tensors |= named_tensors(self.ema.net.state_dict(), "average")
         check_finite(tensors | named_tensors(self.optimizer.state_dict(), "optimizer"))
 
-    def save(self, run: Path, info: CheckpointInfo, *, best: bool) -> None:
-        """Write a checkpoint, marked as the best or not, and delete those that are not kept."""
+    def save(self, run: Path, info: CheckpointInfo, *, best: bool) -> Path:
+        """Write a checkpoint, marked as the best or not; returns its folder."""
         folder = save_checkpoint(
             run,
             replace(info, step=self.step, metrics=self.metrics),
@@ -100,12 +116,13 @@ class TrainingState:
                     "best": self.best,
                     "sums": self.means.sums,
                     "weights": self.means.weights,
+                    **self.watch.state(),
                 },
             },
         )
         if best and self.best is not None:
             mark_best(run, folder, self.cfg.metric_best[0], self.best)
-        prune_checkpoints(run, self.cfg.keep_checkpoints)
+        return folder
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint; learning rate and weight decay are those of this run file.
@@ -143,5 +160,6 @@ class TrainingState:
     def _restore_progress(self, progress: dict[str, Any]) -> None:
         self.since_eval, self.elapsed = progress["since_eval"], progress["elapsed"]
         self.best, self.means.weights = progress["best"], progress["weights"]
+        self.watch.restore(progress)
         device = self.accelerator.device
         self.means.sums = {name: value.to(device) for name, value in progress["sums"].items()}

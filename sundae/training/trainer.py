@@ -23,7 +23,9 @@ from sundae.common.interruption import Interruption
 from sundae.common.precision import autocast
 from sundae.config.sections import TrainerConfig
 from sundae.prior.checkpoint import Checkpoint, CheckpointInfo, way_back
+from sundae.prior.run import delete_checkpoint, prune_checkpoints
 from sundae.training.batches import EVAL_TAG, Batch, Batches, DataPair, derive_seed
+from sundae.training.health import ExplodedError, likely_cause, remedies
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means, Metrics, Row, describe
 from sundae.training.schedules import make_lr_lambda
@@ -41,9 +43,11 @@ class Task(Protocol):
 
     Attributes:
         num_losses: how many losses `losses` yields for a batch; the objective is their mean.
+        watched: the metric whose explosion ends the training, see `health.LossWatch`.
     """
 
     num_losses: int
+    watched: str
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
         """Yield (scalar loss, metrics by name), each followed by its backward pass."""
@@ -81,7 +85,7 @@ class Trainer:
         self.cfg, self.task, self.accelerator = cfg, task, accelerator
         self.logbook, self.info, self.device = logbook, info, accelerator.device
         self.batches = Batches(data, cfg, accelerator, info.seed)
-        self.state = TrainingState(net, cfg, accelerator)
+        self.state = TrainingState(net, cfg, accelerator, task.watched)
         self.lr_lambda = make_lr_lambda(
             cfg.lr_scheduler_name, cfg.lr_scheduler_kwargs, cfg.learning_rate
         )
@@ -91,6 +95,9 @@ class Trainer:
         self._interruption = Interruption(enabled=accelerator.num_processes == 1)
         self._saved_step: int | None = None
         self._origin: Path | None = None  # the checkpoint that was resumed from
+        self._previous_rate: float | None = None  # of the run as it was before
+        self._unproven: Path | None = None  # the newest checkpoint, until a step from there is done
+        self._exploded: list[Path] = []  # newest checkpoints that such a step has shown to be bad
 
     @property
     def step(self) -> int:
@@ -113,13 +120,16 @@ class Trainer:
         """
         self.state.restore(checkpoint)
         self._saved_step, self._origin = self.step, checkpoint.folder
+        before = checkpoint.info.config.get(self.cfg.section, {})
+        self._previous_rate = before.get("learning_rate")
         self.logbook.rewind(self.step)
 
     def train(self) -> None:
         """Train until `max_steps`, or until Ctrl-C or SIGTERM; both end with a checkpoint.
 
         Raises:
-            UserError: the training became NaN or infinite; names the last good checkpoint.
+            UserError: the training became NaN or infinite, or its loss exploded; names the last
+                good checkpoint.
         """
         state, limit = self.state, self.cfg.max_steps or math.inf
         batches = self.batches.training(self.step)
@@ -127,6 +137,7 @@ class Trainer:
             started = time.monotonic() - state.elapsed
             while self.step < limit and not self.stopped_by:
                 self._update(batches)
+                self._prove_checkpoint()
                 bar.update()
                 if self.step % _SHOW_EVERY == 0 or self.step == limit:
                     bar.set_postfix(loss=f"{state.checked_loss():.4f}")
@@ -135,13 +146,15 @@ class Trainer:
             # The signal may have come during a step, an evaluation or a hook.
             if self.stopped_by and self._saved_step != self.step:
                 self.save()
+            if self._unproven is not None:  # nothing will explode any more
+                self._prune()
         self.logbook.close()
 
     def _update(self, batches: Iterator[Batch]) -> None:
         """One optimiser step."""
         net, num_losses = self.state.net, self.task.num_losses
         net.train()
-        backwards = self.batches.accumulate * num_losses
+        backwards, watched = self.batches.accumulate * num_losses, []
         for mini in range(self.batches.accumulate):
             batch = next(batches)
             seed = derive_seed(self.info.seed, self.step, mini, self.accelerator.process_index)
@@ -155,13 +168,17 @@ class Trainer:
                         loss, metrics = next(losses)
                     self.accelerator.backward(loss / backwards)
                 self.state.means.add(metrics, 1.0)
+                if isinstance(value := metrics.get(self.task.watched), Tensor):
+                    watched.append(value.detach())
             self.state.since_eval += 1
+        self.state.watch.add(watched)
         self._apply_gradients()
 
     def _apply_gradients(self) -> None:
         state, cfg = self.state, self.cfg
         if cfg.clip_grad:
-            self.accelerator.clip_grad_norm_(state.net.parameters(), cfg.clip_grad_value)
+            norm = self.accelerator.clip_grad_norm_(state.net.parameters(), cfg.clip_grad_value)
+            state.means.add({"grad_norm": norm}, 1.0)
         for group in state.optimizer.param_groups:
             group["lr"] = cfg.learning_rate * self.lr_lambda(self.step)
         state.optimizer.step()
@@ -183,8 +200,9 @@ class Trainer:
     def _evaluate_and_log(self) -> bool:
         """Returns whether this is the best evaluation so far."""
         state = self.state
-        state.check_finite()
+        state.check_health()
         train, held_out = state.means.read(self.accelerator), self.evaluate()
+        state.watch.evaluated(train.get(self.task.watched, math.inf))
         state.means, state.since_eval = Means(), 0
         state.metrics = {f"train/{name}": value for name, value in train.items()}
         state.metrics |= {f"eval/{name}": value for name, value in held_out.items()}
@@ -222,21 +240,40 @@ class Trainer:
         return means.read(self.accelerator)
 
     def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint, if this run is saved, and delete those that are not kept.
+        """Write a checkpoint, if this run is saved.
+
+        Those that are not kept are deleted after the next step, if its loss shows that this one is
+        good.
 
         Raises:
-            UserError: the loss, a weight, its average or a moment is NaN or infinite; nothing is
-                written, and the line names the last good checkpoint.
+            UserError: the loss, a weight, its average or a moment is NaN or infinite, or the loss
+                has exploded; nothing is written, and the line names the last good checkpoint.
         """
         if self.logbook.run is None:
             return
         with self._naming_the_last_good():
-            self.state.check_finite()
+            self.state.check_health()
         if self.accelerator.is_main_process:
-            self.state.save(self.logbook.run, self.info, best=best)
+            self._unproven = self.state.save(self.logbook.run, self.info, best=best)
         self._saved_step = self.step
         self.accelerator.wait_for_everyone()
         self._call(self.on_save)
+
+    def _prove_checkpoint(self) -> None:
+        """Judge a checkpoint that was just written by the loss of the step from there."""
+        if self._unproven is None:
+            return
+        if self.state.watch.has_jumped():
+            self._exploded.append(self._unproven)
+            self._unproven = None
+        else:
+            self._exploded.clear()
+            self._prune()
+
+    def _prune(self) -> None:
+        assert self.logbook.run is not None
+        prune_checkpoints(self.logbook.run, self.cfg.keep_checkpoints)
+        self._unproven = None
 
     def _call(self, hooks: list[Hook]) -> None:
         if self.accelerator.is_main_process:
@@ -245,13 +282,22 @@ class Trainer:
 
     @contextmanager
     def _naming_the_last_good(self) -> Iterator[None]:
-        """Turns NaN and infinite values into one line that names the last good checkpoint."""
+        """Turns a divergence into one line with its likely cause and the last good checkpoint.
+
+        Checkpoints that had exploded when they were written are deleted: to resume takes the last.
+        """
         try:
             yield
-        except NonFiniteError as error:
-            remedy = way_back(self.info.kind, self.logbook.run, self._origin)
+        except (NonFiniteError, ExplodedError) as error:
+            cause = likely_cause(self.cfg, self.device, self._previous_rate)
+            bad = [*self._exploded, *filter(None, [self._unproven])]
+            for folder in bad:
+                delete_checkpoint(folder)
+            names = "".join(f", {folder.name} was deleted" for folder in bad)
+            change = remedies(self.cfg)
+            remedy = way_back(self.info.kind, self.logbook.run, self._origin, change)
             raise UserError(
-                f"{error} at step {self.step}; nothing was written; {remedy}"
+                f"{error} at step {self.step}; {cause}; nothing was written{names}; {remedy}"
             ) from error
 
     def _progress_bar(self) -> tqdm[Any]:
