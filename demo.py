@@ -54,6 +54,7 @@ def main() -> None:
     files = [sample_path(args.out_dir, number) for number in range(COUNT)]
     images = images_of_folder(args.out_dir, None, "samples", files).pixels()
     reader = fitted_reader(training, held_out, quiet=False)
+    assert reader is not None
     accuracy = reader.share_right(LabelledImages(images, class_labels(targets)))
     say(f"accuracy of a classifier fitted on the real digits: {accuracy:.3f} on {COUNT} samples, "
         f"{reader.accuracy['class']:.3f} on held-out digits")  # fmt: skip

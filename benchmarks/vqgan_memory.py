@@ -54,7 +54,7 @@ def main() -> None:
     device = utils.choose_device(args.no_cuda)
     cfg = load_codec_config(args.config, [*args.overrides, "training.disc_start=0"])
     training, before = cfg.training, memory(device.type, peak=False)
-    rows = training.mini_batch_size or training.batch_size
+    rows = (training.mini_batch_size or training.batch_size) * training.crops
     net = build_training(cfg).to(device).train()
     ema = EMA(net, training.ema_decay)
     optimizer = make_optimizer(net, training, device)

@@ -103,7 +103,7 @@ def test_the_split_is_that_of_the_file_names_and_has_no_image_on_both_sides(
     evaluate: Callable[..., dict[str, Any]], images: Path
 ) -> None:
     found = evaluate(images, images, "--eval-fraction", 0.3, "--figures", "nearest")["protocol"]
-    counts = found["reference"]["features of"], found["training"]["features of"]
+    counts = found["reference"]["images in all"], found["training"]["images in all"]
     assert found["images on each side of a distance"] == counts[0]
     assert sum(counts) == 60
 

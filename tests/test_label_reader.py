@@ -8,48 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from pixel_reader import images_of, read_pixels
 
 from sundae.common.errors import UserError
 from sundae.evaluation import label_reader
 from sundae.evaluation.attributes import combinations, readable, share_known, share_preserved
-from sundae.evaluation.classifier import ImageClassifier
 from sundae.evaluation.image_sets import images_in_memory
-from sundae.evaluation.label_reader import LabelledImages, fitted_reader
+from sundae.evaluation.label_reader import LabelledImages, LabelReader
 from sundae.evaluation.label_table import class_labels
 
 
-class PixelReader(ImageClassifier):
-    """Reads label i from pixel i of the first row, without being fitted."""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        pixels = images[:, 0, 0].long().split(1, dim=1)
-        return tuple(
-            torch.nn.functional.one_hot(pixel[:, 0].clamp(max=n - 1), n).float()
-            for pixel, n in zip(pixels, self.num_values)
-        )
+def fitted_reader(*data: LabelledImages, **settings: Any) -> LabelReader:
+    reader = label_reader.fitted_reader(*data, **settings)
+    assert reader is not None
+    return reader
 
 
 @pytest.fixture
 def fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Readers of pixels in the place of fitted ones, and how many images each was fitted on."""
-    counts: list[int] = []
-
-    def fit(images: Tensor, labels: Any, num_values: Sequence[int], **_: Any) -> ImageClassifier:
-        counts.append(len(images))
-        return PixelReader((images.shape[2], images.shape[3]), num_values)
-
-    monkeypatch.setenv("SUNDAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(label_reader, "fit_classifier", fit)
-    monkeypatch.setattr(label_reader, "ImageClassifier", PixelReader)
-    return counts
-
-
-def images_of(*rows: Sequence[int]) -> Tensor:
-    """Images whose first pixels are these."""
-    images = torch.zeros(len(rows), 1, 8, 8, dtype=torch.uint8)
-    images[:, 0, 0, : len(rows[0])] = torch.tensor(rows, dtype=torch.uint8)
-    return images
+    return read_pixels(monkeypatch, tmp_path / "cache")
 
 
 def digits(*values: int) -> LabelledImages:
@@ -62,7 +39,9 @@ def test_it_knows_its_accuracy_on_held_out_images(fits: list[int]) -> None:
     reader = fitted_reader(training, held_out)
     assert reader.accuracy == {"class": 0.75} and reader.commonest == {"class": 0.5}
     assert (reader.num_images, reader.num_held_out) == (4, 4)
-    assert reader.share_right(LabelledImages(images_of([0], [0]), class_labels("01"))) == 0.5
+    pair = LabelledImages(images_of([0], [0]), class_labels("01"))
+    assert reader.share_right(pair) == reader.share_right(pair, ["class"]) == 0.5
+    assert np.isnan(reader.share_right(pair, []))
 
 
 def test_the_same_data_is_fitted_once(fits: list[int]) -> None:
@@ -80,6 +59,12 @@ def test_the_same_data_is_fitted_once(fits: list[int]) -> None:
     for training, held_out, seed in others:
         fitted_reader(training, held_out, seed=seed)
     assert len(fits) == 5
+
+
+def test_labels_that_never_vary_need_no_reader(fits: list[int]) -> None:
+    assert label_reader.fitted_reader(digits(1, 1, 1), digits(1)) is None
+    assert label_reader.fitted_reader(digits(0, 1, 2), digits(1), min_support=2) is None
+    assert not fits
 
 
 @pytest.mark.parametrize("content", [b"", b"damaged" * 9, "cut"])

@@ -25,10 +25,11 @@ _STRIDED = {1: (1,), 2: (1, 3), 3: (0, 1, 3)}
 
 
 class ImageClassifier(nn.Module):
-    """Logits for each of several labels: five convolutions, and averages of the four quarters.
+    """Logits for each of several labels: five convolutions, and averages over regions.
 
-    Convolutions halve the sides until 4 to 8 positions are left. The quarters stay apart, since
-    what an image shows may be told by where it is.
+    Convolutions halve the sides until 4 to 8 positions are left. Regions stay apart, since what an
+    image shows may be told by where it is: 2x2 of them for one label, 4x4 for attributes, many of
+    which are small parts in one place.
     """
 
     def __init__(self, size: tuple[int, int], num_values: Sequence[int]) -> None:
@@ -47,13 +48,14 @@ class ImageClassifier(nn.Module):
             convolution = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
             layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-        self.head = nn.Linear(4 * _WIDTHS[-1], sum(num_values))
+        self.regions = 2 if len(num_values) == 1 else 4
+        self.head = nn.Linear(self.regions**2 * _WIDTHS[-1], sum(num_values))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) uint8 or float in [0, 255] -> for each label (N, values)."""
         pixels = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        quarters = F.adaptive_avg_pool2d(self.body(pixels), 2)
-        return self.head(quarters.flatten(1)).split(self.num_values, dim=1)
+        regions = F.adaptive_avg_pool2d(self.body(pixels), self.regions)
+        return self.head(regions.flatten(1)).split(self.num_values, dim=1)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> np.ndarray:

@@ -116,6 +116,7 @@ def images_of_folder(
         names=np.array([path.with_suffix("").as_posix() for path in relative]),
         about={
             "folder": str(root),
+            "images in all": len(paths),
             "file formats": sorted({path.suffix.lower() for path in paths}),
             "resize": "none where an image has the size, else Lanczos to cover it, centre crop",
             "identity": _identity(repr(sources).encode()),
@@ -143,6 +144,7 @@ def images_of_tokens(data: TokenDataset, codec: Codec, title: str) -> ImageSet:
         labels=labels,
         about={
             "folder": str(latents.root),
+            "images in all": len(data.rows),
             "codec": latents.codec_identity,
             "identity": _identity(np.ascontiguousarray(latents.tokens[data.rows]).tobytes()),
         },

@@ -49,8 +49,13 @@ class LabelledImages(NamedTuple):
                 f"the {images.title} have no {'classes' if attributes is None else 'names'}"
             )
         labels = class_labels(names) if attributes is None else labels_of(names, attributes)
-        size = fitting_size(images.size)
-        return cls(torch.cat([scaled(batch, size) for batch in images.batches(quiet)]), labels)
+        return cls(small_pixels(images, quiet), labels)
+
+
+def small_pixels(images: ImageSet, quiet: bool = True) -> Tensor:
+    """(N, 3, H, W) uint8: all images of a set, as small as a classifier reads them."""
+    size = fitting_size(images.size)
+    return torch.cat([scaled(batch, size) for batch in images.batches(quiet)])
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,10 @@ class LabelReader:
         """Share in [0, 1] of all labels that are read right, NaN where there are none.
 
         Args:
-            columns: that count; None takes all.
+            columns: the columns that count; None takes all.
         """
-        chosen = [column in (columns or self.table.columns) for column in self.table.columns]
+        counted = self.table.columns if columns is None else columns
+        chosen = [column in counted for column in self.table.columns]
         labels = self.table.encode(data.labels)[:, chosen]
         right = self.read(data.images)[:, chosen] == labels
         return _share(right[labels >= 0])
@@ -98,8 +104,10 @@ def fitted_reader(
     seed: int = 0,
     device: torch.device | None = None,
     quiet: bool = True,
-) -> LabelReader:
+) -> LabelReader | None:
     """A reader of all labels of the training images, from the cache where it was fitted before.
+
+    None where there is nothing to read: no label has two values with enough images.
 
     Args:
         min_support: see `LabelTable.of`.
@@ -109,6 +117,8 @@ def fitted_reader(
         UserError: the cache cannot be written to.
     """
     table = LabelTable.of(training.labels, min_support)
+    if not table.columns:
+        return None
     places = table.encode(training.labels), table.encode(held_out.labels)
     identity = _identity(table, seed, training.images, held_out.images, *places)
     path = make_folder(cache_folder() / "classifiers") / f"{identity}.safetensors"

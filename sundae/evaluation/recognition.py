@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sundae.evaluation.attributes import (
@@ -18,12 +17,17 @@ from sundae.evaluation.attributes import (
     share_preserved,
 )
 from sundae.evaluation.image_sets import ImageSet
-from sundae.evaluation.label_reader import LabelledImages, LabelReader, fitted_reader
-from sundae.evaluation.label_table import Labels, class_labels, labels_of, read_attributes
+from sundae.evaluation.label_reader import (
+    LabelledImages,
+    LabelReader,
+    fitted_reader,
+    small_pixels,
+)
+from sundae.evaluation.label_table import read_attributes
 from sundae.evaluation.real_images import RealImages
 
 _ATTRIBUTES = "attributes.json"
-_MOST_BYTES = 2**31  # of images that a classifier is fitted on or measured with
+_MOST = 100_000  # images that a classifier is fitted on or measured with
 
 Figures = dict[str, float]  # by name
 
@@ -56,25 +60,25 @@ class Recognition:
             UserError: An image cannot be read, or the cache of classifiers not be written.
         """
         assert real.training is not None
-        training, reference = (_affordable(side) for side in (real.training, real.reference))
+        training, reference = (side[:_MOST] for side in (real.training, real.reference))
         classes = attributes = None
         known: frozenset[Combination] = frozenset()
         if "classes" in wanted and training.labels is not None and reference.labels is not None:
-            data = [_with_classes(side, side.labels) for side in (training, reference)]
-            if len(set(training.labels)) > 1:
-                classes = fitted_reader(*data, device=device, quiet=quiet)
+            data = [LabelledImages.of(side) for side in (training, reference)]
+            classes = fitted_reader(*data, device=device, quiet=quiet)
         if "attributes" in wanted and has_attributes(real):
             data = [_with_attributes(side) for side in (training, reference)]
             attributes = fitted_reader(*data, min_support=MIN_SUPPORT, device=device, quiet=quiet)
-            known = frozenset(_combinations(attributes, training))
+            known = frozenset(_combinations(attributes, training) if attributes else ())
         return cls(classes, attributes, known, reference)
 
     def samples(self, images: ImageSet) -> Figures:
         """Share of samples read as their class; share of combinations that training images have."""
         figures: Figures = {}
-        if self.classes is not None and images.labels is not None:
-            labelled = _with_classes(images, images.labels)
-            figures["class_accuracy"] = self.classes.share_right(labelled)
+        # Sub-folders of samples may be anything: they are classes where all of them are known.
+        known = set(self.classes.table.columns["class"]) if self.classes else set()
+        if self.classes and images.labels is not None and set(images.labels) <= known:
+            figures["class_accuracy"] = self.classes.share_right(LabelledImages.of(images))
         return figures | self._known(images)
 
     def floor(self) -> Figures:
@@ -88,11 +92,11 @@ class Recognition:
         before: Figures = {}
         if self.classes is not None and originals.labels is not None:
             for figures, images in ((before, originals), (after, decoded)):
-                labelled = _with_classes(images, originals.labels)
+                labelled = LabelledImages.of(replace(images, labels=originals.labels))
                 figures["class_accuracy"] = self.classes.share_right(labelled)
         if self.attributes is not None and readable(self.attributes):
             labelled = _with_attributes(originals)
-            shares = share_preserved(self.attributes, labelled, decoded.pixels())
+            shares = share_preserved(self.attributes, labelled, small_pixels(decoded))
             before["attribute_accuracy"], after["attribute_accuracy"] = shares
         return after, before
 
@@ -132,22 +136,12 @@ def _attributes_file(images: ImageSet) -> Path | None:
     return path if images.names is not None and path.is_file() else None
 
 
-def _with_classes(images: ImageSet, labels: np.ndarray | None) -> LabelledImages:
-    return LabelledImages(images.pixels(), class_labels([] if labels is None else labels))
-
-
 def _combinations(reader: LabelReader, images: ImageSet) -> list[Combination]:
     classes = None if images.labels is None else images.labels.tolist()
-    return combinations(reader, images.pixels(), classes)
+    return combinations(reader, small_pixels(images), classes)
 
 
 def _with_attributes(images: ImageSet) -> LabelledImages:
     path = _attributes_file(images)
-    assert path is not None and images.names is not None
-    labels: list[Labels] = labels_of(images.names, read_attributes(path))
-    return LabelledImages(images.pixels(), labels)
-
-
-def _affordable(images: ImageSet) -> ImageSet:
-    """The first of the images, as many as fit into memory."""
-    return images[: max(2, _MOST_BYTES // int(np.prod((3, *images.size))))]
+    assert path is not None
+    return LabelledImages.of(images, read_attributes(path))

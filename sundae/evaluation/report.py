@@ -76,7 +76,7 @@ def _cell(figures: Figures, name: str, form: str) -> str:
     value, spread = figures.get(name), figures.get(f"{name}_std")
     if value is None or math.isnan(value):
         return ""
-    return f"{value:{form}}" + ("" if spread is None else f" ±{spread:.1g}")
+    return f"{value:{form}}" + ("" if spread is None else f" ±{spread:.2g}")
 
 
 def legend(evaluation: Evaluation) -> list[str]:
