@@ -10,6 +10,8 @@ from sundae.common.extras import import_extra, package_folder
 
 def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    # Another test may have imported it, and a module that is there needs no package.
+    monkeypatch.delitem(sys.modules, "torch_fidelity.metric_kid", raising=False)
     with pytest.raises(UserError, match=r"^torch_fidelity is missing: pip install -r re\.txt$"):
         import_extra("torch_fidelity.metric_kid", "re.txt")
     assert import_extra("json.decoder", "re.txt").JSONDecoder
