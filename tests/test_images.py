@@ -13,6 +13,7 @@ from sundae.common.errors import UserError
 from sundae.common.images import (
     BadImage,
     enlarged,
+    image_size,
     list_images,
     load_image,
     make_grid,
@@ -124,6 +125,7 @@ def test_rotated_camera_image_stands_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the camera was turned: show it rotated clockwise by 90 degrees
     image.save(tmp_path / "x.png", exif=exif)
     assert load_image(tmp_path / "x.png").size == (8, 16)
+    assert image_size(tmp_path / "x.png") == (16, 8)  # height first
     assert [pixel(tmp_path / "x.png", at) for at in ((4, 2), (4, 14))] == [RED, (0, 0, 0)]
 
 

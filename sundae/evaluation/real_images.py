@@ -75,6 +75,11 @@ def open_images(
         UserError: There are no images, or none of one kind.
     """
     paths = list_images(root)
+    if training is not None and training.resolve() == root.resolve():
+        raise UserError(
+            f"--training {training} is REFERENCE itself; give another folder, or --eval-fraction "
+            "to divide this one"
+        )
     if training is not None or split_sizes is None or side == "all":
         held_out = images_of_folder(root, size, _HELD_OUT if training else "images", paths)
         learned = images_of_folder(training, held_out.size, _TRAINING) if training else None

@@ -93,7 +93,8 @@ def legend(evaluation: Evaluation) -> list[str]:
                      "--training)")  # fmt: skip
         return lines
     if "codec" in evaluation.columns:
-        lines.append(f"codec: as many {training.title}, encoded and decoded")
+        lines.append(f"codec: as many {training.title}, encoded and decoded; for classes the "
+                     "reference")  # fmt: skip
     lines.append(
         f"floor: as many {training.title} in the place of samples; for classes and copies the "
         "reference"
@@ -141,8 +142,20 @@ def write_report(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Pa
     elif shown is not None and images is not None:
         _save_pairs(images.reference[:_PAIRS], shown[:_PAIRS], folder / "reconstructions.png")
     figures = {name: column.figures for name, column in evaluation.columns.items()}
-    text = json.dumps({"figures": figures, "protocol": protocol}, indent=2, ensure_ascii=False)
-    write_text(folder / JSON_NAME, text + "\n")
+    write_text(folder / JSON_NAME, to_json({"figures": figures, "protocol": protocol}))
+
+
+def to_json(values: Any) -> str:
+    """Values as JSON, which has no NaN and no infinity: they become null."""
+    return json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _save(images: ImageSet, path: Path) -> None:
