@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sundae.codec.interface import Codec
 from sundae.common.errors import UserError
-from sundae.common.images import BadImage, list_images, load_image, resize_and_crop
+from sundae.common.images import BadImage, image_size, list_images, load_image, resize_and_crop
 from sundae.data.dataset import TokenDataset
 
 Size = tuple[int, int]
@@ -106,7 +106,7 @@ def images_of_folder(
 
     relative = [path.relative_to(root) for path in paths]
     in_classes = all(len(path.parts) > 1 for path in relative)
-    sources = [(path.as_posix(), (root / path).stat().st_size) for path in relative]
+    sources = [(path.as_posix(), _num_bytes(root / path)) for path in relative]
     return ImageSet(
         title,
         (height, width),
@@ -153,15 +153,23 @@ def images_of_tokens(data: TokenDataset, codec: Codec, title: str) -> ImageSet:
 
 def _common_size(paths: Sequence[Path]) -> Size:
     """(height, width) of images that are all equally large."""
-    first = _load(paths[0]).size
+    height, width = _load(paths[0]).size[::-1]
     for path in paths[1:]:
-        with suppress(OSError), Image.open(path) as image:  # reading it says what is wrong
-            if image.size != first:
+        with suppress(BadImage):  # reading it says what is wrong
+            found = image_size(path)
+            if found != (height, width):
                 raise UserError(
-                    f"{path} has {image.height}x{image.width} pixels, {paths[0]} "
-                    f"{first[1]}x{first[0]}; pass --size, to which all are scaled and cropped"
+                    f"{path} has {found[0]}x{found[1]} pixels, {paths[0]} {height}x{width}; pass "
+                    "--size, to which all are scaled and cropped"
                 )
-    return first[1], first[0]
+    return height, width
+
+
+def _num_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:  # a link that leads nowhere
+        raise UserError(f"cannot read {path}: {error.strerror}; repair or remove it") from error
 
 
 def _load(path: Path) -> Image.Image:
