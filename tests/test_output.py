@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import contents
-from torch import Tensor, nn
+from small_nets import ClassNet
+from torch import Tensor
 
 from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
@@ -17,15 +18,6 @@ from sundae.sampling.output import grid_path, prepare_out_dir, sample_path, writ
 from sundae.sampling.sampler import BaseSampler
 
 Config = Callable[..., RunConfig]
-
-
-class ClassNet(nn.Module):
-    """As certain as it can be that every pixel has the number of the class."""
-
-    def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
-        assert classes is not None
-        rows = 50.0 * nn.functional.one_hot(classes, 5).float()
-        return rows[:, None].expand(*tokens.shape, 5)
 
 
 def grey(level: int) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from small_nets import ClassNet
 
 from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
@@ -20,15 +20,6 @@ from sundae.interactive.settings import Settings
 
 Config = Callable[..., RunConfig]
 NAMES = ("zero", "one", "two")
-
-
-class ClassNet(nn.Module):
-    """Prefers the number of the class for every token."""
-
-    def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
-        assert classes is not None
-        rows = 50.0 * torch.nn.functional.one_hot(classes, 5).float()
-        return rows[:, None].expand(*tokens.shape, 5)
 
 
 def settings_of(config: Config, changes: dict[str, object] | None = None) -> Settings:

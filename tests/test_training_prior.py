@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_nets import ClassNet
+from torch import Tensor
 
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
@@ -13,15 +14,6 @@ from sundae.training.prior import PriorTask, drop_classes
 
 Config = Callable[..., RunConfig]
 CPU = torch.device("cpu")
-
-
-class ClassNet(nn.Module):
-    """As certain as it can be that every pixel has the number of the class."""
-
-    def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
-        assert classes is not None
-        rows = 50.0 * torch.nn.functional.one_hot(classes, 5).float()
-        return rows[:, None].expand(*tokens.shape, 5)
 
 
 def test_the_task_yields_the_loss_of_every_unroll_step(config: Config) -> None:
