@@ -1,7 +1,6 @@
 """evaluate.py on data with known answers: sides, floor, statistics, copies, refusals."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from vqgan_cases import CASES
 from sundae.common.errors import UserError
 from sundae.config.sections import SamplingConfig
 from sundae.evaluation import evaluation
-from sundae.evaluation.report import to_json
 from sundae.evaluation.sweep import evaluations
 from sundae.prior.pretrained import BUNDLED
 
@@ -237,7 +235,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_sampled(
     assert "sampling.steps" in refusal(images, images, "--steps", 3)
     assert "--size" in refusal(run, images, "--size", 8)
     assert "has 60 images" in refusal(images, images, "--nb-samples", 61)
-    assert "REFERENCE itself" in refusal(images, images, "--training", images)
+    assert "--sweep" in refusal(images, images, "--seeds", 0, 1)
+    assert "as --training" in refusal(images, images, "--training", images)
+    assert "give one" in refusal(images, images, "--training", images, "--eval-fraction", 0.5)
+    assert "divided already" in refusal(run, "--eval-fraction", 0.5)
     Image.new("RGB", (8, 8)).save(images / "class0" / "small.png")
     assert "small.png" in refusal(images, images)
     done = tmp_path / "done"
@@ -245,6 +246,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_sampled(
     (done / "evaluation.json").write_text("{}")
     assert "--overwrite" in refusal(run, "--out-dir", done)
     assert not (tmp_path / "samples").exists()
+
+
+def test_a_link_that_leads_nowhere_is_named_and_no_traceback(
+    script: Script, images: Path, tmp_path: Path
+) -> None:
+    (images / "class0" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert "gone.png" in script("evaluate", images, images, "--features", "pixels").refusal()
 
 
 def test_class_accuracy_is_at_chance_where_classes_are_shuffled(
@@ -339,11 +347,17 @@ def test_a_wrong_sweep_is_refused_before_anything_is_sampled(
     assert "nb_samples" in refusal("nb_samples=4")
     both = script("evaluate", images, images, "--features", "pixels", "--sweep", "steps=1")
     assert "is for a prior" in both.refusal()
+    assert "--save-statistics" in refusal("steps=1", "--save-statistics", "s.safetensors")
 
 
-def test_json_has_no_numbers_that_json_has_not() -> None:
-    values = {"psnr": math.inf, "of": (math.nan, 0.5, "ssim", True)}
-    assert json.loads(to_json(values)) == {"psnr": None, "of": [None, 0.5, "ssim", True]}
+def test_a_sweep_of_other_figures_has_a_plot_and_draws_equal_values_once(
+    script: Script, run: Path, tmp_path: Path
+) -> None:
+    ended = script("evaluate", run, "--sweep", "steps=1,1", "--figures", "manifold", "--features",
+                   "pixels", "--nb-samples", 6, "--out-dir", tmp_path / "sweep")  # fmt: skip
+    assert ended.code == 0, ended
+    assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text("utf-8"))["rows"]) == 1
+    assert (tmp_path / "sweep" / "sweep.png").stat().st_size > 1000
 
 
 def test_evaluations_count_guidance_twice_and_idle_steps_not_at_all() -> None:

@@ -220,3 +220,15 @@ def test_images_are_scaled_to_be_seen() -> None:
     assert within(Image.new("RGB", (90, 10)), 100).size == (90, 10)
     assert enlarged(Image.new("RGB", (28, 30)), 192).size == (196, 210)
     assert enlarged(Image.new("RGB", (256, 190)), 192).size == (256, 190)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_of_an_image_that_lies_on_its_side_is_that_which_is_shown(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    path, exif = tmp_path / f"image{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert image_size(path) == load_image(path).size[::-1]
+    assert image_size(path) == ((30, 20) if orientation > 4 else (20, 30))

@@ -78,14 +78,14 @@ def load_image(path: Path, background: str = "white") -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image file, upright as `load_image` reads it, without decoding it.
+    """(height, width) of an image file as `load_image` turns it upright, without decoding it.
 
     Raises:
         BadImage: not an image.
     """
     with _naming(path), Image.open(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-        return (image.width, image.height) if turned else (image.height, image.width)
+        lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 and image.format != "TIFF"
+        return (image.width, image.height) if lies else (image.height, image.width)
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def images_of_folder(
 
     relative = [path.relative_to(root) for path in paths]
     in_classes = all(len(path.parts) > 1 for path in relative)
-    sources = [(path.as_posix(), (root / path).stat().st_size) for path in relative]
+    sources = [(path.as_posix(), _num_bytes(root / path)) for path in relative]
     return ImageSet(
         title,
         (height, width),
@@ -169,6 +169,13 @@ def _common_size(paths: Sequence[Path]) -> Size:
                     "pass --size, to which all are scaled and cropped"
                 )
     return first
+
+
+def _num_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:  # a link that leads nowhere
+        raise UserError(f"cannot read {path}: {error.strerror}; repair or remove it") from error
 
 
 def _identity(content: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sundae.common.files import write_text
+from sundae.common.files import write_json
 from sundae.common.images import save_grid
 from sundae.evaluation.evaluation import Evaluation
 from sundae.evaluation.image_sets import ImageSet
@@ -142,20 +141,7 @@ def write_report(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Pa
     elif shown is not None and images is not None:
         _save_pairs(images.reference[:_PAIRS], shown[:_PAIRS], folder / "reconstructions.png")
     figures = {name: column.figures for name, column in evaluation.columns.items()}
-    write_text(folder / JSON_NAME, to_json({"figures": figures, "protocol": protocol}))
-
-
-def to_json(values: Any) -> str:
-    """Values as JSON, which has no NaN and no infinity: they become null."""
-    return json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {name: _finite(value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+    write_json(folder / JSON_NAME, {"figures": figures, "protocol": protocol})
 
 
 def _save(images: ImageSet, path: Path) -> None:
