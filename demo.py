@@ -59,7 +59,7 @@ def main() -> None:
     say(f"accuracy of a classifier fitted on the real digits: {accuracy:.3f} on {COUNT} samples, "
         f"{reader.accuracy['class']:.3f} on held-out digits")  # fmt: skip
     spread, real_spread = (
-        class_diversity(x, labels, pixel_distance, pairs=1000)
+        class_diversity(x.__getitem__, labels, pixel_distance, pairs=1000)
         for x, labels in ((images, targets), (training.images, real.training.labels))
     )
     say(f"samples of a class differ {spread / real_spread:.2f} times as much as real digits do")

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 from sundae.common.errors import UserError
+from sundae.common.files import make_folder
 from sundae.common.locking import output_folder
 from sundae.config.flags import add_flags
 from sundae.config.sections import VQGANConfig
 from sundae.evaluation.evaluation import Settings, evaluate, open_lpips
+from sundae.evaluation.image_sets import ImageSet
 from sundae.evaluation.instrument import FIGURES
 from sundae.evaluation.protocol import protocol
 from sundae.evaluation.real_images import SIDES, RealImages
@@ -90,11 +92,17 @@ def main() -> None:
         or (args.nb_samples is not None and args.nb_samples < 2)
     ):
         raise UserError("--batch-size and --pool must be at least 1, --nb-samples at least 2")
+    if args.seeds and not args.sweep:
+        raise UserError("--seeds is for --sweep; give one --seed")
+    if args.save_statistics and args.sweep:
+        raise UserError("--save-statistics is not for --sweep; save them by a call of its own")
     seed_everything(args.seed)
     report = args.out_dir and not args.sweep and args.out_dir / JSON_NAME
     for path in filter(None, (args.save_statistics, report)):
         if path.exists() and not args.overwrite:
             raise UserError(f"{path} exists; choose another place or pass --overwrite")
+    if args.save_statistics:
+        make_folder(args.save_statistics.parent)
     device, args.resume = choose_device(args.no_cuda, args.quiet), args.samples
     network = load_features(args.features, device)
     figures = args.figures or (SWEPT if args.sweep else None)
@@ -103,7 +111,7 @@ def main() -> None:
              "input_range": args.input_range, "distance": args.distance}  # fmt: skip
     subject = Subject.open(args.samples, network, prior=sampler_options(args, device), codec=codec,
                            size=args.size)  # fmt: skip
-    only_save = args.save_statistics and not args.reference and subject.images is not None
+    only_save = args.save_statistics and not args.reference and isinstance(subject.images, ImageSet)
     real = open_reference(
         args.samples if only_save else args.reference, subject, network, side=args.split,
         eval_fraction=args.eval_fraction, training=args.training,

@@ -66,7 +66,6 @@ def parse_args() -> tuple[str, dict[str, Any]]:
     )
     flag(
         "--package-dir",
-        "--tarballs",
         type=Path,
         metavar="DIR",
         help="folder with the package of emoji, mnist or fashion-mnist as files, in place of a "

@@ -36,7 +36,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     scenes.mkdir(parents=True)
     Image.new("RGB", (4, 4), (1, 2, 3)).save(scenes / "000#night.png")
     monkeypatch.setattr(cats, "check_installed", lambda package: None)
-    monkeypatch.setattr(cats, "installed_files", lambda module: root)
+    monkeypatch.setattr(cats, "package_folder", lambda package, remedy: root)
     return root
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import LEVELS, Ended, write_tiny_data
 from PIL import Image
+from pixel_reader import read_pixels
 from torch import Tensor
 from vqgan_cases import CASES
 
@@ -29,22 +30,23 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_downloaded(classifiers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean difference of pixels in the place of LPIPS."""
+    """The mean difference of pixels in the place of LPIPS; classifiers read the first pixels."""
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().mean((1, 2, 3))
 
-    monkeypatch.setenv("SUNDAE_CACHE", str(classifiers))
+    read_pixels(monkeypatch, classifiers)
     monkeypatch.setattr(evaluation, "load_lpips", lambda net, device: distance)
 
 
 def write_images(root: Path, count: int, seed: int, classes: int = 2, size: int = 16) -> Path:
-    """Noise whose mean brightness is that of the class; file names continue over classes."""
+    """Noise as bright as its class, whose first pixel is the class; names continue over classes."""
     generator = np.random.default_rng(seed)
     for number in range(count):
         folder = root / f"class{number % classes}"
         folder.mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 100, (size, size, 3)) + 150 * (number % classes)
+        pixels[0, 0] = number % classes
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{seed}-{number:03d}.png")
     return root
 
@@ -164,11 +166,18 @@ def test_statistics_of_another_protocol_are_refused(
     assert "another protocol" in script("evaluate", images, file, *flags).refusal()
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run is that several tests evaluate."""
+    return tmp_path_factory.mktemp("trained")
+
+
 @pytest.fixture
-def run(script: Script, run_file: Callable[..., Path], tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    ended = script("train", "--cfg-path", run_file(), "--seed", 0, "--run-dir", folder)
-    assert ended.code == 0, ended
+def run(script: Script, run_file: Callable[..., Path], trained: Path) -> Path:
+    folder = trained / "run"
+    if not folder.exists():
+        ended = script("train", "--cfg-path", run_file(), "--seed", 0, "--run-dir", folder)
+        assert ended.code == 0, ended
     return folder
 
 
@@ -193,7 +202,9 @@ def test_a_prior_on_tokens_of_a_vqgan_has_its_codec_and_its_split_beside_it(
     images = write_images(tmp_path / "images", 30, seed=0, size=8)
     for number, name in enumerate(("flags", "symbols")):  # classes of the bundled model
         (images / f"class{number}").rename(images / name)
-    found = evaluate(BUNDLED, images, "--nb-samples", 3, "--steps", 1, "--figures", "distance")
+    found = evaluate(BUNDLED, images, "--nb-samples", 3, "--steps", 1,
+                     "--figures", "distance", "classes")  # fmt: skip
+    assert all("class_accuracy" in column for column in found["figures"].values())
     assert list(found["figures"]) == ["samples", "codec", "floor"]
     values = [column["frechet_distance"] for column in found["figures"].values()]
     assert len(set(values)) == 3 and min(values) > 0
@@ -224,6 +235,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_sampled(
     assert "sampling.steps" in refusal(images, images, "--steps", 3)
     assert "--size" in refusal(run, images, "--size", 8)
     assert "has 60 images" in refusal(images, images, "--nb-samples", 61)
+    assert "--sweep" in refusal(images, images, "--seeds", 0, 1)
+    assert "as --training" in refusal(images, images, "--training", images)
+    assert "give one" in refusal(images, images, "--training", images, "--eval-fraction", 0.5)
+    assert "divided already" in refusal(run, "--eval-fraction", 0.5)
     Image.new("RGB", (8, 8)).save(images / "class0" / "small.png")
     assert "small.png" in refusal(images, images)
     done = tmp_path / "done"
@@ -231,6 +246,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_sampled(
     (done / "evaluation.json").write_text("{}")
     assert "--overwrite" in refusal(run, "--out-dir", done)
     assert not (tmp_path / "samples").exists()
+
+
+def test_a_link_that_leads_nowhere_is_named_and_no_traceback(
+    script: Script, images: Path, tmp_path: Path
+) -> None:
+    (images / "class0" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert "gone.png" in script("evaluate", images, images, "--features", "pixels").refusal()
 
 
 def test_class_accuracy_is_at_chance_where_classes_are_shuffled(
@@ -255,7 +277,7 @@ def test_class_accuracy_is_at_chance_where_classes_are_shuffled(
 def test_attributes_are_read_where_they_lie_beside_the_images(
     evaluate: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    root, shades = tmp_path / "flat", ("dark", "bright")
+    root, shades = tmp_path / "flat", ("0 dark", "1 bright")
     root.mkdir()
     for number, path in enumerate(sorted(write_images(tmp_path / "made", 90, 0).rglob("*.png"))):
         path.rename(root / f"{number}.png")  # the first half is dark
@@ -274,7 +296,8 @@ def test_a_codec_is_scored_image_by_image_and_beside_the_floor(
 ) -> None:
     case, out = CASES["taming"](tmp_path), tmp_path / "out"
     found = evaluate(case.checkpoint, images, "--config", case.config, "--eval-fraction", 0.3,
-                     "--size", 32, "--figures", "distance", "diversity")["figures"]  # fmt: skip
+                     "--size", 32, "--nb-samples", 8,
+                     "--figures", "distance", "diversity")["figures"]  # fmt: skip
     assert 0 < found["codec"]["psnr"] < 30  # of random weights
     assert 0 < found["codec"]["codes_used"] <= 1 <= found["codec"]["perplexity"]
     assert found["codec"]["frechet_distance"] > found["floor"]["frechet_distance"]
@@ -324,6 +347,17 @@ def test_a_wrong_sweep_is_refused_before_anything_is_sampled(
     assert "nb_samples" in refusal("nb_samples=4")
     both = script("evaluate", images, images, "--features", "pixels", "--sweep", "steps=1")
     assert "is for a prior" in both.refusal()
+    assert "--save-statistics" in refusal("steps=1", "--save-statistics", "s.safetensors")
+
+
+def test_a_sweep_of_other_figures_has_a_plot_and_draws_equal_values_once(
+    script: Script, run: Path, tmp_path: Path
+) -> None:
+    ended = script("evaluate", run, "--sweep", "steps=1,1", "--figures", "manifold", "--features",
+                   "pixels", "--nb-samples", 6, "--out-dir", tmp_path / "sweep")  # fmt: skip
+    assert ended.code == 0, ended
+    assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text("utf-8"))["rows"]) == 1
+    assert (tmp_path / "sweep" / "sweep.png").stat().st_size > 1000
 
 
 def test_evaluations_count_guidance_twice_and_idle_steps_not_at_all() -> None:

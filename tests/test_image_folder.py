@@ -125,6 +125,12 @@ def test_what_exists_is_refused_skipped_or_replaced(tmp_path: Path) -> None:
         write(squares(1), out, skip_existing=True)
 
 
+def test_a_file_in_the_place_of_the_folder_is_called_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("notes")
+    with pytest.raises(UserError, match="out is a file"):
+        write(squares(1), tmp_path / "out")
+
+
 def test_images_of_one_combination_are_on_one_side() -> None:
     parts = [{"eyes": str(seed % 50), "mouth": "o"} for seed in range(400)]
     names = [f"critters/{combination_name(part, seed)}.png" for seed, part in enumerate(parts)]

@@ -13,6 +13,7 @@ from sundae.common.errors import UserError
 from sundae.common.images import (
     BadImage,
     enlarged,
+    image_size,
     list_images,
     load_image,
     make_grid,
@@ -124,6 +125,7 @@ def test_rotated_camera_image_stands_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the camera was turned: show it rotated clockwise by 90 degrees
     image.save(tmp_path / "x.png", exif=exif)
     assert load_image(tmp_path / "x.png").size == (8, 16)
+    assert image_size(tmp_path / "x.png") == (16, 8)  # height first
     assert [pixel(tmp_path / "x.png", at) for at in ((4, 2), (4, 14))] == [RED, (0, 0, 0)]
 
 
@@ -218,3 +220,15 @@ def test_images_are_scaled_to_be_seen() -> None:
     assert within(Image.new("RGB", (90, 10)), 100).size == (90, 10)
     assert enlarged(Image.new("RGB", (28, 30)), 192).size == (196, 210)
     assert enlarged(Image.new("RGB", (256, 190)), 192).size == (256, 190)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_of_an_image_that_lies_on_its_side_is_that_which_is_shown(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    path, exif = tmp_path / f"image{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert image_size(path) == load_image(path).size[::-1]
+    assert image_size(path) == ((30, 20) if orientation > 4 else (20, 30))

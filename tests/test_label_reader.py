@@ -1,7 +1,6 @@
 """Readers of labels: what they say of themselves, the cache, and figures of attributes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from pixel_reader import images_of, read_pixels
 
-from sundae.common.errors import UserError
 from sundae.evaluation import label_reader
 from sundae.evaluation.attributes import combinations, readable, share_known, share_preserved
 from sundae.evaluation.image_sets import images_in_memory
@@ -80,21 +78,14 @@ def test_a_damaged_file_is_made_again(
     assert fits == [2, 2]
 
 
-def test_images_of_a_set_are_taken_small_with_their_classes_or_attributes() -> None:
+def test_images_of_a_set_are_taken_small_with_their_classes() -> None:
     images = images_in_memory(
         torch.full((3, 3, 128, 64), 7, dtype=torch.uint8), "cats",
-        labels=np.array(["a", "b", "a"]), names=np.array(["a/1", "b/1", "a/2"]),
+        labels=np.array(["a", "b", "a"]),
     )  # fmt: skip
     small = LabelledImages.of(images)
     assert small.labels == [{"class": "a"}, {"class": "b"}, {"class": "a"}]
     assert small.images.shape == (3, 3, 64, 32) and (small.images == 7).all()
-    attributes = {"a/1": {"a/eyes": "round"}, "a/2": {"a/eyes": "none"}, "b/1": {"b/ears": "2"}}
-    expected = [{"a/eyes": "round"}, {"b/ears": "2"}, {"a/eyes": "none"}]
-    assert LabelledImages.of(images, attributes).labels == expected
-    with pytest.raises(UserError, match="1 of 3 images have no attributes, a/2 for one"):
-        LabelledImages.of(images, {name: attributes[name] for name in ("a/1", "b/1")})
-    with pytest.raises(UserError, match="the cats have no classes"):
-        LabelledImages.of(replace(images, labels=None))
 
 
 def portraits(*rows: Sequence[int]) -> LabelledImages:

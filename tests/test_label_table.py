@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from sundae.common.errors import UserError
-from sundae.evaluation.label_table import OTHER, LabelTable, class_labels, read_attributes
+from sundae.evaluation.label_table import (
+    OTHER,
+    LabelTable,
+    class_labels,
+    labels_of,
+    read_attributes,
+)
 
 
 def test_labels_become_places_among_the_sorted_values() -> None:
@@ -52,3 +58,10 @@ def test_another_file_is_refused(text: str | None, tmp_path: Path) -> None:
         path.write_text(text)
     with pytest.raises(UserError, match="holds no attributes of images .*get-images.py"):
         read_attributes(path)
+
+
+def test_an_image_without_attributes_is_named() -> None:
+    attributes = {"a/1": {"eyes": "round"}, "a/2": {"eyes": "none"}}
+    assert labels_of(["a/2", "a/1"], attributes) == [{"eyes": "none"}, {"eyes": "round"}]
+    with pytest.raises(UserError, match="1 of 3 images have no attributes, a/3 for one"):
+        labels_of(["a/1", "a/3", "a/2"], attributes)

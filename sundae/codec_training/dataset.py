@@ -15,7 +15,13 @@ from torch.utils.data import Dataset
 from sundae.codec_training.config import TrainingConfig
 from sundae.common.errors import UserError
 from sundae.common.fitting import fit_image
-from sundae.common.images import BadImage, image_size, list_images, load_image, resize_and_crop
+from sundae.common.images import (
+    image_size,
+    list_images,
+    load_image,
+    refusing_bad_images,
+    resize_and_crop,
+)
 from sundae.data.dataset import Batch
 from sundae.data.splits import EVAL, TRAIN, split_names
 
@@ -53,7 +59,8 @@ class ImageDataset(Dataset[Batch]):
         """(H, W, 3) uint8, what is cached."""
         if self.cache is not None and index in self.cache:
             return self.cache[index]
-        pixels = np.asarray(self._prepare(_read(self.paths[index])))
+        with refusing_bad_images():
+            pixels = np.asarray(self._prepare(load_image(self.paths[index])))
         if self.cache is not None:
             self.cache[index] = pixels
         return pixels
@@ -139,15 +146,9 @@ class WholeImages(Dataset[Batch]):
             UserError: the image cannot be decoded.
         """
         (index,) = indices
-        image = fit_image(_read(self.paths[index]), self.factor, self.size, "crop")
+        with refusing_bad_images():
+            image = fit_image(load_image(self.paths[index]), self.factor, self.size, "crop")
         return {"images": image.pixels[None]}
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        return load_image(path)
-    except BadImage as error:
-        raise UserError(f"cannot read {error}; repair or remove it") from error
 
 
 def _as_batch(pixels: Sequence[np.ndarray]) -> Batch:
@@ -253,10 +254,8 @@ def split_images(root: Path, eval_fraction: float) -> tuple[list[Path], list[Pat
 
 
 def _check_size(path: Path, size: int) -> None:
-    try:
+    with refusing_bad_images():
         height, width = image_size(path)
-    except BadImage as error:
-        raise UserError(f"cannot read {error}; repair or remove it") from error
     if min(height, width) < size:
         raise UserError(
             f"{path} has {height}x{width} pixels, less than a crop of training.size = {size}; "

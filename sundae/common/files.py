@@ -1,10 +1,13 @@
 """Writing files: whole or not at all, and failing in one line."""
 
 import errno
+import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sundae.common.errors import UserError
 
@@ -68,3 +71,19 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically; file names in it that are not UTF-8 keep their bytes."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes mappings, sequences and plain values as JSON, atomically; NaN and infinities as null.
+
+    Python would write the names of these, which JSON does not have.
+    """
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

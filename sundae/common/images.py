@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from sundae.common.errors import UserError
@@ -78,13 +78,23 @@ def load_image(path: Path, background: str = "white") -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image file as it is stored, without decoding it.
+    """(height, width) of an image file as `load_image` turns it upright, without decoding it.
 
     Raises:
         BadImage: not an image.
     """
     with _naming(path), Image.open(path) as image:
-        return image.height, image.width
+        lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 and image.format != "TIFF"
+        return (image.width, image.height) if lies else (image.height, image.width)
+
+
+@contextmanager
+def refusing_bad_images() -> Iterator[None]:
+    """Turns a `BadImage` into the line that ends a program, where none may be left out."""
+    try:
+        yield
+    except BadImage as error:
+        raise UserError(f"cannot read {error}; repair or remove it") from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from sundae.common.extras import package_folder
 from sundae.datasets.image_folder import (
     LARGEST,
     NONE,
@@ -27,7 +28,7 @@ from sundae.datasets.image_folder import (
     combination_name,
     write_images,
 )
-from sundae.datasets.packages import check_installed, installed_files
+from sundae.datasets.packages import REMEDY, check_installed
 
 if TYPE_CHECKING:
     from dicebear import Style
@@ -122,7 +123,7 @@ def load_style(style: str) -> Style:
     """A style, parsed and checked once: that takes a hundred times as long as an avatar."""
     from dicebear import Style
 
-    path = installed_files("dicebear_styles") / f"{style}.json"
+    path = package_folder("dicebear-styles", REMEDY) / f"{style}.json"
     return Style(json.loads(path.read_text(encoding="utf-8")))
 
 

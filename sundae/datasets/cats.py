@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from sundae.common.errors import UserError
+from sundae.common.extras import package_folder
 from sundae.common.images import load_image, resize_and_crop
 from sundae.datasets.image_folder import (
     LARGEST,
@@ -28,7 +29,7 @@ from sundae.datasets.image_folder import (
     combination_name,
     write_images,
 )
-from sundae.datasets.packages import check_installed, installed_files
+from sundae.datasets.packages import REMEDY, check_installed
 
 PACKAGE = "robohash 2.0"
 PARTS = ("body", "fur", "eyes", "mouth", "accessory")  # from back to front
@@ -81,7 +82,7 @@ def write_cats(
     """
     check_number("--size", size, LARGEST)
     check_installed(PACKAGE)
-    package = installed_files("robohash")
+    package = package_folder("robohash", REMEDY)
     check_number("--count", count, len(_order(package)))
     check_choice("--background", background, BACKGROUNDS)
     looks = {"size": size, "background": background, "classes_by": classes_by}

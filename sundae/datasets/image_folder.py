@@ -136,9 +136,8 @@ def is_taken(out: Path, name: str, settings: Mapping[str, Any], skip_existing: b
     if skip_existing and found == settings:
         return True
     what = f"other {name}" if found and found != settings else f"the {name} already"
-    raise UserError(
-        f"{out} holds {what if found else 'files'}; choose another OUT or pass --overwrite"
-    )
+    holds = f"holds {what if found else 'files'}" if out.is_dir() else "is a file"
+    raise UserError(f"{out} {holds}; choose another OUT or pass --overwrite")
 
 
 def check_number(flag: str, value: int, largest: int) -> None:

@@ -75,7 +75,7 @@ def write_idx(
         UserError: OUT/FOLDER/raw is taken, nothing could be fetched, or a file is another one.
     """
     raw = out / folder / "raw"
-    if not overwrite and raw.exists() and any(raw.iterdir()):
+    if not overwrite and raw.exists() and (raw.is_file() or any(raw.iterdir())):
         if skip_existing and not _damaged(folder, raw):
             return None
         raise UserError(f"{raw} holds files; choose another OUT or pass --overwrite")

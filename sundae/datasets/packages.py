@@ -1,4 +1,4 @@
-"""Files of packages: of npm and Debian by their own tools or from a folder, of Python as installed.
+"""Packages: files of npm's and Debian's by their own tools or from a folder; versions of Python's.
 
 Nothing of a package is executed or imported.
 """
@@ -11,7 +11,6 @@ import subprocess
 import tarfile
 from collections.abc import Sequence
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 from sundae.common.errors import UserError
@@ -68,6 +67,9 @@ def debian_files(package: str, package_dir: Path | None, folder: Path) -> Path:
     return root
 
 
+REMEDY = "pip install -r requirements-data.txt"
+
+
 def check_installed(*packages: str) -> None:
     """UserError unless Python packages, each as "NAME VERSION", are installed in that version.
 
@@ -78,19 +80,9 @@ def check_installed(*packages: str) -> None:
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            raise UserError(f"{name} is missing: pip install -r requirements-data.txt") from None
+            raise UserError(f"{name} is missing: {REMEDY}") from None
         if found != version:
-            raise UserError(
-                f"{name} {found} is installed, expected {version}: "
-                "pip install -r requirements-data.txt"
-            )
-
-
-def installed_files(module: str) -> Path:
-    """Folder of an installed Python package, which is not imported."""
-    spec = find_spec(module)
-    assert spec is not None and spec.submodule_search_locations is not None, module
-    return Path(next(iter(spec.submodule_search_locations)))
+            raise UserError(f"{name} {found} is installed, expected {version}: {REMEDY}")
 
 
 def _existing(archive: Path, command: str) -> Path:

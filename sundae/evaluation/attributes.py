@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -69,7 +69,7 @@ def _columns_of(reader: LabelReader, name: str) -> list[int]:
     return [place for place, column in enumerate(reader.table.columns) if column in of_class]
 
 
-def share_known(images: Sequence[Combination], training: Sequence[Combination]) -> float:
+def share_known(images: Sequence[Combination], training: Collection[Combination]) -> float:
     """Share in [0, 1] of combinations that a training image has; compare with held-out images."""
     known = set(training)
     return float(np.mean([combination in known for combination in images]))

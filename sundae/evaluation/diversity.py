@@ -13,7 +13,7 @@ _BATCH = 16  # pairs in one call
 
 @torch.no_grad()
 def class_diversity(
-    images: Tensor,
+    read: Callable[[np.ndarray], Tensor],
     labels: np.ndarray,
     distance: Callable[[Tensor, Tensor], Tensor],
     *,
@@ -26,7 +26,8 @@ def class_diversity(
     varied, too.
 
     Args:
-        images: (N, 3, H, W) in [0, 1].
+        read: rows (n,) int64 -> images (n, 3, H, W) in [0, 1]; of all images, only those of the
+            pairs are read, a few at a time.
         labels: (N,) class of each image; classes with one image are left out.
         distance: LPIPS, or another one: of two batches of images (n, 3, H, W), numbers (n,).
         pairs: of each class, drawn at random without repetition; fewer where there are no more.
@@ -38,9 +39,9 @@ def class_diversity(
     means = []
     for label in np.unique(labels):
         chosen = _draw_pairs(np.flatnonzero(labels == label), pairs, generator)
-        batches = torch.from_numpy(chosen).split(_BATCH)
-        if len(chosen):
-            distances = [distance(images[batch[:, 0]], images[batch[:, 1]]) for batch in batches]
+        batches = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)]
+        if batches:
+            distances = [distance(read(batch[:, 0]), read(batch[:, 1])) for batch in batches]
             means.append(float(torch.cat(distances).mean()))
     if not means:
         raise ValueError("no class has two images")

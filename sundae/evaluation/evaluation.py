@@ -118,6 +118,7 @@ def evaluate(
         disjoint, floor = instrument.codec(subject.codec), instrument.floor()
         pairs = {"codec": (disjoint, after), "floor": (floor, before)}
         columns = {name: Column(a.figures | b.figures) for name, (a, b) in pairs.items()}
+        columns = {name: column for name, column in columns.items() if column.figures}
         return Evaluation(columns, instrument, decoded)
     about: dict[str, Any] = {}
     if subject.sampler is None:
@@ -134,7 +135,8 @@ def evaluate(
         about["classes"] = in_turn if labels is None else "those of the reference images"
     columns = {"samples": instrument.samples(samples)}
     if subject.codec is not None:
-        columns["codec"] = instrument.codec(subject.codec)
+        share = instrument.codec(subject.codec).figures | instrument.recognised(subject.codec)
+        columns["codec"] = Column(share)
     columns["floor"] = instrument.floor()
     columns = {name: column for name, column in columns.items() if column.figures}
     return Evaluation(

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from sundae.codec.interface import Codec
 from sundae.common.errors import UserError
-from sundae.common.images import BadImage, list_images, load_image, resize_and_crop
+from sundae.common.images import (
+    image_size,
+    list_images,
+    load_image,
+    refusing_bad_images,
+    resize_and_crop,
+)
 from sundae.data.dataset import TokenDataset
 
 Size = tuple[int, int]
@@ -101,12 +105,15 @@ def images_of_folder(
     height, width = size or _common_size(paths)
 
     def read(rows: np.ndarray) -> Tensor:
-        images = [np.asarray(resize_and_crop(_load(paths[row]), (height, width))) for row in rows]
+        with refusing_bad_images():
+            images = [
+                np.asarray(resize_and_crop(load_image(paths[row]), (height, width))) for row in rows
+            ]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     relative = [path.relative_to(root) for path in paths]
     in_classes = all(len(path.parts) > 1 for path in relative)
-    sources = [(path.as_posix(), (root / path).stat().st_size) for path in relative]
+    sources = [(path.as_posix(), _num_bytes(root / path)) for path in relative]
     return ImageSet(
         title,
         (height, width),
@@ -153,22 +160,22 @@ def images_of_tokens(data: TokenDataset, codec: Codec, title: str) -> ImageSet:
 
 def _common_size(paths: Sequence[Path]) -> Size:
     """(height, width) of images that are all equally large."""
-    first = _load(paths[0]).size
-    for path in paths[1:]:
-        with suppress(OSError), Image.open(path) as image:  # reading it says what is wrong
-            if image.size != first:
+    with refusing_bad_images():
+        first = image_size(paths[0])
+        for path in paths[1:]:
+            if (size := image_size(path)) != first:
                 raise UserError(
-                    f"{path} has {image.height}x{image.width} pixels, {paths[0]} "
-                    f"{first[1]}x{first[0]}; pass --size, to which all are scaled and cropped"
+                    f"{path} has {size[0]}x{size[1]} pixels, {paths[0]} {first[0]}x{first[1]}; "
+                    "pass --size, to which all are scaled and cropped"
                 )
-    return first[1], first[0]
+    return first
 
 
-def _load(path: Path) -> Image.Image:
+def _num_bytes(path: Path) -> int:
     try:
-        return load_image(path)
-    except BadImage as error:
-        raise UserError(f"cannot read {error}; repair or remove it") from error
+        return path.stat().st_size
+    except OSError as error:  # a link that leads nowhere
+        raise UserError(f"cannot read {path}: {error.strerror}; repair or remove it") from error
 
 
 def _identity(content: bytes) -> str:

@@ -19,6 +19,7 @@ from sundae.evaluation.kernel_distance import kernel_distance
 from sundae.evaluation.manifold import density_coverage, precision_recall
 from sundae.evaluation.neighbours import (
     Neighbours,
+    digests,
     exact_copies,
     near_copies,
     nearest_neighbours,
@@ -33,6 +34,8 @@ Figure = Literal[
 ]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 _FIDELITY = {"distance", "inception"}  # what torch-fidelity computes
+
+_OF_FEATURES = {"distance", "manifold", "inception"}
 
 _PAIRS = 100  # of a class, for its diversity
 
@@ -91,6 +94,7 @@ class Instrument:
             real = RealFeatures.of(seen, network, pool=max(self.count, pool), quiet=quiet)
         self.real, self._pool = real, pool
         self._held_out = self._neighbours(real.reference[: self.count])
+        self._known: frozenset[bytes] = frozenset()  # training images, once they are needed
         self.recognition: Recognition | None = None
         if self.images is not None and self.images.training is not None:
             self.recognition = Recognition.of(
@@ -133,8 +137,20 @@ class Instrument:
         """The floor after the codec: the figures of samples that are the training tokens."""
         if self.images is None or self.images.training is None:
             return Column({})
+        if not self.figures & {*_OF_FEATURES, "diversity"}:
+            return Column({})
         decoded = through(codec, self.images.training[: self.count], quiet=self.quiet)[0]
         return Column(self._distances(self._seen(decoded)) | self._diversity(decoded))
+
+    def recognised(self, codec: Codec) -> Figures:
+        """What classifiers read off the reference images after the codec, as they do off samples.
+
+        Not off the training images, which the classifiers were fitted on.
+        """
+        if self.images is None or self.recognition is None or not self.recognition.reads:
+            return {}
+        decoded = through(codec, self.images.reference[: self.count], quiet=self.quiet)[0]
+        return self.recognition.samples(decoded)
 
     def reconstructions(self, codec: Codec) -> tuple[Column, Column, ImageSet]:
         """Figures of a codec on the reference, image by image.
@@ -191,8 +207,9 @@ class Instrument:
             return {}
         if images.size != training.size:
             return {}
-        known = training.pixels().numpy()
-        return {"exact_copies": exact_copies(images.pixels().numpy(), known)}
+        if not self._known:
+            self._known = frozenset(_digests_of(training))
+        return {"exact_copies": exact_copies(_digests_of(images), self._known)}
 
     def _diversity(self, images: ImageSet) -> Figures:
         """Mean LPIPS within a class, where two images of a class are there."""
@@ -201,8 +218,11 @@ class Instrument:
         labels = np.zeros(len(images), int) if images.labels is None else images.labels
         if np.unique(labels, return_counts=True)[1].max() < 2:
             return {}
-        distance, pixels = self.lpips, images.pixels()
         value = class_diversity(
-            pixels, labels, lambda a, b: distance(a.float() / 255, b.float() / 255), pairs=_PAIRS
+            lambda rows: images[rows].pixels().float() / 255, labels, self.lpips, pairs=_PAIRS
         )
         return {"diversity": value}
+
+
+def _digests_of(images: ImageSet) -> list[bytes]:
+    return [digest for batch in images.batches() for digest in digests(batch.numpy())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sundae.common.errors import UserError
 from sundae.common.files import atomic_path, make_folder
 from sundae.evaluation.classifier import ImageClassifier, fit_classifier, fitting_size, scaled
 from sundae.evaluation.image_sets import ImageSet
-from sundae.evaluation.label_table import Labels, LabelTable, class_labels, labels_of
+from sundae.evaluation.label_table import Labels, LabelTable, class_labels
 from sundae.features.weights import cache_folder
 
 _RECIPE = 1  # of fitting; another one makes kept classifiers void
@@ -32,24 +31,10 @@ class LabelledImages(NamedTuple):
     labels: Sequence[Labels]
 
     @classmethod
-    def of(
-        cls, images: ImageSet, attributes: Mapping[str, Labels] | None = None, quiet: bool = True
-    ) -> LabelledImages:
-        """All images of a set, as small as a classifier reads them.
-
-        Args:
-            attributes: labels of images by name; None takes the class as the only label.
-
-        Raises:
-            UserError: an image has none.
-        """
-        names = images.labels if attributes is None else images.names
-        if names is None:
-            raise UserError(
-                f"the {images.title} have no {'classes' if attributes is None else 'names'}"
-            )
-        labels = class_labels(names) if attributes is None else labels_of(names, attributes)
-        return cls(small_pixels(images, quiet), labels)
+    def of(cls, images: ImageSet) -> LabelledImages:
+        """All images of a set, as small as a classifier reads them, with their classes."""
+        assert images.labels is not None
+        return cls(small_pixels(images), class_labels(images.labels))
 
 
 def small_pixels(images: ImageSet, quiet: bool = True) -> Tensor:

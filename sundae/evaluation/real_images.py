@@ -72,8 +72,13 @@ def open_images(
         side: Which of them is the reference.
 
     Raises:
-        UserError: There are no images, or none of one kind.
+        UserError: There are no images, or none of one kind, or both folders are the same.
     """
+    if training is not None and training.resolve() == root.resolve():
+        raise UserError(
+            f"{root} is given as REFERENCE and as --training; the floor compares images that were "
+            "trained on with others: give another folder, or --eval-fraction to divide this one"
+        )
     paths = list_images(root)
     if training is not None or split_sizes is None or side == "all":
         held_out = images_of_folder(root, size, _HELD_OUT if training else "images", paths)

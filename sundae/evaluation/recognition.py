@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sundae.evaluation.attributes import (
     MIN_SUPPORT,
@@ -23,7 +24,7 @@ from sundae.evaluation.label_reader import (
     fitted_reader,
     small_pixels,
 )
-from sundae.evaluation.label_table import read_attributes
+from sundae.evaluation.label_table import Labels, class_labels, labels_of, read_attributes
 from sundae.evaluation.real_images import RealImages
 
 _ATTRIBUTES = "attributes.json"
@@ -39,13 +40,15 @@ class Recognition:
     Attributes:
         classes, attributes: None where the images have none, or they are not wanted.
         known: Combinations of attributes among the training images.
-        reference: Images that the classifiers were measured on.
+        held_out: Combinations that the reference images show.
+        in_classes: Whether these have classes, on which their attributes then depend.
     """
 
     classes: LabelReader | None
     attributes: LabelReader | None
     known: frozenset[Combination]
-    reference: ImageSet
+    held_out: tuple[Combination, ...] = ()
+    in_classes: bool = False
 
     @classmethod
     def of(
@@ -60,17 +63,31 @@ class Recognition:
             UserError: An image cannot be read, or the cache of classifiers not be written.
         """
         assert real.training is not None
-        training, reference = (side[:_MOST] for side in (real.training, real.reference))
+        sides = [side[:_MOST] for side in (real.training, real.reference)]
+        of_classes = "classes" in wanted and all(side.labels is not None for side in sides)
+        of_attributes = "attributes" in wanted and has_attributes(real)
+        if not of_classes and not of_attributes:
+            return cls(None, None, frozenset())
+        # Every image is read once: there may be a hundred thousand large ones.
+        seen = [(side, small_pixels(side, quiet)) for side in sides]
         classes = attributes = None
-        known: frozenset[Combination] = frozenset()
-        if "classes" in wanted and training.labels is not None and reference.labels is not None:
-            data = [LabelledImages.of(side) for side in (training, reference)]
+        if of_classes:
+            data = [LabelledImages(pixels, _classes_of(side)) for side, pixels in seen]
             classes = fitted_reader(*data, device=device, quiet=quiet)
-        if "attributes" in wanted and has_attributes(real):
-            data = [_with_attributes(side) for side in (training, reference)]
+        if of_attributes:
+            data = [LabelledImages(pixels, _attributes_of(side)) for side, pixels in seen]
             attributes = fitted_reader(*data, min_support=MIN_SUPPORT, device=device, quiet=quiet)
-            known = frozenset(_combinations(attributes, training) if attributes else ())
-        return cls(classes, attributes, known, reference)
+        if attributes is None:
+            return cls(classes, None, frozenset())
+        known, held_out = (_combinations(attributes, *side) for side in seen)
+        return cls(
+            classes, attributes, frozenset(known), tuple(held_out), sides[1].labels is not None
+        )
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is a classifier."""
+        return self.classes is not None or self.attributes is not None
 
     def samples(self, images: ImageSet) -> Figures:
         """Share of samples read as their class; share of combinations that training images have."""
@@ -79,12 +96,14 @@ class Recognition:
         known = set(self.classes.table.columns["class"]) if self.classes else set()
         if self.classes and images.labels is not None and set(images.labels) <= known:
             figures["class_accuracy"] = self.classes.share_right(LabelledImages.of(images))
-        return figures | self._known(images)
+        if self.attributes is None or (images.labels is not None) != self.in_classes:
+            return figures
+        return figures | self._known(_combinations(self.attributes, images, small_pixels(images)))
 
     def floor(self) -> Figures:
         """The same of the reference images."""
         found = {} if self.classes is None else {"class_accuracy": self.classes.accuracy["class"]}
-        return found | self._known(self.reference)
+        return found | self._known(self.held_out)
 
     def reconstructions(self, originals: ImageSet, decoded: ImageSet) -> tuple[Figures, Figures]:
         """Shares of classes and attributes read right: of reconstructions, of their originals."""
@@ -95,7 +114,7 @@ class Recognition:
                 labelled = LabelledImages.of(replace(images, labels=originals.labels))
                 figures["class_accuracy"] = self.classes.share_right(labelled)
         if self.attributes is not None and readable(self.attributes):
-            labelled = _with_attributes(originals)
+            labelled = LabelledImages(small_pixels(originals), _attributes_of(originals))
             shares = share_preserved(self.attributes, labelled, small_pixels(decoded))
             before["attribute_accuracy"], after["attribute_accuracy"] = shares
         return after, before
@@ -116,13 +135,10 @@ class Recognition:
             found["unreadable attributes"] = sorted(set(self.attributes.accuracy) - names)
         return found
 
-    def _known(self, images: ImageSet) -> Figures:
+    def _known(self, found: Sequence[Combination]) -> Figures:
         if self.attributes is None or not readable(self.attributes):
             return {}
-        if (images.labels is None) != (self.reference.labels is None):
-            return {}  # which attributes an image has depends on its class
-        found = _combinations(self.attributes, images)
-        return {"known_combinations": share_known(found, list(self.known))}
+        return {"known_combinations": share_known(found, self.known)}
 
 
 def has_attributes(real: RealImages) -> bool:
@@ -136,12 +152,17 @@ def _attributes_file(images: ImageSet) -> Path | None:
     return path if images.names is not None and path.is_file() else None
 
 
-def _combinations(reader: LabelReader, images: ImageSet) -> list[Combination]:
+def _combinations(reader: LabelReader, images: ImageSet, pixels: Tensor) -> list[Combination]:
     classes = None if images.labels is None else images.labels.tolist()
-    return combinations(reader, small_pixels(images), classes)
+    return combinations(reader, pixels, classes)
 
 
-def _with_attributes(images: ImageSet) -> LabelledImages:
+def _classes_of(images: ImageSet) -> list[Labels]:
+    assert images.labels is not None
+    return class_labels(images.labels)
+
+
+def _attributes_of(images: ImageSet) -> list[Labels]:
     path = _attributes_file(images)
-    assert path is not None
-    return LabelledImages.of(images, read_attributes(path))
+    assert path is not None and images.names is not None
+    return labels_of(images.names, read_attributes(path))

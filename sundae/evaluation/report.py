@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sundae.common.files import write_text
+from sundae.common.files import write_json
 from sundae.common.images import save_grid
 from sundae.evaluation.evaluation import Evaluation
 from sundae.evaluation.image_sets import ImageSet
@@ -93,7 +92,8 @@ def legend(evaluation: Evaluation) -> list[str]:
                      "--training)")  # fmt: skip
         return lines
     if "codec" in evaluation.columns:
-        lines.append(f"codec: as many {training.title}, encoded and decoded")
+        lines.append(f"codec: as many {training.title}, encoded and decoded; for classes the "
+                     "reference")  # fmt: skip
     lines.append(
         f"floor: as many {training.title} in the place of samples; for classes and copies the "
         "reference"
@@ -141,8 +141,7 @@ def write_report(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Pa
     elif shown is not None and images is not None:
         _save_pairs(images.reference[:_PAIRS], shown[:_PAIRS], folder / "reconstructions.png")
     figures = {name: column.figures for name, column in evaluation.columns.items()}
-    text = json.dumps({"figures": figures, "protocol": protocol}, indent=2, ensure_ascii=False)
-    write_text(folder / JSON_NAME, text + "\n")
+    write_json(folder / JSON_NAME, {"figures": figures, "protocol": protocol})
 
 
 def _save(images: ImageSet, path: Path) -> None:

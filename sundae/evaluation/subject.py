@@ -136,6 +136,13 @@ def open_reference(
     Raises:
         UserError: There are none, they cannot stand beside the subject, or nothing says which.
     """
+    divided = {"--eval-fraction": eval_fraction, "--training": training}
+    given = [flag for flag, value in divided.items() if value is not None]
+    if len(given) > 1:
+        raise UserError("--eval-fraction divides one folder, --training names another; give one")
+    if given and (path is None or kind_of(path) != "images"):
+        what = path or "the data of the run"
+        raise UserError(f"{given[0]} is for a folder of images, and {what} is divided already")
     if path is None:
         if subject.sampler is None or subject.codec is not None:
             raise UserError(
@@ -145,7 +152,8 @@ def open_reference(
         return data_of_run(subject.sampler.cfg, side=side)
     kind = kind_of(path)
     if kind in ("prior", "codec"):
-        raise UserError(f"{path} is a {kind}; expected real images or saved statistics")
+        damaged = ", or a damaged file" if kind == "codec" and path.is_file() else ""
+        raise UserError(f"{path} is a {kind}{damaged}; expected real images or saved statistics")
     if kind in ("statistics", "tokens"):
         if subject.kind == "codec":
             raise UserError(f"{path}: a codec needs the images themselves; give their folder")

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sundae.common.errors import UserError
-from sundae.common.files import write_text
+from sundae.common.files import write_json
 from sundae.config.sections import SamplingConfig
 from sundae.config.values import parse_override
 from sundae.evaluation.evaluation import Settings
@@ -63,7 +63,8 @@ class Sweep:
                 raise UserError(f"--sweep {key} is given twice; list all its values in one")
             if key in ("nb_samples", "compile"):
                 raise UserError(f"--sweep {key}: expected a key that changes what is sampled")
-            values[key] = [parse_override(f"{key}={value}")[1] for value in some.split(",")]
+            parsed = [parse_override(f"{key}={value}")[1] for value in some.split(",")]
+            values[key] = [v for i, v in enumerate(parsed) if v not in parsed[:i]]  # each once
         fixed = {} if "early_stop" in values else {"early_stop": False}
         combinations = itertools.product(*values.values())
         points = tuple(dict(zip(values, combination)) | fixed for combination in combinations)
@@ -121,8 +122,7 @@ def run_sweep(
         cost = {"evaluations": evaluations(sampler.settings(**point)), "seconds": seconds}
         figures = instrument.samples(samples).figures
         rows.append({"point": point, "seed": seed, **cost, "figures": figures})
-        text = json.dumps({"protocol": protocol, "rows": rows}, indent=2, ensure_ascii=False)
-        write_text(folder / SWEEP_NAME, text + "\n")
+        write_json(folder / SWEEP_NAME, {"protocol": protocol, "rows": rows})
     return [row for row in rows if (row["point"], row["seed"]) in work]
 
 

@@ -86,12 +86,18 @@ def plot_sweep(
 ) -> None:
     """Draw figures against both costs: a line for each combination of the keys but steps.
 
+    Those of `_PLOTTED`, or the first of the table where the sweep has none of them; no file where
+    it has no figure.
+
     Raises:
         UserError: The file cannot be written.
     """
     from matplotlib.figure import Figure
 
-    names = [name for name in _PLOTTED if name in rows[0]["figures"]]
+    found = [name for name in _TABLE if name in rows[0]["figures"]]
+    names = [name for name in _PLOTTED if name in found] or found[:2]
+    if not names:
+        return
     others = [key for key in sweep.keys if key != "steps"]
     size = (5 * len(_COSTS), 3.6 * len(names))
     plot = Figure(figsize=size, layout="constrained")

