@@ -30,6 +30,8 @@ SHAPES: dict[str, tuple[tuple[int, int], Depth, int, int, int]] = {
     "ffhq256/fast.toml": ((16, 16), (2, (3, 6, 3), 2), 1280, 1024, 0),
     "digits/fast.toml": ((8, 8), (1, 2, 1), 128, 17, 10),
     "emoji/64-fast.toml": ((16, 16), (1, (2, 3, 2), 1), 288, 1024, 9),
+    "mnist/cpu.toml": ((28, 28), (0, (1, 6, 1), 1), 256, 16, 10),
+    "fashionmnist/cpu.toml": ((28, 28), (0, (1, 6, 1), 1), 256, 16, 10),
 }
 # file -> widths, outermost first; dim everywhere in the others
 WIDTHS = {
@@ -37,6 +39,8 @@ WIDTHS = {
     "ffhq256/fast.toml": (384, 768, 1280),
     "digits/fast.toml": (48, 128),
     "emoji/64-fast.toml": (128, 192, 288),
+    "mnist/cpu.toml": (32, 128, 256),
+    "fashionmnist/cpu.toml": (32, 128, 256),
 }
 PARAMETERS = {
     "mnist.toml": 185_224_448,
@@ -53,6 +57,8 @@ PARAMETERS = {
     "ffhq256/fast.toml": 213_454_976,
     "digits/fast.toml": 716_769,
     "emoji/64-fast.toml": 8_129_952,
+    "mnist/cpu.toml": 5_437_904,
+    "fashionmnist/cpu.toml": 5_437_904,
 }
 # fast file -> (its counterpart, how far parameters may differ, share of the counterpart's FLOPs)
 FAST = {
@@ -63,13 +69,15 @@ FAST = {
 }
 
 
-def counted_by_hand(depth: Depth, widths: tuple[int, ...], vocab_size: int, classes: int) -> int:
+def counted_by_hand(
+    depth: Depth, widths: tuple[int, ...], vocab_size: int, classes: int, *, across: bool
+) -> int:
     """Parameters of an hourglass with 2x2 cells and feed-forwards four times as wide as a level."""
     ends = (2 * vocab_size + classes) * widths[0] + vocab_size + 2 * widths[0]
-    return ends + stack(depth, widths)
+    return ends + stack(depth, widths, across)
 
 
-def stack(depth: Depth, widths: tuple[int, ...]) -> int:
+def stack(depth: Depth, widths: tuple[int, ...], across: bool) -> int:
     """Parameters between embedding and last norm."""
     dim = widths[0]
     layer = 12 * dim**2 + 9 * dim  # attention 4, feed-forward 8 matrices; biases and two norms
@@ -78,8 +86,10 @@ def stack(depth: Depth, widths: tuple[int, ...]) -> int:
     before, valley, after = depth
     below = widths[1]
     resampling = 8 * dim * below + below + 4 * dim  # four tokens to one, and one to four
-    across = attending(dim, below) + attending(below, dim)
-    return (before + after) * layer + across + resampling + stack(valley, widths[1:])
+    own = (before + after) * layer + resampling
+    if across:
+        own += attending(dim, below) + attending(below, dim)
+    return own + stack(valley, widths[1:], across)
 
 
 def attending(dim: int, context: int) -> int:
@@ -103,7 +113,8 @@ def test_a_shipped_network_has_the_shape_and_size_it_should(name: str) -> None:
     count = sum(parameter.numel() for parameter in net.parameters())
     rows = classes + (shape.null_class is not None)
     widths = WIDTHS.get(name, (dim,) * (shape.num_levels + 1))
-    assert count == PARAMETERS[name] == counted_by_hand(depth, widths, vocab_size, rows)
+    by_hand = counted_by_hand(depth, widths, vocab_size, rows, across=shape.attn_resampling)
+    assert count == PARAMETERS[name] == by_hand
 
 
 def test_the_demo_network_stays_under_a_million_parameters() -> None:
