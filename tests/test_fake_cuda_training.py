@@ -278,7 +278,7 @@ def test_an_exported_codec_is_for_every_machine(
     monkeypatch.setattr(CudaTensor, "__reduce_ex__", lambda *_: pytest.fail("one is written"))
     cfg = codec_run()
     net = build_training(cfg).to(CUDA)
-    export(net, cfg, tmp_path)
+    export(net, cfg, tmp_path, 16)
     codec, weights = load_vqgan(tmp_path), values(net.vqgan.state_dict())
     torch.testing.assert_close(codec.model.state_dict(), weights)
     state = torch.load(tmp_path / "vqgan.ckpt", weights_only=True)["state_dict"]

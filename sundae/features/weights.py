@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import http.client
+import importlib
 import os
 import re
 import subprocess
@@ -139,4 +140,13 @@ def _index_url() -> str:
         return url.rstrip("/")
     command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (found.stdout.strip() or "https://pypi.org/simple").rstrip("/")
+    return (found.stdout.strip() or _default_index()).rstrip("/")
+
+
+def _default_index() -> str:
+    """Pip's own default, which its settings do not show."""
+    try:
+        index = importlib.import_module("pip._internal.models.index")
+    except ImportError as error:
+        raise DownloadError("pip, which knows the package index, is not installed") from error
+    return str(index.PyPI.simple_url)
