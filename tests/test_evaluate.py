@@ -1,6 +1,7 @@
 """evaluate.py on data with known answers: sides, floor, statistics, copies, refusals."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from vqgan_cases import CASES
 
 from sundae.common.errors import UserError
 from sundae.config.sections import SamplingConfig
-from sundae.evaluation import evaluation
+from sundae.evaluation import evaluation, protocol
+from sundae.evaluation.protocol import versions
 from sundae.evaluation.sweep import evaluations
 from sundae.prior.pretrained import BUNDLED
 
@@ -153,6 +155,18 @@ def test_saved_statistics_stand_in_for_the_images(
     assert "holds features of pixels" in refusal and "--features pixels" in refusal
     again = script("evaluate", images, "--save-statistics", file, *flags).refusal()
     assert "exists" in again
+
+
+def test_the_commit_is_this_projects_not_that_of_a_repository_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "another"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    file = tmp_path / "unpacked" / "sundae" / "evaluation" / "protocol.py"
+    file.parent.mkdir(parents=True)
+    monkeypatch.setattr(protocol, "__file__", str(file))
+    assert versions()["sundae"] == "unknown"
 
 
 def test_statistics_of_another_protocol_are_refused(

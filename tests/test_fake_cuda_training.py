@@ -175,7 +175,7 @@ def test_a_training_ends_and_is_resumed(
     assert_same(weights)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "adamax", "sgd", "rmsprop"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "adamax", "sgd", "rmsprop"])
 def test_an_optimizer_and_an_average(name: str, config: Config, cuda: FakeCuda) -> None:
     cfg = config({"trainer.optimizer_name": name}).trainer
     made = Network("hourglass").net

@@ -119,6 +119,7 @@ def test_states_are_five_numbers_a_parameter_and_fewer_without_average() -> None
     assert numbers() == 5
     assert numbers("trainer.ema_decay=0") == 4
     assert numbers("trainer.optimizer_name=sgd") == 3
+    assert 4 < numbers("trainer.optimizer_name=muon") < 4.5  # one moment of most, two of the rest
     assert numbers(num_gpus=2) == 6
 
 

@@ -30,8 +30,8 @@ SHAPES: dict[str, tuple[tuple[int, int], Depth, int, int, int]] = {
     "ffhq256/fast.toml": ((16, 16), (2, (3, 6, 3), 2), 1280, 1024, 0),
     "digits/fast.toml": ((8, 8), (1, 2, 1), 128, 17, 10),
     "emoji/64-fast.toml": ((16, 16), (1, (2, 3, 2), 1), 288, 1024, 9),
-    "mnist/cpu.toml": ((28, 28), (0, (1, 6, 1), 1), 256, 16, 10),
-    "fashionmnist/cpu.toml": ((28, 28), (0, (1, 6, 1), 1), 256, 16, 10),
+    "mnist/cpu.toml": ((28, 28), (1, (1, 4, 1), 1), 256, 16, 10),
+    "fashionmnist/cpu.toml": ((28, 28), (1, (1, 4, 1), 1), 256, 16, 10),
 }
 # file -> widths, outermost first; dim everywhere in the others
 WIDTHS = {
@@ -39,8 +39,8 @@ WIDTHS = {
     "ffhq256/fast.toml": (384, 768, 1280),
     "digits/fast.toml": (48, 128),
     "emoji/64-fast.toml": (128, 192, 288),
-    "mnist/cpu.toml": (32, 128, 256),
-    "fashionmnist/cpu.toml": (32, 128, 256),
+    "mnist/cpu.toml": (64, 128, 256),
+    "fashionmnist/cpu.toml": (64, 128, 256),
 }
 PARAMETERS = {
     "mnist.toml": 185_224_448,
@@ -57,8 +57,8 @@ PARAMETERS = {
     "ffhq256/fast.toml": 213_454_976,
     "digits/fast.toml": 716_769,
     "emoji/64-fast.toml": 8_129_952,
-    "mnist/cpu.toml": 5_437_904,
-    "fashionmnist/cpu.toml": 5_437_904,
+    "mnist/cpu.toml": 3_981_648,
+    "fashionmnist/cpu.toml": 3_981_648,
 }
 # fast file -> (its counterpart, how far parameters may differ, share of the counterpart's FLOPs)
 FAST = {

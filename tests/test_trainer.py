@@ -1,5 +1,6 @@
 """The loop: resuming changes nothing, accumulation is the full batch, the best is kept."""
 
+import copy
 import csv
 import json
 import math
@@ -27,7 +28,7 @@ from sundae.training.batches import split_batch
 from sundae.training.ema import EMA
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means, PartialSum
-from sundae.training.optimizers import make_optimizer
+from sundae.training.optimizers import hidden_matrices, make_optimizer
 from sundae.training.prior import PriorTask, open_datasets
 from sundae.training.trainer import Task, Trainer
 
@@ -176,8 +177,9 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
         {"net.ff_dropout": 0.3, "net.attn_dropout": 0.3, "net.emb_dropout": 0.3},
         {"trainer.ema_decay": 0.0, "trainer.lr_scheduler_name": "cosine_with_warmup"},
         {"trainer.optimizer_name": "sgd", "unroll_steps": 3},
+        {"trainer.optimizer_name": "muon"},
     ],
-    ids=["plain", "accumulation", "dropout", "schedule-without-average", "sgd"],
+    ids=["plain", "accumulation", "dropout", "schedule-without-average", "sgd", "muon"],
 )
 def test_a_run_that_is_stopped_and_resumed_ends_as_if_it_had_not_been(
     config: Config, tmp_path: Path, changes: dict[str, Any]
@@ -342,6 +344,48 @@ def test_weight_decay_spares_embeddings_and_vectors(config: Config) -> None:
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert [p is net[1].weight for p in groups[0]["params"]] == [True]
     assert len(groups[1]["params"]) == 4
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(config: Config) -> None:
+    cfg = config({"trainer.optimizer_name": "muon", "trainer.weight_decay": 0.3})
+    net = build_network(cfg)
+    names = {id(p): name for name, p in net.named_parameters()}
+    hidden, ends, rest = make_optimizer(net, cfg.trainer, torch.device("cpu")).param_groups
+    assert [group["weight_decay"] for group in (hidden, ends, rest)] == [0.3, 0.3, 0.0]
+    assert [names[id(p)] for p in ends["params"]] == ["to_logits.weight"]
+    inside = {name for name in names.values() if name.endswith(("qkv.weight", "up.weight"))}
+    assert inside < {names[id(p)] for p in hidden["params"]}
+    assert {"token_embedding.weight", "norm.weight"} < {names[id(p)] for p in rest["params"]}
+    assert sum(len(group["params"]) for group in (hidden, ends, rest)) == len(names)
+
+
+def test_muon_is_torchs_also_after_a_checkpoint(config: Config) -> None:
+    """Parts of torch.optim side by side, and the state of one optimiser loaded into another."""
+    cfg = config({"trainer.optimizer_name": "muon", "trainer.weight_decay": 0.3}).trainer
+    made = build_network(config())
+    ours, theirs = copy.deepcopy(made), copy.deepcopy(made)
+    optimizer = make_optimizer(ours, cfg, torch.device("cpu"))
+    head, matrices = theirs.to_logits.weight, hidden_matrices(theirs)
+    taken = {id(p) for p in (head, *matrices)}
+    rest = [p for p in theirs.parameters() if id(p) not in taken]
+    parts = [
+        torch.optim.Muon(
+            matrices, lr=cfg.learning_rate, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW([head], lr=cfg.learning_rate, betas=cfg.betas, weight_decay=0.3),
+        torch.optim.AdamW(rest, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=0.0),
+    ]
+    for step in range(3):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = (one.detach() + step).sin()
+            other.grad = one.grad.clone()
+        for part in (optimizer, *parts):
+            part.step()
+        again = make_optimizer(ours, cfg, torch.device("cpu"))
+        again.load_state_dict(optimizer.state_dict())
+        optimizer = again
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_batch_is_shared_out_evenly_or_refused(config: Config) -> None:

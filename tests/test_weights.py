@@ -169,6 +169,15 @@ def test_damaged_weights_in_the_cache_are_named(archive: Path, cache: Path) -> N
         load_lpips("vgg16", CPU)
 
 
+def test_a_cache_that_is_a_file_is_named_before_any_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SUNDAE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="SUNDAE_CACHE=.*file is a file; set it to a folder"):
+        load_lpips("alexnet", CPU)
+
+
 class Attack:
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments

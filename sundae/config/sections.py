@@ -86,9 +86,9 @@ Count: TypeAlias = Annotated[int, Ge(0)]
 Betas: TypeAlias = Annotated[
     tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]], Strict(False)
 ]
-Optimizer: TypeAlias = Annotated[
-    OptimizerName, AfterValidator(lambda name: "rmsprop" if name == "rms" else name)
-]
+_rms_is_rmsprop = AfterValidator(lambda name: "rmsprop" if name == "rms" else name)
+Optimizer: TypeAlias = Annotated[OptimizerName, _rms_is_rmsprop]
+PriorOptimizer: TypeAlias = Annotated[Literal["muon", OptimizerName], _rms_is_rmsprop]
 LatentShape: TypeAlias = Annotated[tuple[int, int], PlainValidator(_parse_latent_shape)]
 _SHAPE: dict[str, Any] = {"expected": "[height, width] in tokens, two integers at least 1"}
 _Two = Annotated[tuple[Annotated[int, Gt(0)], Annotated[int, Gt(0)]], Strict(False)]
@@ -143,7 +143,11 @@ class TrainerConfig:
         default_factory=dict,
         description="parameters of the schedule: " + ", ".join(_SCHEDULE_KEYS),
     )
-    optimizer_name: Optimizer = Field(default="adamw", description="optimiser; rms: rmsprop")
+    optimizer_name: PriorOptimizer = Field(
+        default="adamw",
+        description="optimiser; rms: rmsprop; muon: Muon for the hidden matrices, AdamW for the "
+        "rest, both at learning_rate",
+    )
     weight_decay: float = Field(
         # Older run files have no such key, and of their optimisers AdamW alone had a decay.
         default_factory=lambda keys: 0.01 if keys.get("optimizer_name") == "adamw" else 0.0,

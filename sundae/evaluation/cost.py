@@ -28,13 +28,14 @@ from sundae.codec.vqgan.backbone import VQGAN
 from sundae.config.run_file import RunConfig
 from sundae.prior.network import build_network
 from sundae.sampling.strategies import STRATEGIES
+from sundae.training.optimizers import hidden_matrices
 
 # The loss takes logits a few rows at a time, and so do the draws of sampling: an upper bound of
 # what is alive at once in training, whatever the batch.
 LOGITS_BYTES = 256 * 2**20
 
 # Float32 numbers per parameter in an optimiser's state.
-_MOMENTS = {"adam": 2, "adamw": 2, "adamax": 2, "rmsprop": 1, "sgd": 0}
+_MOMENTS = {"muon": 2, "adam": 2, "adamw": 2, "adamax": 2, "rmsprop": 1, "sgd": 0}
 
 # Batches at which memory is counted: the peak of a small one lies elsewhere than of a large one.
 _SMALL, _LARGE = (4, 8), (128, 256)
@@ -181,7 +182,10 @@ class Cost:
         """
         trainer = self.cfg.trainer
         numbers = 2 + _MOMENTS[trainer.optimizer_name] + (trainer.ema_decay > 0) + (num_gpus > 1)
-        return 4 * numbers * self.parameters
+        spared = 0
+        if trainer.optimizer_name == "muon":  # one moment of these, two of the others
+            spared = sum(matrix.numel() for matrix in hidden_matrices(self.net))
+        return 4 * (numbers * self.parameters - spared)
 
     def pass_bytes(self, batch: int, *, bf16: bool, checkpointing: bool = False) -> int:
         """Bytes at the peak of one unroll step's forward and backward pass.

@@ -128,7 +128,9 @@ def _described(features: FeatureSet) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():  # a repository around an unpacked archive is another one
+        return "unknown"
     command = ["git", "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)

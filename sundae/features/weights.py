@@ -32,9 +32,16 @@ class DownloadError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are: $SUNDAE_CACHE, or sundae/ in the user's cache folder."""
+    """Where downloaded weights are: $SUNDAE_CACHE, or sundae/ in the user's cache folder.
+
+    Raises:
+        UserError: $SUNDAE_CACHE is a file.
+    """
     if folder := os.environ.get("SUNDAE_CACHE"):
-        return Path(folder).expanduser()
+        path = Path(folder).expanduser()
+        if path.is_file():
+            raise UserError(f"SUNDAE_CACHE={folder} is a file; set it to a folder")
+        return path
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sundae"
 
 
