@@ -21,7 +21,7 @@ from sundae.evaluation.image_sets import ImageSet
 from sundae.evaluation.label_table import Labels, LabelTable, class_labels
 from sundae.features.weights import cache_folder
 
-_RECIPE = 1  # of fitting; another one makes kept classifiers void
+_RECIPE = 2  # of fitting; another one makes kept classifiers void
 
 
 class LabelledImages(NamedTuple):
