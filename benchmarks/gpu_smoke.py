@@ -33,7 +33,7 @@ from sundae.common.compiling import Compiled
 from sundae.common.files import make_folder
 from sundae.common.folders import remove_tree
 from sundae.common.images import load_image, save_image, to_tensor
-from sundae.common.precision import has_bf16
+from sundae.common.precision import Precision, autocast, has_bf16
 from sundae.config.run_file import RunConfig, load_config
 from sundae.data.dataset import open_latents
 from sundae.prior.categorical import draw_tokens, seeded_uniforms
@@ -47,6 +47,7 @@ from sundae.training.prior import PriorTask
 from utils import run_cli
 
 DIGITS = ROOT / "config" / "digits" / "demo.toml"
+WINDOWS = ROOT / "config" / "fashionmnist" / "cpu.toml"
 CODEC = BUNDLED / "vqgan.safetensors"
 CPU = torch.device("cpu")
 
@@ -131,13 +132,35 @@ def check_checkpointing(bench: Bench) -> None:
         bench.check("the peak of memory is lower", lower < peak, f"{lower:,} and {peak:,} bytes")
 
 
-def gradients(bench: Bench, cfg: RunConfig, *, checkpointing: bool) -> tuple[list[Tensor], int]:
-    """Gradients in float32 of a batch, and the peak bytes of tensors on a GPU (0 on a CPU)."""
+def check_windows(bench: Bench) -> None:
+    """Where windows are shifted, compiled training has the gradients of eager training."""
+    cfg = load_config(WINDOWS, ["trainer.batch_size=2"] if bench.tiny else ())
+    eager, compiled = (
+        torch.cat([grad.flatten() for grad in gradients(bench, cfg, precision="auto", **how)[0]])
+        for how in ({}, {"compiled": True})
+    )
+    apart = ((compiled - eager).norm() / eager.norm()).item()
+    bench.check("gradients as eager", apart < 0.05, f"{apart:.2g} apart", "relative, 0.05")
+
+
+def gradients(
+    bench: Bench,
+    cfg: RunConfig,
+    *,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    precision: Precision = "fp32",
+) -> tuple[list[Tensor], int]:
+    """Gradients of a batch, and the peak bytes of tensors on a GPU (0 on a CPU)."""
     net = random_network(cfg).to(bench.device).train()
     net.set_gradient_checkpointing(checkpointing)
+    if compiled:
+        with simple_compiler(bench.tiny):
+            net.compile()
     rows = cfg.trainer.batch_size
     batch = {
-        "tokens": torch.arange(rows * cfg.data.sequence_length).view(rows, -1) % 17,
+        "tokens": torch.arange(rows * cfg.data.sequence_length).view(rows, -1)
+        % cfg.data.vocab_size,
         "classes": torch.arange(rows) % cfg.net.num_classes,
     }
     batch = {name: value.to(bench.device) for name, value in batch.items()}
@@ -146,8 +169,9 @@ def gradients(bench: Bench, cfg: RunConfig, *, checkpointing: bool) -> tuple[lis
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     generator = torch.Generator(bench.device).manual_seed(0)
-    for loss, _ in PriorTask(cfg).losses(net, batch, generator):
-        loss.backward()
+    with autocast(bench.device, precision):
+        for loss, _ in PriorTask(cfg).losses(net, batch, generator):
+            loss.backward()
     grads = [p.grad.cpu() for p in net.parameters() if p.grad is not None]  # the next has room
     return grads, torch.cuda.max_memory_allocated() if cuda else 0
 
@@ -473,6 +497,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
     "resume": check_resume,
     "latents": check_latents,
     "codec-training": check_codec_training,
+    "windows": check_windows,
     "waiting": check_waiting,
     "checkpointing": check_checkpointing,
     "canvas": check_canvas,
