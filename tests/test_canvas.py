@@ -143,7 +143,7 @@ class LastTokenNet(nn.Module):
         return rows[:, None].expand(*tokens.shape, VOCAB)
 
 
-@pytest.mark.parametrize("strategy", ["random", "confidence", "halton", "renoise"])
+@pytest.mark.parametrize("strategy", ["random", "confidence", "halton", "renoise", "posterior"])
 def test_a_canvas_is_sampled_with_classes_and_frozen_tokens(
     config: Callable[..., RunConfig], strategy: str
 ) -> None:

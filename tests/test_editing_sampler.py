@@ -91,7 +91,9 @@ def decoded(tokens: Tensor) -> Tensor:
     return CODEC.decode(tokens)
 
 
-@pytest.mark.parametrize("strategy", ["random", "confidence", "halton", "argmax", "renoise"])
+@pytest.mark.parametrize(
+    "strategy", ["random", "confidence", "halton", "argmax", "renoise", "posterior"]
+)
 def test_nothing_that_is_masked_has_any_influence(sampler: Sampler, strategy: str) -> None:
     mask = hole(4, 4, 7, 8, (PIXELS, PIXELS))
     image = 0.75 * to_tensor(noise())

@@ -365,7 +365,10 @@ def test_samples_leave_early_and_the_device_is_not_waited_for(
         return found
 
     there = states(CUDA)
-    assert len(set(sizes)) > 1 and (there[-1].num_running == 0 or strategy == "renoise")
+    if strategy == "posterior":  # its tokens change until the end
+        assert set(sizes) == {20}
+    else:
+        assert len(set(sizes)) > 1 and (there[-1].num_running == 0 or strategy == "renoise")
     with on_the_cpu():
         here = states(CPU)
     here += here[-1:] * (len(there) - len(here))  # a GPU is told later that all are done

@@ -25,6 +25,7 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
     "confidence": (2, {"steps": 4, "strategy": "confidence"}, "48b52de9ce237d52"),
     "halton": (2, {"steps": 4, "strategy": "halton"}, "f9268c8230700cb4"),
     "argmax": (2, {"steps": 4, "strategy": "argmax"}, "022dbee77d5cc33b"),
+    "posterior": (2, {"steps": 6, "strategy": "posterior"}, "3d1cd3d48a7ce008"),
     "guided": (
         2,
         {

@@ -238,6 +238,7 @@ def test_logits_at_chosen_positions_are_enough(strategy: str, guidance: float) -
         "confidence": ([], 6),
         "argmax": ([7] * 3, 3),
         "renoise": ([1, 1, 2, 4, 7], 1),  # the last step takes all
+        "posterior": ([], 6),
     }
     assert (asked, len(calls)) == expected[strategy]
 

@@ -185,7 +185,14 @@ class Graphs:
 
 @pytest.mark.parametrize(
     ("strategy", "kinds"),
-    [("random", 1), ("halton", 1), ("confidence", 1), ("argmax", 2), ("renoise", 4)],
+    [
+        ("random", 1),
+        ("halton", 1),
+        ("confidence", 1),
+        ("argmax", 2),
+        ("renoise", 4),
+        ("posterior", 1),
+    ],
 )
 def test_a_step_is_compiled_once_for_each_of_few_sizes(
     strategy: str, kinds: int, capsys: pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from torch import Tensor
 from sundae.config.sections import SamplingConfig, StrategyName
 from sundae.prior.categorical import draw_seeds
 from sundae.sampling.loop import ClassDenoise, sample
-from sundae.sampling.strategies import STRATEGIES, counted, halton_order
+from sundae.sampling.strategies import STRATEGIES, churn_at, clean_share, counted, halton_order
 
 CPU = torch.device("cpu")
 
@@ -45,15 +45,17 @@ def exact_conditionals(tokens: Tensor, classes: Tensor | None) -> Tensor:
 class KnownNoise:
     """What an ideal denoiser predicts that knows how much of its input is noise.
 
-    It counts its calls: before step n = 0 .. N-1 of 'renoise' n/N of the tokens are predictions.
+    It counts its calls: before step n = 0 .. N-1 a share n/N of the tokens is clean, that many
+    ('renoise') or each by chance ('posterior').
     """
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.step = steps, 0
+    def __init__(self, steps: int, *, whole: bool = True) -> None:
+        self.steps, self.step, self.whole = steps, 0, whole
 
     def __call__(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
-        kept = counted(torch.tensor(LENGTH), self.step / self.steps)
-        rate = 1 - kept.item() / LENGTH
+        rate = 1 - self.step / self.steps
+        if self.whole:
+            rate = 1 - counted(torch.tensor(LENGTH), 1 - rate).item() / LENGTH
         self.step += 1
         same = STATES[:, None] == tokens  # (grids, batch, length)
         likelihood = torch.where(same, 1 - rate + rate / CODES, rate / CODES).double().prod(-1)
@@ -111,6 +113,106 @@ def test_renoising_comes_closer_with_more_steps_but_draws_its_last_tokens_at_onc
     ]
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 0.3 and distances[-1] < 0.12
+
+
+@pytest.mark.parametrize("churn", [0.0, 0.3])
+def test_the_posterior_comes_to_follow_the_joint_distribution(churn: float) -> None:
+    """Unlike renoising, it lets tokens of different steps know of each other up to the end."""
+    distances = [
+        total_variation(
+            shares(
+                KnownNoise(steps, whole=False),
+                make_schedule(steps, 1, 1, 0.5, 0.5, 0, False, "posterior", churn=churn),
+            )
+        )
+        for steps in (1, 4, 16, 64)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0.3 and distances[-1] < CLOSE
+
+
+def test_half_way_the_posterior_is_the_data_half_corrupted() -> None:
+    """The share of the grids that nothing has touched, and of single codes, is as in training."""
+    steps, truth = 64, STATES[TRUTH.multinomial(100_000, True, generator=torch.Generator())]
+    found = [
+        state.tokens
+        for state in sample(
+            KnownNoise(steps, whole=False),
+            seeds=SEEDS,
+            length=LENGTH,
+            vocab_size=CODES,
+            schedule=make_schedule(steps, 1, 1, 0.5, 0.5, 0, False, "posterior"),
+            grid=(2, 2),
+        )
+    ][steps // 2]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(CODES, truth.shape, generator=generator)
+    half = torch.where(torch.rand(truth.shape, generator=generator) < 0.5, noise, truth)
+    shares_of = [
+        number_of(grids).bincount(minlength=len(STATES)) / len(grids) for grids in (found, half)
+    ]
+    assert (shares_of[0] - shares_of[1]).abs().sum() / 2 < CLOSE
+
+
+def test_the_posterior_goes_on_to_its_last_step_and_leaves_frozen_tokens() -> None:
+    schedule = make_schedule(20, 1.0, 1.0, 0.5, 0.5, 0, True, "posterior")
+    frozen = torch.tensor([[True, False, False, True]]).repeat(50, 1)
+    *_, last = sample(
+        lambda tokens, classes: torch.tensor([-30.0, -30.0, 0.0]).expand(*tokens.shape, -1),
+        seeds=SEEDS[:50],
+        length=LENGTH,
+        vocab_size=CODES,
+        schedule=schedule,
+        tokens=torch.zeros(50, LENGTH, dtype=torch.long),
+        frozen=frozen,
+    )
+    assert last.step == 20 and last.is_final
+    assert (last.tokens == torch.tensor([0, 2, 2, 0])).all()
+
+
+@pytest.mark.parametrize(
+    ("proportion", "expected"),
+    [
+        (0.5, [0, 0.25, 0.5, 0.75, 1]),
+        (1.0, [0, 1, 1, 1, 1]),
+        (0.0, [0] * 5),
+        (2 / 3, [0, 0.4375, 0.75, 0.9375, 1]),
+    ],
+)
+def test_the_share_of_clean_tokens_grows_as_the_proportion_says(
+    proportion: float, expected: list[float]
+) -> None:
+    schedule = make_schedule(4, 1, 1, proportion, proportion, 0, False, "posterior")
+    assert [clean_share(schedule, done) for done in range(5)] == pytest.approx(expected)
+
+
+def test_churn_mends_what_the_first_steps_got_wrong() -> None:
+    """A network that is wrong about half of the noise, and right about less."""
+
+    def denoiser(steps: int) -> ClassDenoise:
+        right = KnownNoise(steps, whole=False)
+
+        def denoise(tokens: Tensor, classes: Tensor | None) -> Tensor:
+            known = right(tokens, classes)
+            early = right.step <= 0.6 * steps
+            return torch.tensor([0.0, -30.0, -30.0]).expand_as(known) if early else known
+
+        return denoise
+
+    plain, churned = (
+        total_variation(
+            shares(
+                denoiser(64), make_schedule(64, 1, 1, 0.5, 0.5, 0, False, "posterior", churn=churn)
+            )
+        )
+        for churn in (0.0, 0.5)
+    )
+    assert churned < 0.7 * plain
+
+
+def test_churn_is_for_shares_of_noise_in_between() -> None:
+    schedule = make_schedule(10, 1, 1, 0.5, 0.5, 0, False, "posterior", churn=0.3)
+    assert [churn_at(schedule, step) for step in range(10)] == [0.0] * 4 + [0.3] * 6
 
 
 @pytest.mark.parametrize("choice_temperature", [0.0, 1.0])

@@ -38,7 +38,7 @@ ScheduleName = Literal[
     "polynomial",
     "polynomial_with_warmup",
 ]
-StrategyName = Literal["random", "confidence", "halton", "argmax", "renoise"]
+StrategyName = Literal["random", "confidence", "halton", "argmax", "renoise", "posterior"]
 StrategyChoice = Literal["auto", StrategyName]
 CurveName = Literal["linear", "cosine", "constant"]
 
@@ -373,6 +373,14 @@ class SamplingConfig:
         ge=0,
         description="randomness of the strategy confidence in the first step; falls to 0",
         json_schema_extra={"slider": [20, 0.5]},
+    )
+    churn: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="chance with which the strategy posterior draws a token anew and corrupts it "
+        "again, while 5% to 60% of the tokens are noise; corrects earlier steps",
+        json_schema_extra={"slider": [1, 0.05]},
     )
     guidance: float = Field(
         default=1.0,

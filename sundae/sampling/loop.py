@@ -16,7 +16,7 @@ from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_tokens
 from sundae.sampling.polling import DonePoller, PollPolicy
 from sundae.sampling.state import SampleState, StepContext, draw_noise, starting_tokens
-from sundae.sampling.strategies import STRATEGIES, Strategy
+from sundae.sampling.strategies import STRATEGIES, Strategy, churn_at, clean_share
 
 # A compiled step handles one of this many numbers of tokens: computing logits of a few too many
 # costs less than compiling for each number.
@@ -184,9 +184,8 @@ def _advance(
         top_p=signature.top_p,
     )
     fresh = drawn if positions is None else state.tokens.scatter(1, positions, drawn)
-    return _settle(
-        context, torch.where(resampled, fresh, strategy.unselected_tokens(state)), resampled
-    )
+    codes = logits.shape[-1]
+    return _settle(context, strategy.combine(context, fresh, resampled, codes), resampled)
 
 
 def _settle(context: StepContext, updated: Tensor, resampled: Tensor) -> tuple[Tensor, ...]:
@@ -272,7 +271,8 @@ class _StepTable:
         signatures: of each step; None where no token is resampled.
         counts: (steps, batch) int64, on the device as all that follows: tokens to resample.
         steps: (steps,) int64, their numbers.
-        values: (3, steps) float32: temperature, guidance and choice temperature.
+        values: (6, steps) float32: temperature, guidance, choice temperature, shares of tokens
+            that are no noise before and after the step, churn.
         may_stop: (steps,) bool, whether a sample may be called done after the step.
         check_done: the same for the host.
     """
@@ -323,21 +323,25 @@ class _StepTable:
             )
             signatures.append(signature if signature.num_positions else None)
         ramps = (schedule.temperature_at, schedule.guidance_at, schedule.choice_temperature_at)
-        check_done = [schedule.early_stop and step >= schedule.min_steps for step in steps]
+        values = [[ramp(step) for step in steps] for ramp in ramps]
+        clean = [clean_share(schedule, done) for done in range(schedule.steps + 1)]
+        values += [clean[:-1], clean[1:], [churn_at(schedule, step) for step in steps]]
+        early = schedule.early_stop and strategy.converges
+        check_done = [early and step >= schedule.min_steps for step in steps]
         return cls(
             strategy,
             strategy.layout(grid, device),
             signatures,
             counts.to(device),
             torch.arange(schedule.steps, device=device),
-            torch.tensor([[ramp(step) for step in steps] for ramp in ramps], device=device),
+            torch.tensor(values, device=device),
             torch.tensor(check_done, device=device),
             check_done,
         )
 
     def context(self, state: SampleState, step: int) -> StepContext:
         """A step of the samples that are left of the batch."""
-        temperature, guidance, choice_temperature = self.values[:, step].unbind()
+        temperature, guidance, choice_temperature, before, after, churn = self.values[:, step]
         return StepContext(
             state,
             self.counts[step].index_select(0, state.batch_index),
@@ -345,6 +349,9 @@ class _StepTable:
             temperature,
             guidance,
             choice_temperature,
+            before,
+            after,
+            churn,
             self.may_stop[step],
             self.layout,
         )

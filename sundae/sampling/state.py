@@ -12,6 +12,9 @@ from sundae.prior.categorical import seeded_uniforms
 # Streams of noise within one sample: one for the first tokens, then two a step.
 _START, _DRAW, _CHOOSE = 0, 1, 2
 
+# The first of the streams that churn has, one a step; steps are far fewer.
+_CHURN = 2**30
+
 # The stream that selects the tokens of a variation; no step has it, since steps count from 0.
 VARY = -1
 
@@ -80,6 +83,8 @@ class StepContext(NamedTuple):
         counts: (batch,) int64, tokens of each sample that take a fresh draw.
         step: () int64, from 0.
         temperature, guidance, choice_temperature: () float32, of the step.
+        clean_before, clean_after: () float32, share of tokens that are no noise.
+        churn: () float32, chance that a token is drawn and corrupted again.
         may_stop: () bool, whether a sample may be called done after this step.
         layout: what the strategy knows of the grid; see `Strategy.layout`.
     """
@@ -90,6 +95,9 @@ class StepContext(NamedTuple):
     temperature: Tensor
     guidance: Tensor
     choice_temperature: Tensor
+    clean_before: Tensor
+    clean_after: Tensor
+    churn: Tensor
     may_stop: Tensor
     layout: Tensor | None
 
@@ -97,6 +105,10 @@ class StepContext(NamedTuple):
         """(batch, length) float32 in [0, 1), independent of what values are drawn with."""
         state = self.state
         return seeded_uniforms(state.seeds, 2 * self.step + _CHOOSE, state.tokens.shape[1])
+
+    def churn_noise(self) -> Tensor:
+        """The same, independent of both."""
+        return seeded_uniforms(self.state.seeds, self.step + _CHURN, self.state.tokens.shape[1])
 
 
 def starting_tokens(seeds: Tensor, length: int, vocab_size: int) -> Tensor:

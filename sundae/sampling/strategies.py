@@ -8,13 +8,18 @@ the sample's seed, the step and the network's logits, never by the batch. A new 
 from __future__ import annotations
 
 import functools
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sundae.config.sections import SamplingConfig, StrategyName
-from sundae.sampling.state import SampleState, StepContext
+from sundae.sampling.state import StepContext
+
+# Shares of noise between which there is churn: above, little is there to correct, and below, more
+# would be drawn at once than is right.
+_CHURNED = (0.05, 0.6)
 
 
 class Strategy:
@@ -25,6 +30,9 @@ class Strategy:
 
     # Draw the most likely value whatever the temperature.
     greedy: ClassVar[bool] = False
+
+    # Whether a sample is done once no token takes another value when it is offered one.
+    converges: ClassVar[bool] = True
 
     def needs_logits(self, step: int) -> bool:
         """Whether `rank` needs logits; if not, they are computed for the chosen tokens only."""
@@ -58,12 +66,18 @@ class Strategy:
         """
         return context.noise()
 
-    def unselected_tokens(self, state: SampleState) -> Tensor:
-        """(batch, length) int64: the values of tokens that take no fresh draw.
+    def combine(self, context: StepContext, fresh: Tensor, chosen: Tensor, codes: int) -> Tensor:
+        """(batch, length) int64: the tokens after the step. It runs compiled, as `rank` does.
 
-        Tokens that may not change must have their present values; they have them from the start.
+        Tokens that may not change must keep their values, which they have from the start.
+
+        Args:
+            context: the samples and the step.
+            fresh: (batch, length) int64, the draws of the chosen tokens; of others anything.
+            chosen: (batch, length) bool, which tokens were drawn.
+            codes: size of the vocabulary.
         """
-        return state.tokens
+        return torch.where(chosen, fresh, context.state.tokens)
 
 
 class Confidence(Strategy):
@@ -146,8 +160,58 @@ class Renoise(Strategy):
         fresh = ((step + 1) / schedule.steps) ** ((1 - proportion) / proportion)
         return counted(free, fresh)
 
-    def unselected_tokens(self, state: SampleState) -> Tensor:
-        return state.start
+    def combine(self, context: StepContext, fresh: Tensor, chosen: Tensor, codes: int) -> Tensor:
+        return torch.where(chosen, fresh, context.state.start)
+
+
+class Posterior(Strategy):
+    """Ancestral sampling: every token goes where the reverse of the corruption would take it.
+
+    Tokens of which a share a is clean, and the others uniform, come from tokens of which a larger
+    share b is. Given a draw of what a token was before all corruption, q(x_b | x_a, x_0) says in
+    closed form how likely it is to be clean already, still what it is now, or other noise (D3PM,
+    arXiv 2107.03006, equation 3, for uniform transitions). b is `clean_share` after the step. The
+    draws of one step do not know of each other, so the more steps, the more exactly samples follow
+    the network. A token may change until the end, so no sample is done before.
+
+    Churn corrects what earlier steps got wrong: instead of following the posterior, some tokens
+    take the draw and are corrupted again, to the share b (the Psi-sampler of Duo).
+    """
+
+    converges = False
+
+    def count(self, schedule: SamplingConfig, step: int, free: Tensor) -> Tensor:
+        return free
+
+    def combine(self, context: StepContext, fresh: Tensor, chosen: Tensor, codes: int) -> Tensor:
+        tokens, after = context.state.tokens, context.clean_after
+        before = context.clean_before.minimum(after)
+        ratio = _ratio(before, after)
+        # How likely each is, times what they sum to.
+        clean = after * (1 - ratio) + codes * before * (fresh == tokens)
+        same, noise = ratio * (1 - after), (1 - ratio) * (1 - after)
+        point = context.noise() * (clean + same + noise)
+        # Within the part that stands for noise the point is uniform, and so tells which code.
+        others = torch.where(
+            point < clean + same, tokens, _code(_ratio(point - clean - same, noise), codes)
+        )
+        # Where no noise is left but the draw differs, all is 0, and the draw counts.
+        moved = torch.where(point <= clean, fresh, others)
+        point = context.churn_noise()
+        churned = point < context.churn
+        point = _ratio(point, context.churn)
+        again = torch.where(point < after, fresh, _code(_ratio(point - after, 1 - after), codes))
+        return torch.where(chosen, torch.where(churned, again, moved), tokens)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, and 0 for 0 / 0."""
+    return part / whole.clamp(min=torch.finfo(whole.dtype).tiny)
+
+
+def _code(uniform: Tensor, codes: int) -> Tensor:
+    """A uniform token from a uniform number in [0, 1), and some token from any other number."""
+    return (uniform.clamp(0, 1) * codes).long().clamp(max=codes - 1)
 
 
 STRATEGIES: dict[StrategyName, Strategy] = {
@@ -156,7 +220,25 @@ STRATEGIES: dict[StrategyName, Strategy] = {
     "halton": Halton(),
     "argmax": Argmax(),
     "renoise": Renoise(),
+    "posterior": Posterior(),
 }
+
+
+def clean_share(schedule: SamplingConfig, done: int) -> float:
+    """Share of tokens that are no noise after n of N steps: 1 - ((N-n)/N)^(p/(1-p)).
+
+    p is the proportion in step n. The share grows evenly at p = 1/2; above it sooner, so that there
+    are more steps for the last noise; at 1 all at once.
+    """
+    proportion = schedule.proportion_at(max(0, done - 1))
+    power = proportion / (1 - proportion) if proportion < 1 else math.inf
+    return 1 - (1 - done / schedule.steps) ** power
+
+
+def churn_at(schedule: SamplingConfig, done: int) -> float:
+    """Chance of churn after n steps; 0 but for shares of noise in which it helps."""
+    low, high = _CHURNED
+    return schedule.churn if low <= 1 - clean_share(schedule, done) <= high else 0.0
 
 
 def counted(free: Tensor, share: float) -> Tensor:
