@@ -129,8 +129,8 @@ def _plain(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     On a CPU kernels are slow for short bfloat16 sequences. On a GPU they work on blocks of 64
     tokens or more, which a cell's one query and few keys leave empty, and flash attention takes no
     more than 65,535 sequences at once, so many cells as 256 samples of 32x32 tokens have. With a
-    mask, which shifted windows have, a compiled training step had wrong gradients there (H100,
-    torch 2.11: a norm of 20,000 instead of 2, then NaN), and windows are small.
+    mask, which shifted windows have, they are the suspects for wrong gradients of a compiled
+    training step (H100, torch 2.11: a norm of 20,000 instead of 2, then NaN); windows are small.
     """
     if q.device.type == "cuda":
         return mask is not None or q.shape[-2] * k.shape[-2] <= _FEW

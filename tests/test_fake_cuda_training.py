@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ from sundae.prior.network import build_network
 from sundae.prior.objective import unroll
 from sundae.sampling.grids import SampleGrids
 from sundae.training.ema import EMA
-from sundae.training.experiment import build_trainer
+from sundae.training.experiment import build_trainer, should_compile
 from sundae.training.logbook import Logbook
 from sundae.training.metrics import Means
 from sundae.training.optimizers import make_optimizer
@@ -283,3 +284,29 @@ def test_an_exported_codec_is_for_every_machine(
     torch.testing.assert_close(codec.model.state_dict(), weights)
     state = torch.load(tmp_path / "vqgan.ckpt", weights_only=True)["state_dict"]
     assert weights.keys() < state.keys()
+
+
+@pytest.mark.parametrize("setting", [None, True, False])
+@pytest.mark.parametrize(
+    ("window", "shifted"), [(None, False), ([2, 0], True)], ids=["no windows", "windows"]
+)
+def test_networks_with_shifted_windows_are_not_compiled_on_a_gpu(
+    setting: bool | None,
+    window: list[int] | None,
+    shifted: bool,
+    config: Config,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes: dict[str, Any] = {"net.attn_resampling": False, "net.depth": [2, 1, 2]}
+    changes |= {"net.window": window} if window else {}
+    changes |= {"trainer.compile": setting} if setting is not None else {}
+    data: Any = SimpleNamespace(latents=SimpleNamespace(classes=["a", "b", "c", "d", "e"]))
+    cfg = config(changes)
+    experiment, net = PriorExperiment(cfg, (data, data)), build_network(cfg)
+    for device, default in ((CUDA, True), (CPU, False)):
+        wanted = default if setting is None else setting
+        vain = shifted and device == CUDA
+        found = should_compile(experiment, net, device, quiet=False)
+        assert found == (wanted and not vain)
+        told = "trainer.compile has no effect on a GPU here: gradients of shifted windows"
+        assert (told in capsys.readouterr().err) == (vain and setting is True)

@@ -173,7 +173,7 @@ def test_every_kernel_computes_the_same_attention(
 def test_cells_and_shifted_windows_on_a_gpu_need_no_kernel(
     queries: int, keys: int, masked: bool, fused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is limited to 65,535 sequences, and wrong with a mask when it is compiled."""
+    """It is limited to 65,535 sequences, and suspected of wrong gradients with a mask."""
     calls: list[Tensor] = []
 
     def kernel(q: Tensor, *others: Tensor, **options: Any) -> Tensor:

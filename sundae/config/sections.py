@@ -173,7 +173,7 @@ class TrainerConfig:
     compile: bool | None = Field(
         default=None,
         description="torch.compile the networks, whose first step then takes long; by default on "
-        "CUDA",
+        "CUDA, where priors with shifted windows (net.window) are not compiled",
     )
     save_outputs: bool = Field(default=True, description="write checkpoints, curves and images")
     checkpoint_frequency: int = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,10 @@ class Experiment(ABC):
     @abstractmethod
     def compilable(self, net: nn.Module) -> list[nn.Module]:
         """The modules that `trainer.compile` compiles."""
+
+    def not_compiled_on_cuda(self, net: nn.Module) -> str:
+        """Why a network is never compiled for a GPU; empty if it may be."""
+        return ""
 
     @abstractmethod
     def dump(self) -> str:
@@ -151,6 +156,19 @@ def build_trainer(
     trainer = Trainer(
         settings, task, net, experiment.data, accelerator=accelerator, logbook=logbook, info=info
     )
-    if device.type == "cuda" if settings.compile is None else settings.compile:
+    if should_compile(experiment, net, device, quiet=logbook.quiet):
         compile_modules(*experiment.compilable(net), quiet=logbook.quiet)
     return trainer
+
+
+def should_compile(
+    experiment: Experiment, net: nn.Module, device: torch.device, *, quiet: bool
+) -> bool:
+    """Whether to compile: as `trainer.compile` says, which is said to be in vain unless quiet, or
+    on CUDA by default.
+    """
+    setting, cuda = experiment.cfg.trainer.compile, device.type == "cuda"
+    reason = experiment.not_compiled_on_cuda(net) if cuda else ""
+    if reason and setting and not quiet:
+        print(f"trainer.compile has no effect on a GPU here: {reason}", file=sys.stderr)
+    return not reason and (cuda if setting is None else setting)
