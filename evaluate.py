@@ -104,9 +104,9 @@ def main() -> None:
     if args.save_statistics:
         make_folder(args.save_statistics.parent)
     device, args.resume = choose_device(args.no_cuda, args.quiet), args.samples
-    network = load_features(args.features, device)
+    network = load_features(args.features, device, quiet=args.quiet)
     figures = args.figures or (SWEPT if args.sweep else None)
-    lpips, notes = open_lpips(figures, device)
+    lpips, notes = open_lpips(figures, device, quiet=args.quiet)
     codec = {"config": args.config, "device": device, "precision": args.precision,
              "input_range": args.input_range, "distance": args.distance}  # fmt: skip
     subject = Subject.open(args.samples, network, prior=sampler_options(args, device), codec=codec,

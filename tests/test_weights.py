@@ -20,6 +20,7 @@ from conftest import Ended
 from safetensors.torch import load_file
 
 from sundae.common.errors import UserError
+from sundae.evaluation.evaluation import open_lpips
 from sundae.features import inception, lpips_weights
 from sundae.features.inception import fetch_inception
 from sundae.features.loading import load_features
@@ -133,6 +134,25 @@ def test_without_a_network_the_remedy_is_named(cache: Path) -> None:
     with pytest.raises(UserError, match=r"127.0.0.1:9.*--features efficientnet-lite0, or") as error:
         load_features("inception", CPU)
     assert f"put it at {cache / inception.FILE}" in str(error.value)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.parametrize("name", ["vgg16", "inception"])
+def test_downloads_show_progress_unless_quiet(
+    name: str, quiet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def fetch(*, quiet: bool) -> list[Path]:
+        asked.append(quiet)
+        raise UserError("no network")
+
+    monkeypatch.setattr(lpips_weights, "fetch_lpips", fetch)
+    monkeypatch.setattr(inception, "fetch_inception", fetch)
+    with pytest.raises(UserError):
+        load_features(name, CPU, quiet=quiet)
+    open_lpips(None, CPU, quiet=quiet)
+    assert asked == [quiet, quiet]
 
 
 def test_an_index_without_the_file_says_so(server: str, archive: Path, tmp_path: Path) -> None:

@@ -68,12 +68,13 @@ class Evaluation:
 
 
 def open_lpips(
-    figures: Collection[str] | None, device: torch.device
+    figures: Collection[str] | None, device: torch.device, *, quiet: bool = False
 ) -> tuple[Distance | None, dict[str, str]]:
     """LPIPS with AlexNet, from and to the CPU.
 
     Args:
         figures: That the user named; None where all are computed that can be.
+        quiet: No progress bar while its weights are downloaded.
 
     Returns:
         The distance, and why it is left out where it was not named and its weights are missing.
@@ -84,7 +85,7 @@ def open_lpips(
     if figures is not None and "diversity" not in figures:
         return None, {}
     try:
-        lpips = load_lpips("alexnet", device)
+        lpips = load_lpips("alexnet", device, quiet=quiet)
     except UserError as error:
         if figures is not None:
             raise

@@ -165,8 +165,8 @@ class EfficientNetFeatures(FeatureNetwork):
         "logits": "1000 classes of ImageNet",
     }
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, *, quiet: bool = False) -> None:
+        super().__init__(device, quiet=quiet)
         self.net = load_efficientnet().to(device).to(memory_format=torch.channels_last)
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

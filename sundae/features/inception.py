@@ -60,15 +60,17 @@ def fetch_inception(file: Path | None = None, *, quiet: bool = False) -> list[Pa
     return [path]
 
 
-def load_inception() -> nn.Module:
+def load_inception(*, quiet: bool = False) -> nn.Module:
     """torch-fidelity's network, frozen, on the CPU: uint8 images -> features and logits.
+
+    Its weights are downloaded if they never were, with a progress bar unless quiet.
 
     Raises:
         UserError: torch-fidelity is not installed, or the weights could not be downloaded.
     """
     requirements = "requirements-evaluate.txt"
     module = import_extra("torch_fidelity.feature_extractor_inceptionv3", requirements)
-    (path,) = fetch_inception()
+    (path,) = fetch_inception(quiet=quiet)
     # torch-fidelity unpickles what it reads, so it gets a copy of what was read without that.
     copy = io.BytesIO()
     torch.save(read_state(path), copy)
@@ -94,9 +96,9 @@ class InceptionFeatures(FeatureNetwork):
         "logits": "1008 classes, without bias",
     }
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.net = load_inception().to(device)
+    def __init__(self, device: torch.device, *, quiet: bool = False) -> None:
+        super().__init__(device, quiet=quiet)
+        self.net = load_inception(quiet=quiet).to(device)
         self._maps: list[Tensor] = []
         last = self.net.get_submodule("Mixed_7c")  # its 8x8 map is what the network pools
         last.register_forward_hook(lambda *call: self._maps.append(call[-1]))

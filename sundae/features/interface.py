@@ -46,7 +46,8 @@ class FeatureNetwork(ABC):
     protocol: ClassVar[dict[str, Any]]
     batch_size: ClassVar[int] = 32
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, quiet: bool = False) -> None:
+        """quiet: no progress bar while weights are downloaded."""
         self.device = device
 
     @torch.inference_mode()

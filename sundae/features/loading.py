@@ -17,10 +17,11 @@ _NETWORKS: dict[str, type[FeatureNetwork]] = {
 FEATURES = tuple(_NETWORKS)
 
 
-def load_features(name: str, device: torch.device) -> FeatureNetwork:
-    """A feature network of `FEATURES` on a device; its weights are downloaded if they never were.
+def load_features(name: str, device: torch.device, *, quiet: bool = False) -> FeatureNetwork:
+    """A feature network of `FEATURES` on a device; its weights are downloaded if they never were,
+    with a progress bar unless quiet.
 
     Raises:
         UserError: its package or its weights are missing; says how to get them.
     """
-    return _NETWORKS[name](device)
+    return _NETWORKS[name](device, quiet=quiet)

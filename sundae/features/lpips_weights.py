@@ -38,14 +38,15 @@ _IMPORTS = {
 }
 
 
-def load_lpips(net: str, device: torch.device) -> LPIPS:
-    """LPIPS with "alexnet" or "vgg16", frozen; its weights are downloaded if they never were.
+def load_lpips(net: str, device: torch.device, *, quiet: bool = False) -> LPIPS:
+    """LPIPS with "alexnet" or "vgg16", frozen; its weights are downloaded if they never were, with
+    a progress bar unless quiet.
 
     Raises:
         UserError: they could not be downloaded, or are damaged; says what to do.
     """
     path = weights_path(net)
-    fetch_lpips()
+    fetch_lpips(quiet=quiet)
     lpips = LPIPS(net)
     try:
         lpips.load_state_dict(load_file(path))

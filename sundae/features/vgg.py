@@ -26,9 +26,9 @@ class VGGFeatures(FeatureNetwork):
     }
     batch_size = 8
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.net = load_lpips("vgg16", device)
+    def __init__(self, device: torch.device, *, quiet: bool = False) -> None:
+        super().__init__(device, quiet=quiet)
+        self.net = load_lpips("vgg16", device, quiet=quiet)
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor, None]:
         *_, features = self.net.stages(resized(images, self.SIDE, self.SIDE) * 2 - 1)
