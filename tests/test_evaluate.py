@@ -38,7 +38,7 @@ def _nothing_is_downloaded(classifiers: Path, monkeypatch: pytest.MonkeyPatch) -
         return (a - b).abs().mean((1, 2, 3))
 
     read_pixels(monkeypatch, classifiers)
-    monkeypatch.setattr(evaluation, "load_lpips", lambda net, device: distance)
+    monkeypatch.setattr(evaluation, "load_lpips", lambda net, device, quiet: distance)
 
 
 def write_images(root: Path, count: int, seed: int, classes: int = 2, size: int = 16) -> Path:
