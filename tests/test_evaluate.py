@@ -126,7 +126,7 @@ def test_collapsed_samples_have_no_diversity_and_missing_weights_leave_it_out(
     found = evaluate(same.parent, images, "--eval-fraction", 0.5)["figures"]
     assert found["samples"]["diversity"] == 0 < found["floor"]["diversity"]
 
-    def missing(net: str, device: object) -> None:
+    def missing(net: str, device: object, *, quiet: bool) -> None:
         raise UserError("the weights are missing")
 
     monkeypatch.setattr(evaluation, "load_lpips", missing)

@@ -45,8 +45,8 @@ CurveName = Literal["linear", "cosine", "constant"]
 # Values have exactly the declared type: no bool is a number, no text is, and no float an integer.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-# Steps up to which the strategy 'auto' is 'renoise'. On the digits that is best with 4, 8 and 16
-# steps and within the spread of the best with 12; docs/sampling.md has the table.
+# Steps up to which the strategy 'auto' is 'renoise'. On the digits that is best with 4, 8 and 12
+# steps and within the spread of the best with 16; docs/sampling.md has the table.
 FEW_STEPS = 16
 
 
