@@ -20,6 +20,7 @@ from sundae.common.errors import UserError
 from sundae.config.sections import (
     STRICT,
     DataConfig,
+    ObjectiveConfig,
     SamplingConfig,
     TrainerConfig,
     VQGANConfig,
@@ -29,7 +30,15 @@ from sundae.config.values import Values, plain
 
 SECTIONS: dict[str, Any] = {
     cls.section: cls
-    for cls in (TrainerConfig, DataConfig, VQGANConfig, SamplingConfig, NetConfig, WandbConfig)
+    for cls in (
+        TrainerConfig,
+        DataConfig,
+        VQGANConfig,
+        ObjectiveConfig,
+        SamplingConfig,
+        NetConfig,
+        WandbConfig,
+    )
 }
 _REQUIRED = {
     "unroll_steps": "an integer, usually 2 or 3, above the first section",
@@ -47,6 +56,7 @@ class RunConfig:
     trainer: TrainerConfig
     data: DataConfig
     vqgan: VQGANConfig | None
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     sampling: SamplingConfig
     net: NetConfig
     wandb: WandbConfig
@@ -63,6 +73,12 @@ class RunConfig:
                     "one with net.class_dropout = 0.1, or leave it at 1",
                 )
         self.net.check_grid(self.grid_shape)
+        if self.objective.clusters >= self.data.vocab_size:
+            raise ConfigError(
+                "objective.clusters",
+                f"{self.objective.clusters} clusters need more codes than data.vocab_size = "
+                f"{self.data.vocab_size}; choose fewer",
+            )
         return self
 
     def _check_metrics(self) -> None:
