@@ -87,7 +87,7 @@ def parse_args() -> argparse.Namespace:
          help="temperatures to try, START:END for a ramp (default: 1 1:0.7 0.85 0.7)")  # fmt: skip
     flag("--tune-choice", type=float, nargs="+", default=[1.0, 4.5, 10.0, 20.0], metavar="T",
          help="choice temperatures to try (default: 1 4.5 10 20)")  # fmt: skip
-    flag("--tune-steps", type=int, nargs="+", metavar="N", help="numbers of evaluations to try them "
+    flag("--tune-steps", type=int, nargs="+", metavar="N", help="evaluations to try them "
          "at; others take the best of the nearest (default: all of --steps)")  # fmt: skip
     flag("--tune-seed", type=seed_number, default=1000, metavar="N", help="(default: 1000)")
     flag("--raw-weights", action="store_true", help="the weights, not their moving average")

@@ -89,6 +89,7 @@ class Subject:
 
     @classmethod
     def of_prior(cls, path: Path, sampler: BaseSampler) -> Subject:
+        """A prior that is loaded already, from a path."""
         codec = sampler.codec.codec
         height, width = (side * codec.factor for side in sampler.grid)
         return cls(
