@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ablation_jobs import Run, Runner, evaluations, training
+from ablation_jobs import Run, Runner, Work, evaluations, training
 from ablation_plan import Plan, read_plan
 from ablation_report import CURVES, RESULTS, TABLE, draw_curves, write_results
 
@@ -113,7 +113,7 @@ def work_on(plan: Plan, runs: list[Run], args: argparse.Namespace) -> None:
             bar.update()
             write_results(plan, args.out)
 
-        def both(run: Run):  # type: ignore[no-untyped-def]
+        def both(run: Run) -> Work:
             yield from training(run, device, in_process=False)
             if not args.skip_evaluation:
                 bar.update()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class Command:
 
 
 # Yields what is to run, receives the exit code.
-Work = Iterator[Command]
+Work = Generator[Command, int, None]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,16 @@ class Run:
         write_json(self.folder.with_name(f"{self.name}.json"), self.state | changes)
 
     @property
+    def rate_file(self) -> Path:
+        """Holds the speed of the variant, whatever the seed."""
+        return self.out / "rates" / f"{self.variant.name}.json"
+
+    @property
+    def rate(self) -> float:
+        """Measured optimiser steps a second of training alone."""
+        return float(_read(self.rate_file)["steps_per_second"])
+
+    @property
     def checkpoint(self) -> Path | None:
         """The last checkpoint, once the training is complete."""
         steps = self.state.get("steps")
@@ -94,12 +104,12 @@ class Run:
             UserError: the settings of a run that has checkpoints have changed.
         """
         state = self.state
-        if not state:
+        if "settings" not in state:  # never begun, or refused at once
             return
         try:
             now = settings_of(self.plan, self.plan.config(self.variant), self.seed)
         except UserError as error:
-            now, change = {}, str(error)
+            change = str(error)
         else:
             change = difference(state["settings"], now)
         if not change:
@@ -114,10 +124,9 @@ class Run:
     def delete(self) -> None:
         """Remove everything that is known of this run."""
         folders = [self.folder, *(self.figures(n) for n in range(len(self.variant.samplers)))]
-        rate = self.out / "rates" / f"{self.variant.name}.json"
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        for path in (self.folder.with_name(f"{self.name}.json"), rate):
+        for path in (self.folder.with_name(f"{self.name}.json"), self.rate_file):
             path.unlink(missing_ok=True)
 
 
@@ -141,7 +150,8 @@ def training(run: Run, device: torch.device, *, in_process: bool) -> Work:
     try:
         cfg = run.plan.config(run.variant)
         settings = settings_of(run.plan, cfg, run.seed)
-        steps = run.plan.steps or (yield from _measured_steps(run, cfg, device, in_process))
+        rate = yield from _measured_rate(run, cfg, device, in_process)
+        steps = run.plan.steps or steps_for(run.plan.seconds or 0, rate)
         overrides = [*run.variant.overrides, *length_overrides(cfg, steps)]
         cfg = load_config(run.plan.base, overrides)
         run.write_state(settings=settings, steps=steps, parameters=Cost(cfg).parameters, error="")
@@ -160,19 +170,19 @@ def training(run: Run, device: torch.device, *, in_process: bool) -> Work:
         run.write_state(error=f"out of memory: {str(error).splitlines()[0]}")
 
 
-def _measured_steps(
+def _measured_rate(
     run: Run, cfg: RunConfig, device: torch.device, in_process: bool
-) -> Iterator[Command | int]:
-    """Steps that fit into the plan's seconds; measured once for all seeds of a variant."""
-    path = make_folder(run.out / "rates") / f"{run.variant.name}.json"
-    assert run.plan.seconds is not None
-    if "steps_per_second" not in _read(path):
+) -> Generator[Command, int, float]:
+    """Steps a second, measured once for all seeds of a variant."""
+    path = run.rate_file
+    if not path.exists():
+        make_folder(path.parent)
         if in_process:
             write_json(path, {"steps_per_second": measure_rate(cfg, device)})
         else:
             words = [str(path), "--cfg-path", str(run.plan.base), *_sets(run.variant.overrides)]
             yield from _run("benchmarks/ablation_train.py", words, device, path.with_suffix(".log"))
-    return steps_for(run.plan.seconds, _read(path)["steps_per_second"])
+    return run.rate
 
 
 def evaluations(run: Run, device: torch.device) -> Work:
@@ -266,7 +276,7 @@ class Runner:
         if code is None and time.monotonic() > self.until:
             return ended()
         try:
-            command = next(work) if code is None else work.send(code)  # type: ignore[attr-defined]
+            command = next(work) if code is None else work.send(code)
         except StopIteration:
             return ended()
         if time.monotonic() > self.until:

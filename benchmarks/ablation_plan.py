@@ -81,7 +81,9 @@ def read_plan(path: Path, only: Collection[str] = ()) -> Plan:
     steps, seconds = values.get("steps"), values.get("seconds")
     if (steps is None) == (seconds is None):
         raise UserError(f"{path}: expected either steps or seconds, how long each is trained")
-    check.that(steps is None or (type(steps) is int and steps >= 1), "steps", "an integer, 1 or more")
+    check.that(
+        steps is None or (type(steps) is int and steps >= 1), "steps", "an integer, 1 or more"
+    )
     check.that(
         seconds is None or (type(seconds) in (int, float) and 0 < seconds < math.inf),
         "seconds", "a number above 0",
@@ -99,9 +101,7 @@ def read_plan(path: Path, only: Collection[str] = ()) -> Plan:
         if name not in found:
             raise UserError(f"--only {name}: no such variant{suggestion(name, found)}")
     evaluate = check.table(values, "evaluate") if "evaluate" in values else None
-    return Plan(
-        Path(values["base"]), tuple(seeds), steps, seconds, evaluate, tuple(found.values())
-    )
+    return Plan(Path(values["base"]), tuple(seeds), steps, seconds, evaluate, tuple(found.values()))
 
 
 class _Checks:
@@ -185,12 +185,12 @@ def length_overrides(cfg: RunConfig, steps: int) -> list[str]:
     """
     trainer = cfg.trainer
     accumulate = trainer.batch_size // (trainer.mini_batch_size or trainer.batch_size)
-    between = max(1, steps // EVALUATIONS) * accumulate
+    between = max(1, steps // EVALUATIONS)
     where = "trainer.lr_scheduler_kwargs"
     found = [
         f"trainer.max_steps={steps}",
-        f"trainer.nb_batches=[{between}, {trainer.nb_batches[1]}]",
-        f"trainer.checkpoint_frequency={max(1, steps // 4)}",
+        f"trainer.nb_batches=[{between * accumulate}, {trainer.nb_batches[1]}]",
+        f"trainer.checkpoint_frequency={5 * between}",
         "trainer.checkpoint_best=false",
         "trainer.keep_checkpoints=1",
         "trainer.save_outputs=true",

@@ -39,9 +39,9 @@ _COLUMNS = (
 )
 _NOTES = """\
 loss_1, accuracy_1: of the first unroll step on held-out data at the end, averaged weights; the same
-for any number of unroll steps. "against base": the share of {first}'s steps or seconds after which
-a run's loss_1 is that of {first} at its end, interpolated between evaluations; a dash where it
-never is. samples/s: median between evaluations, these included, as seconds are.
+for any number of unroll steps. "against base": the share of {first}'s steps, or seconds of training
+alone, after which a run's loss_1 is that of {first} at its end, interpolated between evaluations; a
+dash where it never is. samples/s: of training alone, measured before; seconds: with evaluations.
 Behind ±: half of the range over seeds ({seeds}).
 """
 
@@ -57,56 +57,48 @@ def read_curves(path: Path) -> Rows:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def reached(rows: Rows, target: float, axis: str) -> float | None:
-    """Where on an axis, "step" or "seconds", held-out loss_1 first is `target` or less.
+def reached(rows: Rows, target: float) -> float | None:
+    """The step at which held-out loss_1 first is `target` or less, linear between evaluations.
 
-    Interpolated linearly between evaluations; None where it never is.
+    None where it never is.
     """
     before: dict[str, float] | None = None
     for row in rows:
         if row[LOSS] <= target:
-            if before is None or before[LOSS] == row[LOSS]:
-                return row[axis]
+            if before is None:
+                return row["step"]
             share = (before[LOSS] - target) / (before[LOSS] - row[LOSS])
-            return before[axis] + share * (row[axis] - before[axis])
+            return before["step"] + share * (row["step"] - before["step"])
         before = row
     return None
 
 
-def throughput(rows: Rows, batch_size: int) -> float | None:
-    """Training samples a second, the median between two evaluations."""
-    ends = [{"step": 0.0, "seconds": 0.0}, *rows]
-    rates = [
-        batch_size * (b["step"] - a["step"]) / (b["seconds"] - a["seconds"])
-        for a, b in zip(ends, ends[1:])
-        if b["seconds"] > a["seconds"]
-    ]
-    return statistics.median(rates) if rates else None
-
-
-def numbers_of(run: Run, against: Rows) -> dict[str, float]:
+def numbers_of(run: Run, against: Run | None) -> dict[str, float]:
     """All numbers of a finished run.
 
     Args:
-        against: curves of the first variant with the same seed; none where it is not finished.
+        against: a finished run of the first variant with the same seed.
     """
     rows, state = read_curves(run.folder / "curves.csv"), run.state
     last = rows[-1]
     batch_size = state["settings"]["config"]["trainer"]["batch_size"]
-    found: dict[str, float | None] = {
+    found: dict[str, float] = {
         "loss_1": last[LOSS],
         "accuracy_1": last["eval/accuracy_1"],
         "steps": last["step"],
         "seconds": last["seconds"],
-        "samples_per_s": throughput(rows, batch_size),
+        "samples_per_s": batch_size * run.rate,
         "parameters": state["parameters"],
     }
     found |= {name.removeprefix("eval/"): value for name, value in last.items()
               if name.startswith(_RATE)}  # fmt: skip
-    for axis, key in (("step", "steps_ratio"), ("seconds", "seconds_ratio")):
-        at = reached(rows, against[-1][LOSS], axis) if against else None
-        found[key] = None if at is None else at / against[-1][axis]
-    return {name: value for name, value in found.items() if value is not None}
+    if against is not None:
+        base = read_curves(against.folder / "curves.csv")[-1]
+        step = reached(rows, base[LOSS])
+        if step is not None:
+            found["steps_ratio"] = step / base["step"]
+            found["seconds_ratio"] = found["steps_ratio"] * against.rate / run.rate
+    return found
 
 
 def figures_of(run: Run, number: int) -> tuple[dict[str, float], str]:
@@ -129,9 +121,9 @@ def figures_of(run: Run, number: int) -> tuple[dict[str, float], str]:
 def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, Number]:
     """Mean and half of the range of each number, over the runs that have it.
 
-    A ratio that a run never reached has no mean.
+    Ratios have no mean where a run never reached the loss.
     """
-    found = {}
+    found: dict[str, Number] = {}
     for name in dict.fromkeys(name for run in runs for name in run):
         values = [run[name] for run in runs if name in run]
         if name.endswith("_ratio") and len(values) < len(runs):
@@ -163,9 +155,7 @@ def _result(plan: Plan, variant: Variant, first: Variant, out: Path) -> dict[str
     numbers = []
     for run in done:
         other = Run(plan, first, run.seed, out)
-        finished = other.checkpoint is not None
-        curves = read_curves(other.folder / "curves.csv") if finished else []
-        numbers.append(numbers_of(run, curves))
+        numbers.append(numbers_of(run, other if other.checkpoint is not None else None))
     samplers = []
     for number, overrides in enumerate(variant.samplers):
         found = [figures_of(run, number) for run in done]
@@ -259,13 +249,15 @@ def draw_curves(plan: Plan, out: Path) -> None:
             if not runs:
                 continue
             length = min(map(len, runs))
-            along, loss = (
+            step, loss = (
                 np.mean([[row[key] for row in rows[:length]] for rows in runs], axis=0)
-                for key in (axis, LOSS)
+                for key in ("step", LOSS)
             )
+            along = step if axis == "step" else step / Run(plan, variant, 0, out).rate
             style = "-" if number < 20 else "--"
             axes.plot(along, loss, style, color=colormaps["tab20"](number % 20), label=variant.name)
-        axes.set(xlabel="optimiser steps" if axis == "step" else axis, yscale="log",
+        axes.set(xlabel="optimiser steps" if axis == "step" else "seconds of training alone",
+                 yscale="log",
                  ylabel="held-out loss, first unroll step")  # fmt: skip
         axes.grid(alpha=0.3, which="both")
     handles, labels = axes.get_legend_handles_labels()

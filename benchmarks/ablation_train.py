@@ -7,6 +7,7 @@ speed in a process of its own.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from sundae.training.prior import PriorExperiment
 from sundae.training.run_folder import run_folder
 from utils import add_common_flags, choose_device, run_cli
 
-_WARM_UP, _TIMED = 10, 30  # steps
+_BLOCK, _BLOCKS = 10, 3  # steps that are timed together, after as many that are not
 
 
 def train_in_process(cfg: RunConfig, seed: int, run_dir: Path, device: torch.device) -> None:
@@ -55,20 +56,21 @@ def train_in_process(cfg: RunConfig, seed: int, run_dir: Path, device: torch.dev
 
 
 def measure_rate(cfg: RunConfig, device: torch.device) -> float:
-    """Optimiser steps a second, of 30 after a warm-up of 10."""
+    """Optimiser steps a second of training alone: median of three times 10, after a warm-up."""
     torch.compiler.reset()
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     experiment = PriorExperiment.open(cfg, open_codec(cfg).identity, None)
     trainer = build_trainer(experiment, accelerator, Logbook(None, quiet=True), 0)
     batches = trainer.batches.training(0)
-    begin = 0.0
-    for step in range(_WARM_UP + _TIMED):
-        if step == _WARM_UP:
-            _wait(device)
-            begin = time.perf_counter()
-        trainer._update(batches)
-    _wait(device)
-    return _TIMED / (time.perf_counter() - begin)
+    seconds = []
+    for _ in range(_BLOCKS + 1):
+        _wait(device)
+        begin = time.perf_counter()
+        for _ in range(_BLOCK):
+            trainer._update(batches)
+        _wait(device)
+        seconds.append(time.perf_counter() - begin)
+    return _BLOCK / statistics.median(seconds[1:])
 
 
 def _wait(device: torch.device) -> None:
