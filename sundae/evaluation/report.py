@@ -55,7 +55,7 @@ def table(evaluation: Evaluation, network: FeatureNetwork) -> list[str]:
     return aligned(lines)
 
 
-def figure_title(name: str, network: FeatureNetwork) -> str:
+def figure_title(name: str, network: FeatureNetwork | type[FeatureNetwork]) -> str:
     """What tables and plots call a figure: a distance by its features."""
     frechet = network.distance_name
     kernel = "KID" if frechet == "FID" else frechet.replace("FD", "KD", 1)

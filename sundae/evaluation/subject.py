@@ -75,7 +75,7 @@ class Subject:
         if size and kind not in ("images", "codec"):
             raise UserError(f"--size is for a folder of images or a codec, and {path} is none")
         if kind == "prior":
-            return cls._of_prior(path, BaseSampler.from_pretrained(**prior))
+            return cls.of_prior(path, BaseSampler.from_pretrained(**prior))
         if kind == "codec":
             return cls._of_codec(path, *open_codec_side(path, **codec), size)
         images: ImageSet | FeatureSet
@@ -88,7 +88,8 @@ class Subject:
         return cls(kind, path, images.size, images=images)
 
     @classmethod
-    def _of_prior(cls, path: Path, sampler: BaseSampler) -> Subject:
+    def of_prior(cls, path: Path, sampler: BaseSampler) -> Subject:
+        """A prior that is loaded already, from a path."""
         codec = sampler.codec.codec
         height, width = (side * codec.factor for side in sampler.grid)
         return cls(

@@ -25,3 +25,8 @@ def load_features(name: str, device: torch.device, *, quiet: bool = False) -> Fe
         UserError: its package or its weights are missing; says how to get them.
     """
     return _NETWORKS[name](device, quiet=quiet)
+
+
+def feature_class(name: str) -> type[FeatureNetwork]:
+    """The class of a feature network of `FEATURES`, for its names in tables; loads nothing."""
+    return _NETWORKS[name]

@@ -61,7 +61,7 @@ def corruption_rates(
 
 @cache
 def _beta_quantiles(a: float, b: float, device: torch.device) -> Tensor:
-    """(_CELLS + 1,) float32: quantiles 0, 1/_CELLS, ..., 1 of Beta(a, b).
+    """(_CELLS + 1,) float32: quantiles 1/_CELLS apart of Beta(a, b), the outermost just inside.
 
     On the scale x = log(t / (1 - t)) the density is t^a (1 - t)^b, smooth for all a and b, and
     falls from its mode log(a / b) as exp(a x) and exp(-b x).
@@ -70,13 +70,13 @@ def _beta_quantiles(a: float, b: float, device: torch.device) -> Tensor:
     x = torch.linspace(mode - 8 - 40 / a, mode + 8 + 40 / b, _POINTS, dtype=torch.float64)
     density = a * F.logsigmoid(x) + b * F.logsigmoid(-x)
     mass = F.pad(torch.cumulative_trapezoid((density - density.max()).exp()), (1, 0))
-    wanted = torch.linspace(0, 1, _CELLS + 1, dtype=torch.float64) * mass[-1]
+    wanted = torch.linspace(0, 1, _CELLS + 1, dtype=torch.float64)
+    # Quantiles 0 and 1 may be far out, and a line to them a poor tail.
+    wanted = wanted.clamp(0.1 / _CELLS, 1 - 0.1 / _CELLS) * mass[-1]
     above = torch.searchsorted(mass, wanted).clamp(1, _POINTS - 1)
     low, high = mass[above - 1], mass[above]
     part = ((wanted - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
-    quantiles = torch.lerp(x[above - 1], x[above], part).sigmoid()
-    quantiles[0], quantiles[-1] = 0, 1
-    return quantiles.float().to(device)
+    return torch.lerp(x[above - 1], x[above], part).sigmoid().float().to(device)
 
 
 def corrupt(
