@@ -66,11 +66,12 @@ class RunConfig:
         self._check_metrics()
         self._check_grid()
         for name, value in zip(("guidance", "end_guidance"), self.sampling.guidance_ramp):
-            if value != 1 and not self.net.class_dropout:
+            if value != 1 and not self.net.class_dropout and not self.sampling.autoguidance:
                 raise ConfigError(
                     f"sampling.{name}",
                     f"{value:g} needs a network that also learned to do without the class; train "
-                    "one with net.class_dropout = 0.1, or leave it at 1",
+                    "one with net.class_dropout = 0.1, name a weaker network as "
+                    "sampling.autoguidance, or leave it at 1",
                 )
         self.net.check_grid(self.grid_shape)
         if self.objective.clusters >= self.data.vocab_size:

@@ -386,7 +386,7 @@ class SamplingConfig:
         default=1.0,
         ge=0,
         description="guidance weight of the class in the first step; 1 is the network's own "
-        "prediction, other values need net.class_dropout in training",
+        "prediction, other values need net.class_dropout in training, or autoguidance",
         json_schema_extra={"slider": [10, 0.1]},
     )
     end_guidance: float | None = Field(
@@ -396,6 +396,11 @@ class SamplingConfig:
     )
     guidance_curve: CurveName = Field(
         default="linear", description="course of the guidance weight from first to last step"
+    )
+    autoguidance: FilePath | None = Field(
+        default=None,
+        description="run or checkpoint of a weaker network, which guidance leads away from instead "
+        "of from the prediction without class (autoguidance); needs no net.class_dropout",
     )
     top_k: int = Field(
         default=0,
