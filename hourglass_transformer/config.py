@@ -144,26 +144,13 @@ class NetConfig:
     ff_mult: float = Field(
         default=4.0, gt=0, description="hidden width of the feed-forward, times dim"
     )
-    norm: Literal["layer", "rms", "scale"] = Field(
-        default="layer",
-        description="LayerNorm, RMSNorm (arXiv 1910.07467) or ScaleNorm (arXiv 1910.05895)",
+    use_scalenorm: bool = Field(
+        default=False, description="ScaleNorm (arXiv 1910.05895) in place of LayerNorm"
     )
-    qk_norm: bool = Field(
+    use_glu: bool = Field(
         default=False,
-        description="normalise queries and keys (arXiv 2302.05442), times a learned scale a head",
+        description="gated feed-forward (SwiGLU, arXiv 2002.05202) of about as many parameters",
     )
-    feed_forward: Literal["gelu", "relu2", "swiglu"] = Field(
-        default="gelu",
-        description="activation of the feed-forward: GELU, squared ReLU (arXiv 2109.08668), or a "
-        "SiLU gate (arXiv 2002.05202) of about as many parameters",
-    )
-    adaptive_norm: bool = Field(
-        default=False,
-        description="the class also scales and shifts the result of every norm and scales every "
-        "branch (arXiv 2212.09748); needs conditional",
-    )
-    use_scalenorm: bool = Field(default=False, description="older spelling of norm = 'scale'")
-    use_glu: bool = Field(default=False, description="older spelling of feed_forward = 'swiglu'")
     emb_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of embeddings")
     attn_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of attention weights")
     ff_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the feed-forward")
@@ -174,7 +161,6 @@ class NetConfig:
         self._check_heads()
         self._check_classes()
         self._check_dims()
-        self._check_older_spellings()
         if self.window is not None and len(self.windows) not in (0, self.num_levels + 1):
             raise ConfigError(
                 "net.window",
@@ -231,24 +217,6 @@ class NetConfig:
                 "there is no class to hide, net.conditional is false; set it to true or drop "
                 "class_dropout",
             )
-
-        if self.adaptive_norm and not self.conditional:
-            raise ConfigError(
-                "net.adaptive_norm",
-                "there is no class to adapt to, net.conditional is false; set it to true or drop "
-                "adaptive_norm",
-            )
-
-    def _check_older_spellings(self) -> None:
-        for old, key, value, default in (
-            ("use_scalenorm", "norm", "scale", "layer"),
-            ("use_glu", "feed_forward", "swiglu", "gelu"),
-        ):
-            if getattr(self, old) and getattr(self, key) not in (value, default):
-                raise ConfigError(
-                    f"net.{old}",
-                    f"contradicts net.{key} = '{getattr(self, key)}'; drop one of them",
-                )
 
     def _check_dims(self) -> None:
         if self.dims is None:
@@ -319,21 +287,6 @@ class NetConfig:
                 f"{cell}x{cell} that net.shorten_factor merges; choose a multiple of {cell} from "
                 f"{2 * cell} up",
             )
-
-    @property
-    def norm_kind(self) -> Literal["layer", "rms", "scale"]:
-        """`norm`, or what its older spelling says."""
-        return "scale" if self.use_scalenorm else self.norm
-
-    @property
-    def activation(self) -> Literal["gelu", "relu2", "swiglu"]:
-        """`feed_forward`, or what its older spelling says."""
-        return "swiglu" if self.use_glu else self.feed_forward
-
-    @property
-    def class_rows(self) -> int:
-        """Classes that are embedded, the null class included."""
-        return self.num_classes + (self.null_class is not None)
 
     @property
     def head_width(self) -> int:

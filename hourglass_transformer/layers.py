@@ -18,9 +18,6 @@ _SHORT = 512
 # Attention weights of a head, queries times keys, up to which a GPU does better without a kernel.
 _FEW = 64
 
-# Of normalised queries and keys at first: a little sharper than plain ones.
-QK_SCALE = 1.2
-
 # On an H100 torch prefers cuDNN's attention. It builds a plan for every new shape, which takes as
 # long as many steps of sampling, and with a mask its gradients may be NaN for windows of 8x8 tokens
 # (pytorch/pytorch issue 196678). Without it torch takes flash attention, as on other GPUs.
@@ -43,8 +40,7 @@ class ScaleNorm(nn.Module):
 
 def make_norm(cfg: NetConfig, level: Level) -> nn.Module:
     """Normalisation over the last dimension, which is the level's width."""
-    kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "scale": ScaleNorm}
-    return kinds[cfg.norm_kind](level.dim)
+    return ScaleNorm(level.dim) if cfg.use_scalenorm else nn.LayerNorm(level.dim)
 
 
 def axial_rotation(rows: Tensor, columns: Tensor, extent: tuple[int, int], width: int) -> Rotation:
@@ -171,9 +167,6 @@ class Attention(nn.Module):
         else:
             self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
-        self.qk_scale = None
-        if cfg.qk_norm:
-            self.qk_scale = nn.Parameter(torch.full((self.heads,), QK_SCALE))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """(batch, n, k * inner) -> k tensors (batch, heads, n, head_width)"""
@@ -211,10 +204,6 @@ class Attention(nn.Module):
         # Windows need their tokens side by side, so there all queries are computed.
         early, late = (positions, None) if self.windows is None else (None, positions)
         q, k, v = self._projected(x, context, early)
-        if self.qk_scale is not None:
-            width = q.shape[-1:]
-            q = F.rms_norm(q, width) * self.qk_scale.to(q.dtype)[:, None, None]
-            k = F.rms_norm(k, width)
         q, k = rotate(q, rotation_at(q_rotation, early)), rotate(k, k_rotation)
         mask = None
         if self.windows is not None:
@@ -227,31 +216,25 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around an activation or a gate, `feed_forward` says which."""
+    """Two linear maps around a GELU, or around a SiLU gate with `use_glu`."""
 
     def __init__(self, cfg: NetConfig, level: Level) -> None:
         super().__init__()
         dim = level.dim
-        self.activation = cfg.activation
-        gated = self.activation == "swiglu"
+        self.gated = cfg.use_glu
         # Two thirds of the width keep the parameters equal when a third matrix comes in.
-        hidden = int(dim * cfg.ff_mult * (2 / 3 if gated else 1))
+        hidden = int(dim * cfg.ff_mult * (2 / 3 if self.gated else 1))
         hidden = max(8, hidden // 8 * 8)
-        self.up = nn.Linear(dim, hidden * (2 if gated else 1))
+        self.up = nn.Linear(dim, hidden * (2 if self.gated else 1))
         self.down = nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(cfg.ff_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)"""
-        hidden = self.up(x)
-        if self.activation == "swiglu":
-            value, gate = hidden.chunk(2, dim=-1)
-            hidden = value * F.silu(gate)
-        elif self.activation == "relu2":
-            hidden = F.relu(hidden).square()
-        else:
-            hidden = F.gelu(hidden)
-        return self.down(self.dropout(hidden))
+        if self.gated:
+            value, gate = self.up(x).chunk(2, dim=-1)
+            return self.down(self.dropout(value * F.silu(gate)))
+        return self.down(self.dropout(F.gelu(self.up(x))))
 
 
 class Layer(nn.Module):
@@ -271,11 +254,6 @@ class Layer(nn.Module):
         self.attn = Attention(cfg, level, context_level=context_level, shifted=shifted)
         self.context_norm = None if context_level is None else make_norm(cfg, context_level)
         self.ff_norm, self.ff = make_norm(cfg, level), FeedForward(cfg, level)
-        # Of each class: what is added to the scale of both norms' results and of both branches,
-        # and to the norms' results.
-        self.class_table = (
-            nn.Embedding(cfg.class_rows, 6 * level.dim) if cfg.adaptive_norm else None
-        )
 
     def forward(
         self,
@@ -284,23 +262,12 @@ class Layer(nn.Module):
         q_rotation: Rotation | None = None,
         k_rotation: Rotation | None = None,
         positions: Tensor | None = None,
-        classes: Tensor | None = None,
     ) -> Tensor:
-        """x: (batch, queries, dim), context: (batch, keys, its dim), classes: (batch,), for
-        `adaptive_norm` -> shape of x, or (batch, count, dim) at positions (batch, count), for
-        which alone the rest is computed.
+        """x: (batch, queries, dim), context: (batch, keys, its dim) -> shape of x, or
+        (batch, count, dim) at positions (batch, count), for which alone the rest is computed.
         """
         if self.context_norm is not None:
             context = self.context_norm(context)
-        normed, adapted = self.attn_norm(x), None
-        if self.class_table is not None:
-            adapted = self.class_table(classes)[:, None].to(normed.dtype).chunk(6, dim=-1)
-            normed = normed * (1 + adapted[0]) + adapted[1]
-        attended = self.attn(normed, context, q_rotation, k_rotation, positions)
-        if adapted is not None:
-            attended = attended * (1 + adapted[2])
+        attended = self.attn(self.attn_norm(x), context, q_rotation, k_rotation, positions)
         x = at_positions(x, positions) + attended
-        normed = self.ff_norm(x)
-        if adapted is not None:
-            return x + self.ff(normed * (1 + adapted[3]) + adapted[4]) * (1 + adapted[5])
-        return x + self.ff(normed)
+        return x + self.ff(self.ff_norm(x))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import Level, NetConfig
-from .layers import QK_SCALE, Attention, Layer, Rotation, axial_rotation, grid_positions, make_norm
+from .layers import Layer, Rotation, axial_rotation, grid_positions, make_norm
 from .resampling import Downsample, Upsample
 from .windows import Windows
 
@@ -71,11 +71,8 @@ class Stage(nn.Module):
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
 
-    def forward(
-        self, x: Tensor, positions: Tensor | None = None, classes: Tensor | None = None
-    ) -> Tensor:
-        """(batch, h*w, dim), classes (batch,) for `adaptive_norm` -> the same shape, or
-        (batch, count, dim) at positions (batch, count).
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(batch, h*w, dim) -> the same shape, or (batch, count, dim) at positions (batch, count).
 
         The last layer is then computed for these only; no other token needs it.
         """
@@ -86,13 +83,13 @@ class Stage(nn.Module):
             return positions if part is last else None
 
         for layer in self.before:
-            x = self._run(layer, x, None, own, own, positions_of(layer), classes)
+            x = self._run(layer, x, None, own, own, positions_of(layer))
         if self.down is not None:
             across = (self.tables[1], self.tables[2]) if self.tables is not None else None
-            coarse = self.valley(self._run(self.down, x, across, classes), None, classes)
-            x = self._run(self.up, coarse, x, across, positions_of(self.up), classes)
+            coarse = self.valley(self._run(self.down, x, across))
+            x = self._run(self.up, coarse, x, across, positions_of(self.up))
         for layer in self.after:
-            x = self._run(layer, x, None, own, own, positions_of(layer), classes)
+            x = self._run(layer, x, None, own, own, positions_of(layer))
         return x
 
 
@@ -114,7 +111,8 @@ class HourglassTransformer(nn.Module):
         levels = cfg.levels(grid)
         length, dim = grid[0] * grid[1], levels[0].dim
         self.token_embedding = nn.Embedding(vocab_size, dim)
-        self.class_embedding = nn.Embedding(cfg.class_rows, dim) if cfg.num_classes else None
+        classes = cfg.num_classes + (cfg.null_class is not None)
+        self.class_embedding = nn.Embedding(classes, dim) if cfg.num_classes else None
         self.position = None if cfg.use_rotary else nn.Parameter(torch.empty(length, dim))
         self.dropout = nn.Dropout(cfg.emb_dropout)
         self.stage = Stage(cfg, *levels)
@@ -134,11 +132,6 @@ class HourglassTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.5)
-            elif isinstance(module, Attention) and module.qk_scale is not None:
-                nn.init.constant_(module.qk_scale, QK_SCALE)
-        for module in self.modules():
-            if isinstance(module, Layer) and module.class_table is not None:
-                nn.init.zeros_(module.class_table.weight)  # at first all classes are alike
         for branch_end in self._branch_ends():
             branch_end.weight.data.mul_(1 / math.sqrt(2 * self.cfg.num_layers))
         if self.position is not None:
@@ -197,6 +190,5 @@ class HourglassTransformer(nn.Module):
             x = x + self.class_embedding(classes)[:, None]
         if self.position is not None:
             x = x + self.position
-        adapt = classes if self.cfg.adaptive_norm else None
-        x = self.norm(self.stage(self.dropout(x), positions, adapt))
+        x = self.norm(self.stage(self.dropout(x), positions))
         return self.to_logits(x) if head else x

@@ -56,31 +56,20 @@ class Downsample(_Resample):
         merged, dim = self.side**2 * fine.dim, coarse.dim
         self.project = nn.Linear(merged, dim) if cfg.resampling == "linear" else None
 
-    def forward(
-        self,
-        fine: Tensor,
-        rotations: tuple[Rotation, Rotation] | None,
-        classes: Tensor | None = None,
-    ) -> Tensor:
-        """(batch, h*w, dim), classes (batch,) -> (batch, h*w/side^2, dim of the next level)"""
+    def forward(self, fine: Tensor, rotations: tuple[Rotation, Rotation] | None) -> Tensor:
+        """(batch, h*w, dim) -> (batch, h*w/side^2, dim of the next level)"""
         cells = to_cells(fine, self.grid, self.side)
         if self.project is not None:
             coarse = self.project(rearrange(cells, "b n c d -> b n (c d)"))
         else:
             coarse = reduce(cells, "b n c d -> b n d", "mean")
-        return coarse if self.layer is None else self._attend(coarse, cells, rotations, classes)
+        return coarse if self.layer is None else self._attend(coarse, cells, rotations)
 
     def _attend(
-        self,
-        coarse: Tensor,
-        cells: Tensor,
-        rotations: tuple[Rotation, Rotation] | None,
-        classes: Tensor | None,
+        self, coarse: Tensor, cells: Tensor, rotations: tuple[Rotation, Rotation] | None
     ) -> Tensor:
         assert self.layer is not None
         batch = len(coarse)
-        if classes is not None:
-            classes = classes.repeat_interleave(coarse.shape[1])
         q_rotation = k_rotation = None
         if rotations is not None:
             # Only differences of positions count, and they are the same in every cell: the tables
@@ -90,7 +79,7 @@ class Downsample(_Resample):
             k_rotation = (self._first_cell(fine_cos), self._first_cell(fine_sin))
         query = rearrange(coarse, "b n d -> (b n) 1 d")
         context = rearrange(cells, "b n c d -> (b n) c d")
-        attended = self.layer(query, context, q_rotation, k_rotation, None, classes)
+        attended = self.layer(query, context, q_rotation, k_rotation)
         return rearrange(attended, "(b n) 1 d -> b n d", b=batch)
 
     def _first_cell(self, table: Tensor) -> Tensor:
@@ -118,10 +107,9 @@ class Upsample(_Resample):
         residual: Tensor,
         rotations: tuple[Rotation, Rotation] | None,
         positions: Tensor | None = None,
-        classes: Tensor | None = None,
     ) -> Tensor:
-        """coarse: (batch, h*w/side^2, dim of the next level), residual: (batch, h*w, dim), classes:
-        (batch,) -> shape of residual, or (batch, count, dim) at positions (batch, count).
+        """coarse: (batch, h*w/side^2, dim of the next level), residual: (batch, h*w, dim) -> shape
+        of residual, or (batch, count, dim) at positions (batch, count).
         """
         count = self.side**2
         if self.project is not None:
@@ -132,4 +120,4 @@ class Upsample(_Resample):
         if self.layer is None:
             return at_positions(fine, positions)
         fine_rotation, coarse_rotation = rotations if rotations is not None else (None, None)
-        return self.layer(fine, coarse, fine_rotation, coarse_rotation, positions, classes)
+        return self.layer(fine, coarse, fine_rotation, coarse_rotation, positions)

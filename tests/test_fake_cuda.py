@@ -149,7 +149,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "windows": {"depth": (2, 1, 2), "window": (4, 0)},
     "windows, positions": {"depth": (2, 1, 2), "window": (4, 2), "use_rotary": False},
     "gates": {"use_scalenorm": True, "use_glu": True},
-    "all norms": {"norm": "rms", "qk_norm": True, "adaptive_norm": True, "feed_forward": "relu2"},
 }
 EVERY_NETWORK = pytest.mark.parametrize("network", NETWORKS)
 

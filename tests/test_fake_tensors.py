@@ -41,7 +41,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "no attention across levels": {"attn_resampling": False},
     "windows": {"grid": (8, 8), "depth": (2, 1, 2), "window": (4, 0)},
     "scale norm and gates": {"use_scalenorm": True, "use_glu": True},
-    "all norms": {"norm": "rms", "qk_norm": True, "adaptive_norm": True, "feed_forward": "relu2"},
 }
 
 
