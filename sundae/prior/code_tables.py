@@ -93,8 +93,9 @@ def cluster_codes(codebook: Tensor, count: int) -> Tensor:
     codebook = codebook.double()
     first = torch.randint(len(codebook), (1,), generator=generator)
     centres = codebook[first]
+    away = torch.full((len(codebook),), torch.inf, dtype=codebook.dtype)
     for _ in range(count - 1):
-        away = torch.cdist(codebook, centres).amin(1).square()
+        away = away.minimum((codebook - centres[-1]).square().sum(1))
         chances = away if away.sum() > 0 else torch.ones_like(away)
         centres = torch.cat([centres, codebook[chances.multinomial(1, generator=generator)]])
     for _ in range(_KMEANS_STEPS):
