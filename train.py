@@ -42,7 +42,7 @@ def main() -> None:
     wandb = args.wandb or args.wandb_offline
     check_run(cfg.trainer, args.run_dir, checkpoint, wandb=wandb)
     codec = open_codec(cfg)
-    experiment = PriorExperiment.open(cfg, codec, checkpoint)
+    experiment = PriorExperiment.open(cfg, codec.identity, checkpoint)
     device = choose_device(not cfg.trainer.use_cuda, args.quiet)
     codec.to(device if args.cuda_vqgan else "cpu")
     trainer = run_training(

@@ -44,7 +44,7 @@ def train_in_process(cfg: RunConfig, seed: int, run_dir: Path, device: torch.dev
     torch.compiler.reset()  # what an earlier network compiled counts against a limit
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     checkpoint = open_checkpoint(run_dir, prefer_best=False) if list_checkpoints(run_dir) else None
-    experiment = PriorExperiment.open(cfg, open_codec(cfg), checkpoint)
+    experiment = PriorExperiment.open(cfg, open_codec(cfg).identity, checkpoint)
     with run_folder(cfg.trainer, run_dir, checkpoint, accelerator) as run:
         trainer = build_trainer(experiment, accelerator, Logbook(run, quiet=True), seed)
         if checkpoint is not None:
@@ -59,7 +59,7 @@ def measure_rate(cfg: RunConfig, device: torch.device) -> float:
     """Optimiser steps a second of training alone: median of three times 10, after a warm-up."""
     torch.compiler.reset()
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    experiment = PriorExperiment.open(cfg, open_codec(cfg), None)
+    experiment = PriorExperiment.open(cfg, open_codec(cfg).identity, None)
     trainer = build_trainer(experiment, accelerator, Logbook(None, quiet=True), 0)
     batches = trainer.batches.training(0)
     seconds = []

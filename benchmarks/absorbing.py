@@ -120,7 +120,7 @@ def train(args: argparse.Namespace) -> tuple[Path | None, int | None]:
     wandb = args.wandb or args.wandb_offline
     check_run(cfg.trainer, args.run_dir, checkpoint, wandb=wandb)
     trainer = run_training(
-        AbsorbingExperiment.open(cfg, open_codec(cfg), checkpoint),
+        AbsorbingExperiment.open(cfg, open_codec(cfg).identity, checkpoint),
         device=choose_device(not cfg.trainer.use_cuda, args.quiet),
         run_dir=args.run_dir,
         checkpoint=checkpoint,

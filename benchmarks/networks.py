@@ -170,8 +170,7 @@ def open_instrument(cfg: RunConfig, images: Path, count: int) -> Instrument | No
 def learn(cfg: RunConfig, data: Data, seed: int, device: torch.device) -> Trainer:
     """A finished training, as train.py does it; ends the program when it is interrupted."""
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    codebook = open_codec(cfg).codebook() if cfg.objective.needs_codebook else None
-    experiment = PriorExperiment(cfg, data, codebook=codebook)
+    experiment = PriorExperiment(cfg, data)
     trainer = build_trainer(experiment, accelerator, Logbook(None, quiet=True), seed)
     trainer.train()
     if trainer.stopped_by:

@@ -198,7 +198,7 @@ def test_flags_win_and_an_explicit_zero_is_a_value() -> None:
             "sampling.guidance=2",
             "--set sampling.guidance: 2 needs a network that also learned",
         ),
-        ("sampling.end_guidance=0", "name a weaker network as sampling.autoguidance, or leave"),
+        ("sampling.end_guidance=0", "train one with net.class_dropout = 0.1, or leave it at 1"),
         ("net.steps=3", "--set net.steps: not a key of [net]; it belongs to [sampling]"),
         ("trianer.x=1", "--set trianer.x: no such section or key; did you mean 'trainer'?"),
         ("net.dim=true", "--set net.dim: expected an integer at least 1, got true"),

@@ -317,23 +317,6 @@ def test_frozen_tokens_and_canvases_and_rounded_counts_likewise(
 
 
 @pytest.mark.parametrize("canvas", [(4, 4), (6, 5)], ids=["grid", "canvas"])
-def test_a_weaker_network_guides_likewise(
-    canvas: tuple[int, int], config: Config, cuda: FakeCuda
-) -> None:
-    schedule = schedule_for("random", guidance=2.0)
-
-    def compute(device: torch.device) -> list[Tensor]:
-        sampler = sampler_on(device, config)
-        torch.manual_seed(1)
-        weak = build_network(sampler.cfg)
-        nn.init.normal_(weak.to_logits.weight)
-        sampler.weak = weak.to(device).eval()
-        return refined(cuda, sampler, schedule, canvas=canvas)
-
-    assert_same(compute)
-
-
-@pytest.mark.parametrize("canvas", [(4, 4), (6, 5)], ids=["grid", "canvas"])
 def test_samples_in_bfloat16(canvas: tuple[int, int], config: Config) -> None:
     """By weights that are bfloat16 already, or by those that autocast rounds: the same tokens."""
     schedule = schedule_for("confidence", guidance=2.0, top_k=3)

@@ -39,14 +39,12 @@ from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.finite import first_non_finite
 from sundae.common.precision import Precision, autocast
 from sundae.config.run_file import RunConfig
-from sundae.config.sections import ObjectiveConfig
 from sundae.features.efficientnet import EfficientNetLite0
 from sundae.features.lpips import LPIPS
 from sundae.prior.checkpoint import open_checkpoint
-from sundae.prior.code_tables import CodeTables
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
 from sundae.prior.network import build_network
-from sundae.prior.objective import DEFAULTS, corruption_rates, unroll
+from sundae.prior.objective import unroll
 from sundae.sampling.grids import SampleGrids
 from sundae.training.ema import EMA
 from sundae.training.experiment import build_trainer, should_compile
@@ -57,14 +55,6 @@ from sundae.training.prior import PriorExperiment, PriorTask, open_datasets
 from sundae.training.trainer import Trainer
 
 Config = Callable[..., RunConfig]
-ALL_OPTIONS = ObjectiveConfig(
-    rate_beta=(2.0, 3.0),
-    unchanged_weight=0.3,
-    label_smoothing=0.1,
-    unroll_share=0.5,
-    neighbours=0.5,
-    clusters=3,
-)
 
 
 # -- training -------------------------------------------------------------------------------------
@@ -72,28 +62,21 @@ ALL_OPTIONS = ObjectiveConfig(
 
 @pytest.mark.parametrize("with_head", [True, False], ids=["logits in parts", "all logits"])
 @pytest.mark.parametrize("learning", [True, False], ids=["learning", "judging"])
-@pytest.mark.parametrize("options", [DEFAULTS, ALL_OPTIONS], ids=["SUNDAE's", "all options"])
-def test_the_objective(
-    with_head: bool, learning: bool, options: ObjectiveConfig, cuda: FakeCuda
-) -> None:
+def test_the_objective(with_head: bool, learning: bool, cuda: FakeCuda) -> None:
     made = Network("hourglass")
 
     def compute(device: torch.device) -> list[Tensor]:
         net, tokens, classes, _ = made.on(device)
         generator = torch.Generator(device).manual_seed(0)
-        tables = CodeTables.of(options, torch.arange(11.0)[:, None], device)
-        corruption_rates(len(tokens), torch.Generator(device), options.rate_beta)  # makes a table
         cuda.waits.clear()
         with torch.set_grad_enabled(learning):
             steps = unroll(
-                lambda some: net(some, classes[: len(some)], head=not with_head),
+                lambda some: net(some, classes, head=not with_head),
                 tokens,
                 unroll_steps=3,
                 vocab_size=11,
                 generator=generator,
                 head=net.to_logits if with_head else None,  # type: ignore[arg-type]
-                options=options,
-                tables=tables,
             )
             found = []
             for step in steps:

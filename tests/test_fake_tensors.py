@@ -27,7 +27,7 @@ from sundae.config.sections import SamplingConfig
 from sundae.prior.objective import unroll
 from sundae.sampling import strategies
 from sundae.sampling.canvas import windowed
-from sundae.sampling.loop import Denoiser, _advance, _Network, _StepTable
+from sundae.sampling.loop import _advance, _Network, _StepTable
 from sundae.sampling.state import SampleState
 
 GRID, CODES, CLASSES, BATCH = (4, 4), 16, 3, 2
@@ -105,11 +105,7 @@ def test_a_tensor_that_was_left_on_the_cpu_fails(fake: FakeTensorMode) -> None:
 
 
 def advance(
-    strategy: strategies.Strategy,
-    schedule: SamplingConfig,
-    cpu: tuple[str, ...] = (),
-    *,
-    autoguided: bool = False,
+    strategy: strategies.Strategy, schedule: SamplingConfig, cpu: tuple[str, ...] = ()
 ) -> tuple[Tensor, ...]:
     """A step of a network on the device; `cpu` names parts of the context that are not there."""
     with torch._subclasses.fake_tensor.unset_fake_temporarily():  # a table is made of numbers
@@ -125,10 +121,8 @@ def advance(
     )
     assert signature is not None
     net = network()
-    denoiser = Denoiser(net, net)
     with torch.no_grad():
-        weak = denoiser if autoguided else None
-        return _advance(_Network(denoiser, weak, CLASSES), strategy, signature, moved)
+        return _advance(_Network(net, net, CLASSES), strategy, signature, moved)
 
 
 SCHEDULES = {
@@ -150,12 +144,6 @@ def test_sampling_step(name: Any, changes: dict[str, Any], fake: FakeTensorMode)
     for part in (tokens, resampled, converged, num_resampled, done):
         assert part.device.type == "cuda" and part.shape[0] == BATCH
     assert tokens.shape == (BATCH, LENGTH)
-
-
-def test_sampling_step_with_a_weaker_network(fake: FakeTensorMode) -> None:
-    schedule = make_schedule(4, guidance=2.0)
-    tokens, *_ = advance(strategies.STRATEGIES["random"], schedule, autoguided=True)
-    assert tokens.device.type == "cuda" and tokens.shape == (BATCH, LENGTH)
 
 
 def test_layout_of_a_grid_is_on_the_given_device(fake: FakeTensorMode) -> None:

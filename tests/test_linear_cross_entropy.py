@@ -1,7 +1,5 @@
 """The fused last map against the same thing from whole logits."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,49 +121,3 @@ def test_logits_that_are_not_numbers_give_a_loss_that_is_none() -> None:
     found = linear_cross_entropy(features * torch.nan, head, targets, uniforms)
     assert found.loss.isnan()
     assert found.drawn is not None and found.drawn.min() >= 0 and found.drawn.max() < VOCAB
-
-
-CLUSTERS = torch.arange(VOCAB) % 4
-EXTRAS = {
-    "weights": {"weights": torch.arange(ROWS).view(2, -1) / 10},
-    "smoothing": {"smoothing": 0.2},
-    "clusters": {"clusters": CLUSTERS},
-    "all": {
-        "weights": torch.arange(ROWS).view(2, -1) / 10,
-        "smoothing": 0.2,
-        "clusters": CLUSTERS,
-    },
-}
-
-
-@pytest.mark.usefixtures("_rows_at_once")
-@pytest.mark.parametrize("name", EXTRAS)
-def test_weights_smoothing_and_clusters_are_those_of_whole_logits(name: str) -> None:
-    extras: dict[str, Any] = EXTRAS[name]
-    head, features, targets, _ = case()
-    logits = head(features)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1),
-        targets.flatten(),
-        reduction="none",
-        label_smoothing=extras.get("smoothing", 0.0),
-    ).view(targets.shape)
-    if "clusters" in extras:
-        same = CLUSTERS[targets][..., None] == CLUSTERS
-        losses = losses - (logits.softmax(-1) * same).sum(-1).log()
-    expected = (losses * extras.get("weights", 1)).mean()
-    found = linear_cross_entropy(features, head, targets, **extras)
-    torch.testing.assert_close(found.loss, expected)
-    pairs = zip(
-        gradients(found.loss, head, features), gradients(expected, head, features), strict=True
-    )
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.usefixtures("_rows_at_once")
-def test_the_first_rows_alone_can_be_drawn() -> None:
-    head, features, targets, uniforms = case()
-    whole = linear_cross_entropy(features, head, targets, uniforms).drawn
-    some = linear_cross_entropy(features, head, targets, uniforms[:1]).drawn
-    assert whole is not None and some is not None and torch.equal(some, whole[:1])

@@ -239,17 +239,6 @@ def test_guidance_has_a_second_forward_pass_for_the_null_class(config: Config) -
     assert seen == [[2, 0], [2, 0, 3, 3]]
 
 
-def test_autoguidance_is_by_a_network_that_is_read_with_the_sampler(config: Config) -> None:
-    sampler = sampler_of(config({"sampling.autoguidance": "weak"}), weak=Plain(undecided))
-    assert sampler.settings(guidance=2.0, autoguidance=Path("weak")).guidance == 2
-    with pytest.raises(UserError, match="autoguidance is fixed when the sampler is made"):
-        sampler.settings(autoguidance="another")
-    # The class's own token, which the weaker network does not prefer, becomes yet more likely.
-    classes = sampler.class_rows(None, 2, null_default=True, guided=True)
-    assert classes is not None and classes.tolist() == [0, 1]
-    assert last_tokens(sampler, 3, guidance=2.0)[:, 3, 3].tolist() == [0, 1, 2]
-
-
 def test_strategies_know_the_grid_of_the_run(config: Config) -> None:
     schedule = make_schedule(1, sample_proportion=0.01, strategy="halton")
     tokens, classes = torch.full((1, 4, 4), 4), torch.tensor([1])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
-from sundae.sampling.loop import ClassDenoise, Denoiser, Refinement, sample
+from sundae.sampling.loop import ClassDenoise, Refinement, sample
 from sundae.sampling.state import starting_tokens
 from sundae.sampling.strategies import STRATEGIES
 
@@ -193,44 +193,6 @@ def test_guidance_draws_from_the_null_class_and_a_multiple_of_the_difference() -
     ]:
         expected = torch.tensor(by_hand).softmax(0)
         assert (share(guidance) - expected).abs().max() < 0.01  # 4 standard deviations
-
-
-@pytest.mark.parametrize("classes", [None, torch.tensor([1]).expand(400)], ids=["plain", "class"])
-def test_autoguidance_leads_away_from_what_a_weaker_denoiser_predicts(
-    classes: Tensor | None,
-) -> None:
-    """Both see the same tokens and classes, and no null class is needed."""
-    seen: list[tuple[Tensor, Tensor | None]] = []
-
-    def denoiser(*logits: float) -> Denoiser:
-        def denoise(tokens: Tensor, classes: Tensor | None) -> Tensor:
-            seen.append((tokens, classes))
-            return torch.tensor(logits).expand(*tokens.shape, -1)
-
-        return Denoiser(denoise)
-
-    for guidance, by_hand in [
-        (0.0, [1.0, 1.0, 1.0]),
-        (1.0, [0.0, 1.0, 2.0]),
-        (3.0, [-2.0, 1.0, 4.0]),  # 1 + 3 * (0 - 1), 1 + 3 * (1 - 1), 1 + 3 * (2 - 1)
-    ]:
-        seen.clear()
-        schedule = make_schedule(1, guidance=guidance, end_guidance=guidance)
-        *_, end = sample(
-            denoiser(0.0, 1.0, 2.0).denoise,
-            schedule=schedule,
-            seeds=seeds_of(400),
-            length=100,
-            vocab_size=3,
-            classes=classes,
-            weak=denoiser(1.0, 1.0, 1.0),
-        )
-        found = end.tokens.flatten().bincount(minlength=3) / end.tokens.numel()
-        assert (found - torch.tensor(by_hand).softmax(0)).abs().max() < 0.01
-        assert len(seen) == (1 if guidance == 1 else 2)
-        for tokens, labels in seen:
-            assert torch.equal(tokens, seen[0][0])
-            assert labels is classes is None or torch.equal(labels, classes)
 
 
 def test_without_guidance_no_row_is_computed_twice() -> None:

@@ -210,28 +210,6 @@ def test_a_step_is_compiled_once_for_each_of_few_sizes(
     assert min(graphs.sizes) > 20  # whole steps, no splinters
 
 
-def test_a_step_with_a_weaker_network_is_compiled_once(config: Callable[..., RunConfig]) -> None:
-    """Both networks in one graph, whatever the batch; samples as without the compiler."""
-    torch._dynamo.reset()
-    graphs = Graphs()
-    nets = [build_network(config()) for _ in range(2)]
-    for net in nets:
-        torch.nn.init.normal_(net.to_logits.weight)
-    sampler = BaseSampler(nets[0], PixelCodec(5), config({"sampling.autoguidance": "weak"}),
-                          weak=nets[1])  # fmt: skip
-    settings = {"seed": 0, "steps": 8, "early_stop": False, "strategy": "random"}
-    assert not torch.equal(samples(sampler, **settings), samples(sampler, guidance=2.0, **settings))
-    expected = samples(sampler, guidance=2.0, **settings)
-    sampler.compiled = Compiled(CPU, backend=graphs)
-    assert torch.equal(samples(sampler, guidance=2.0, **settings), expected)
-    assert sampler.compiled.works and len(graphs.sizes) == 1
-
-
-def samples(sampler: BaseSampler, **settings: Any) -> Tensor:
-    states = sampler.refine(6, batch_size=3, **settings)
-    return torch.cat([state.tokens for state in states if state.is_final])
-
-
 def test_kinds_of_steps_that_occur_once_are_not_compiled() -> None:
     torch._dynamo.reset()
     graphs = Graphs()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from small_nets import ClassNet
-from torch import Tensor, nn
 
 from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
@@ -42,8 +41,7 @@ def finished(states) -> list[Image.Image]:  # type: ignore[no-untyped-def]
 
 def test_every_key_of_sampling_can_be_set(config: Config) -> None:
     settings = settings_of(config)
-    fixed = ("compile", "autoguidance")  # when the sampler is made
-    keys = [field.name for field in fields(SamplingConfig) if field.name not in fixed]
+    keys = [field.name for field in fields(SamplingConfig) if field.name != "compile"]
     assert settings.names == [*keys, "class", "seed", "history"]
     for name in settings.names:  # what is shown can be typed in again
         assert settings.changed_by_text(name, settings.shown(name)) == settings, name
@@ -154,21 +152,6 @@ def test_an_edit_has_the_chosen_class(config: Config) -> None:
     for sample in map(to_tensor, images):
         assert torch.equal(sample[..., :2], to_tensor(image)[..., :2])
         assert levels(to_pil(sample[..., 3:])) == [2]
-
-
-def test_autoguidance_needs_no_class(config: Config) -> None:
-    settings = settings_of(config, {"sampling.autoguidance": "weak"})
-    asked: list[Tensor] = []
-
-    def weak(tokens: Tensor, classes: Tensor) -> Tensor:
-        asked.append(classes)
-        return torch.zeros(*tokens.shape, 5)
-
-    settings.sampler.weak = nn.Identity()
-    settings.sampler.weak.forward = weak
-    settings = settings.changed(seed=0, guidance=3.0)
-    request, image = EditRequest(strength=0.5), Image.new("RGB", (4, 4))
-    assert len(finished(settings.edit(image, request))) == 5 and asked
 
 
 def test_guidance_waits_for_a_class(config: Config) -> None:

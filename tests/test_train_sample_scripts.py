@@ -530,49 +530,6 @@ def test_a_mistake_in_sampling_is_one_line_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_guidance_by_an_earlier_checkpoint(script: Script, trained: Path, tmp_path: Path) -> None:
-    """Its weights matter, and against itself there is nothing to lead away from."""
-    found = {}
-    for step in (10, 20):
-        weak = trained / "checkpoints" / f"step-{step:07d}"
-        flags = ("--autoguidance", weak, "--guidance", 3, "--seed", 0, "--out-dir")
-        strong = trained / "checkpoints" / "step-0000020"
-        assert script("sample", "--resume", strong, *flags, tmp_path / str(step)).code == 0
-        found[step] = sampled(tmp_path / str(step))
-    flags = ("--resume", strong, "--seed", 0, "--out-dir")
-    assert script("sample", *flags, tmp_path / "plain").code == 0
-    assert found[20] == sampled(tmp_path / "plain") != found[10]
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"net.class_dropout": 0.1}, "trained with null class = 3, "),
-        ({"net.conditional": None, "net.num_classes": None}, "trained with classes = None, "),
-        (None, "nowhere does not exist"),
-    ],
-)
-def test_what_cannot_guide_is_one_line(
-    script: Script,
-    trained: Path,
-    run_file: RunFile,
-    tmp_path: Path,
-    changes: dict[str, Any] | None,
-    complaint: str,
-) -> None:
-    weak = tmp_path / "nowhere"
-    if changes is not None:
-        weak = tmp_path / "run"
-        assert script("train", "--cfg-path", run_file(changes), "--run-dir", weak).code == 0
-    flags = ("--autoguidance", weak, "--guidance", 3, "--out-dir", tmp_path / "o")
-    assert complaint in script("sample", "--resume", trained, *flags).refusal()
-
-
-def test_a_training_names_no_weaker_network(script: Script, run_file: RunFile) -> None:
-    path = run_file({"sampling.autoguidance": "weak"})
-    assert "leave it out of the run file" in script("train", "--cfg-path", path).refusal()
-
-
 def test_samples_without_a_checkpoint_are_an_error(script: Script, run_file: RunFile) -> None:
     assert "the run file says" in script("sample", "--cfg-path", run_file()).refusal()  # of the box
 

@@ -7,7 +7,6 @@ import torch
 from small_nets import ClassNet
 from torch import Tensor
 
-from sundae.codec.interface import PixelCodec
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig
 from sundae.prior.network import build_network
@@ -38,7 +37,6 @@ def test_an_unconditional_task_ignores_the_classes_of_the_data(config: Config) -
         assert classes is None
         return torch.zeros(*tokens.shape, 5, requires_grad=True)
 
-    net.training = True  # type: ignore[attr-defined]
     losses = [loss.item() for loss, _ in task.losses(net, batch, torch.Generator())]  # type: ignore
     assert losses == pytest.approx([torch.log(torch.tensor(5.0)).item()] * 2)
 
@@ -83,63 +81,3 @@ def test_a_network_with_hidden_classes_has_one_more_and_one_without_classes_refu
     assert logits.shape == (1, 16, 5)
     with pytest.raises(UserError, match=r"net\.class_dropout"):
         config({"net.class_dropout": 0.1, "net.conditional": False, "net.num_classes": 0})
-
-
-OPTIONS = {
-    "objective.rate_beta": [12, 3],
-    "objective.unchanged_weight": 0.3,
-    "objective.label_smoothing": 0.1,
-    "objective.unroll_share": 0.5,
-    "objective.neighbours": 0.5,
-    "objective.clusters": 2,
-}
-
-
-@pytest.mark.parametrize("key", OPTIONS)
-def test_every_option_of_the_objective_changes_training_and_never_evaluation(
-    config: Config, key: str
-) -> None:
-    batch = {"tokens": torch.arange(64).view(4, 16) % 5, "classes": torch.tensor([0, 1, 2, 0])}
-    plain, cfg = config(), config({key: OPTIONS[key]})
-    net = build_network(plain)
-    torch.nn.init.normal_(net.to_logits.weight, generator=torch.Generator().manual_seed(1))
-
-    def losses(cfg: RunConfig, *, training: bool, grad: bool = True) -> list[float]:
-        task = PriorTask(cfg, PixelCodec(5).codebook())
-        with torch.set_grad_enabled(grad):
-            steps = task.losses(net.train(training), batch, torch.Generator().manual_seed(0))
-            return [loss.item() for loss, _ in steps]
-
-    assert losses(cfg, training=True) != losses(plain, training=True)
-    assert losses(cfg, training=False) == losses(plain, training=False)
-    assert losses(cfg, training=True, grad=False) == losses(plain, training=True, grad=False)
-
-
-def test_later_steps_of_a_share_of_the_batch_weigh_as_many_rows_as_they_have(
-    config: Config,
-) -> None:
-    cfg = config({"unroll_steps": 3, "objective.unroll_share": 0.25})
-    batch = {"tokens": torch.arange(128).view(8, 16) % 5, "classes": torch.arange(8) % 3}
-    seen: list[tuple[int, int]] = []
-
-    class Watching(ClassNet):
-        def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
-            assert classes is not None
-            seen.append((len(tokens), len(classes)))
-            return super().forward(tokens, classes)
-
-    steps = list(PriorTask(cfg).losses(Watching(), batch, torch.Generator().manual_seed(0)))
-    assert seen == [(8, 8), (2, 2), (2, 2)]
-    factors = [(loss / metrics["loss"]).item() for loss, metrics in steps]  # type: ignore[operator]
-    assert factors == pytest.approx([3 * 8 / 12, 3 * 2 / 12, 3 * 2 / 12])
-
-
-def test_near_codes_and_clusters_need_a_codebook_and_fewer_clusters_than_codes(
-    config: Config,
-) -> None:
-    with pytest.raises(ValueError, match="codebook"):
-        PriorTask(config({"objective.clusters": 2}))
-    with pytest.raises(UserError, match=r"objective\.clusters: 5 clusters .* choose fewer"):
-        config({"objective.clusters": 5})
-    with pytest.raises(UserError, match=r"objective\.rate_beta: expected a list of 2 numbers"):
-        config({"objective.rate_beta": [0, 1]})

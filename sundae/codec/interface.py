@@ -34,10 +34,6 @@ class Codec(Protocol):
     @property
     def identity(self) -> str: ...
 
-    def codebook(self) -> Tensor:
-        """(codebook_size, dim) float32 on the CPU: what tokens stand for, to compare them by."""
-        ...
-
     def encode(self, images: Tensor) -> Tensor:
         """images: (B, 3, H, W) float in [0, 1], H and W multiples of factor -> (B, h, w) int64."""
         ...
@@ -62,10 +58,6 @@ class PixelCodec:
             raise ValueError(f"levels must be between 2 and 256, got {levels}")
         self.codebook_size = levels
         self.identity = f"pixels-{levels}"
-
-    def codebook(self) -> Tensor:
-        """(levels, 1) float32 on the CPU: the grey levels in [0, 1]."""
-        return torch.linspace(0, 1, self.codebook_size)[:, None]
 
     def encode(self, images: Tensor) -> Tensor:
         """images: (B, 3, H, W) float in [0, 1] -> (B, H, W) int64, the level nearest the luma."""

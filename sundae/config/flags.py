@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from sundae.config.keys import Key, flag_of, keys_of, limit_words
 
-_METAVARS = {int: "N", float: "X", Path: "PATH"}
+_METAVARS = {int: "N", float: "X"}
 
 
 def add_flags(parser: argparse._ActionsContainer, cls: type, *names: str) -> None:

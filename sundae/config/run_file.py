@@ -20,7 +20,6 @@ from sundae.common.errors import UserError
 from sundae.config.sections import (
     STRICT,
     DataConfig,
-    ObjectiveConfig,
     SamplingConfig,
     TrainerConfig,
     VQGANConfig,
@@ -30,15 +29,7 @@ from sundae.config.values import Values, plain
 
 SECTIONS: dict[str, Any] = {
     cls.section: cls
-    for cls in (
-        TrainerConfig,
-        DataConfig,
-        VQGANConfig,
-        ObjectiveConfig,
-        SamplingConfig,
-        NetConfig,
-        WandbConfig,
-    )
+    for cls in (TrainerConfig, DataConfig, VQGANConfig, SamplingConfig, NetConfig, WandbConfig)
 }
 _REQUIRED = {
     "unroll_steps": "an integer, usually 2 or 3, above the first section",
@@ -56,7 +47,6 @@ class RunConfig:
     trainer: TrainerConfig
     data: DataConfig
     vqgan: VQGANConfig | None
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     sampling: SamplingConfig
     net: NetConfig
     wandb: WandbConfig
@@ -66,20 +56,13 @@ class RunConfig:
         self._check_metrics()
         self._check_grid()
         for name, value in zip(("guidance", "end_guidance"), self.sampling.guidance_ramp):
-            if value != 1 and not self.net.class_dropout and not self.sampling.autoguidance:
+            if value != 1 and not self.net.class_dropout:
                 raise ConfigError(
                     f"sampling.{name}",
                     f"{value:g} needs a network that also learned to do without the class; train "
-                    "one with net.class_dropout = 0.1, name a weaker network as "
-                    "sampling.autoguidance, or leave it at 1",
+                    "one with net.class_dropout = 0.1, or leave it at 1",
                 )
         self.net.check_grid(self.grid_shape)
-        if self.objective.clusters >= self.data.vocab_size:
-            raise ConfigError(
-                "objective.clusters",
-                f"{self.objective.clusters} clusters need more codes than data.vocab_size = "
-                f"{self.data.vocab_size}; choose fewer",
-            )
         return self
 
     def _check_metrics(self) -> None:

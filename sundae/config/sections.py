@@ -92,7 +92,7 @@ PriorOptimizer: TypeAlias = Annotated[Literal["muon", OptimizerName], _rms_is_rm
 LatentShape: TypeAlias = Annotated[tuple[int, int], PlainValidator(_parse_latent_shape)]
 _SHAPE: dict[str, Any] = {"expected": "[height, width] in tokens, two integers at least 1"}
 _Two = Annotated[tuple[Annotated[int, Gt(0)], Annotated[int, Gt(0)]], Strict(False)]
-_TwoAbove0 = Annotated[tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]], Strict(False)]
+_TwoFractions = Annotated[tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]], Strict(False)]
 
 # Parameters of ptpt's learning-rate schedules. A new one is also read in
 # `sundae.training.schedules`, which computes them.
@@ -244,7 +244,7 @@ class DataConfig:
     vocab_size: int = Field(ge=2, description="number of different tokens")
     sequence_length: int = Field(ge=1, description="tokens of an image")
     root: FilePath | None = Field(default=None, description="folder to split; needs split_sizes")
-    split_sizes: _Two | _TwoAbove0 | None = Field(
+    split_sizes: _Two | _TwoFractions | None = Field(
         default=None,
         description="[train, eval] of root: two fractions or two counts",
         json_schema_extra={"expected": "[train, eval], two fractions or two counts above 0"},
@@ -386,7 +386,7 @@ class SamplingConfig:
         default=1.0,
         ge=0,
         description="guidance weight of the class in the first step; 1 is the network's own "
-        "prediction, other values need net.class_dropout in training, or autoguidance",
+        "prediction, other values need net.class_dropout in training",
         json_schema_extra={"slider": [10, 0.1]},
     )
     end_guidance: float | None = Field(
@@ -396,11 +396,6 @@ class SamplingConfig:
     )
     guidance_curve: CurveName = Field(
         default="linear", description="course of the guidance weight from first to last step"
-    )
-    autoguidance: FilePath | None = Field(
-        default=None,
-        description="run or checkpoint of a weaker network, which guidance leads away from instead "
-        "of from the prediction without class (autoguidance); needs no net.class_dropout",
     )
     top_k: int = Field(
         default=0,
@@ -474,53 +469,6 @@ class SamplingConfig:
             return self.strategy
         few = self.steps <= FEW_STEPS and self.proportion_ramp[1] > 0
         return "renoise" if few else "random"
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ObjectiveConfig:
-    """[objective]: the loss of a prior, beyond unroll_steps. The defaults are SUNDAE's.
-
-    Evaluation always has the defaults, so that losses of runs with different values compare.
-    """
-
-    section: ClassVar[str] = "objective"
-
-    rate_beta: _TwoAbove0 = Field(
-        default=(1.0, 1.0),
-        description="[a, b] of the Beta distribution of corruption rates; [1, 1] is uniform",
-    )
-    unchanged_weight: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="loss weight of an unchanged token at corruption rate 0, growing to 1 at rate "
-        "1; corrupted ones have 1",
-    )
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the target spread evenly over all codes"
-    )
-    unroll_share: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="share of the batch in the unroll steps after the first",
-    )
-    neighbours: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="share of replaced tokens that become a nearby code instead of a uniform one",
-    )
-    clusters: int = Field(
-        default=0,
-        ge=0,
-        description="number of clusters of similar codes, whose cross-entropy is added; 0: none",
-    )
-
-    @property
-    def needs_codebook(self) -> bool:
-        """Whether any option compares codes by what they stand for."""
-        return self.neighbours > 0 or self.clusters > 0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -61,7 +61,7 @@ class Sweep:
                 raise UserError(f"--sweep {axis}: expected KEY=VALUE,VALUE, as in steps=4,8,16")
             if key in values:
                 raise UserError(f"--sweep {key} is given twice; list all its values in one")
-            if key in ("nb_samples", "compile", "autoguidance"):
+            if key in ("nb_samples", "compile"):
                 raise UserError(f"--sweep {key}: expected a key that changes what is sampled")
             parsed = [parse_override(f"{key}={value}")[1] for value in some.split(",")]
             values[key] = [v for i, v in enumerate(parsed) if v not in parsed[:i]]  # each once

@@ -28,8 +28,8 @@ class Controls:
         self.components: dict[str, gr.components.Component] = {}
         # Whether a setting that may be left open has a value.
         self._given: dict[str, gr.Checkbox] = {}
-        # Guidance needs a network that has learned the null class, or a weaker one.
-        guided = bool(defaults.sampler.cfg.net.class_dropout) or defaults.sampler.weak is not None
+        # Guidance needs a network that has learned the null class.
+        guided = bool(defaults.sampler.cfg.net.class_dropout)
         names = [name for name in defaults.names if guided or "guidance" not in name]
         for name in _COMMON:
             if name in names:

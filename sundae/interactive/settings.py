@@ -48,7 +48,7 @@ class Extras:
 
 
 SAMPLING, EXTRAS = keys_of(SamplingConfig), keys_of(Extras)
-del SAMPLING["compile"], SAMPLING["autoguidance"]  # the models are loaded by then
+del SAMPLING["compile"]  # the model is loaded by then
 KEYS = SAMPLING | EXTRAS
 
 
@@ -158,7 +158,7 @@ class Settings:
     def edit(self, image: Image.Image, request: EditRequest) -> Iterator[SampleBatch]:
         """Edits of an image, without a class unless one is chosen; see `Sampler.refine_edit`."""
         options = self._options()
-        if not self.classes and self.sampler.weak is None:  # guidance leads towards a class
+        if not self.classes:  # guidance leads towards a class
             options |= {"guidance": 1.0, "end_guidance": None}
         edit = self.sampler.prepare_edit(image, request, options["seed"])
         return self.sampler.refine_edit(edit, **options)

@@ -28,32 +28,6 @@ def check_same_network(cfg: RunConfig, checkpoint: Checkpoint) -> None:
             )
 
 
-def check_weaker(checkpoint: Checkpoint, cfg: RunConfig, strong: Checkpoint) -> None:
-    """UserError where a checkpoint cannot take part in autoguidance of another, naming why.
-
-    Its size may differ, its tokens and classes may not.
-
-    Args:
-        checkpoint: of the weaker network.
-        cfg: the run file of the network that is guided, and `strong` its checkpoint.
-    """
-    theirs = checkpoint.config
-    pairs: dict[str, tuple[object, object]] = {
-        "data.vocab_size": (cfg.data.vocab_size, theirs.data.vocab_size),
-        "latent_shape": (cfg.grid_shape, theirs.grid_shape),
-        "codec": (strong.info.codec, checkpoint.info.codec),
-        "classes": (strong.info.classes, checkpoint.info.classes),
-        "null class": (cfg.net.null_class, theirs.net.null_class),
-    }
-    for key, (here, there) in pairs.items():
-        if here != there:
-            raise UserError(
-                f"sampling.autoguidance: {checkpoint.folder} was trained with {key} = {there}, "
-                f"{strong.folder} with {here}; name an earlier checkpoint of the same run, or one "
-                "of a smaller network trained on the same data"
-            )
-
-
 def _without_dropout(cfg: RunConfig) -> dict[str, object]:
     net = replace(cfg.net, emb_dropout=0.0, attn_dropout=0.0, ff_dropout=0.0)
     return vars(net) | {"class_dropout": net.class_dropout > 0}

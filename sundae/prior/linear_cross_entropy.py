@@ -34,10 +34,9 @@ class Prediction(NamedTuple):
     """Loss and draws of a batch, without its logits.
 
     Attributes:
-        loss: scalar float32, mean cross-entropy in nats, differentiable; weighted and smoothed
-            where that is set.
+        loss: scalar float32, mean cross-entropy in nats, differentiable.
         accuracy: scalar float32 in [0, 1], share of rows whose most likely token is the target.
-        drawn: shaped as the uniforms, int64, one token a row at temperature 1; None without.
+        drawn: (...) int64, one token a row at temperature 1; None without uniforms.
         scores: of every row; None where a gradient is computed, since training has no use for them.
     """
 
@@ -48,14 +47,7 @@ class Prediction(NamedTuple):
 
 
 def linear_cross_entropy(
-    features: Tensor,
-    head: nn.Linear,
-    targets: Tensor,
-    uniforms: Tensor | None = None,
-    *,
-    weights: Tensor | None = None,
-    smoothing: float = 0.0,
-    clusters: Tensor | None = None,
+    features: Tensor, head: nn.Linear, targets: Tensor, uniforms: Tensor | None = None
 ) -> Prediction:
     """Cross-entropy of head(features), as if by F.cross_entropy, but never all logits at once.
 
@@ -67,14 +59,7 @@ def linear_cross_entropy(
         features: (..., dim) float.
         head: dim -> vocab.
         targets: (...) int64 in [0, vocab).
-        uniforms: (...) float in [0, 1) to draw with, see `sundae.prior.categorical.draw_tokens`;
-            the first dimension may be shorter, for draws of the first rows only.
-        weights: (...) float32, factors of the losses, whose mean over all rows is the loss.
-        smoothing: label smoothing in [0, 1), as in F.cross_entropy (arXiv 1512.00567, section 7).
-        clusters: (vocab,) int64, the cluster of each code; adds to each loss -log of the total
-            probability of the target's cluster.
-
-    Scores are of the plain cross-entropy in any case.
+        uniforms: (...) float in [0, 1) to draw with, see `sundae.prior.categorical.draw_tokens`.
     """
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -85,16 +70,13 @@ def linear_cross_entropy(
         head.bias,
         targets.flatten(),
         None if uniforms is None else uniforms.flatten(),
-        None if weights is None else weights.flatten(),
-        smoothing,
-        clusters,
         dtype or features.dtype,
         torch.is_grad_enabled(),
     )
     return Prediction(
         loss,
         accuracy,
-        None if drawn is None or uniforms is None else drawn.view(uniforms.shape),
+        None if drawn is None else drawn.view(shape),
         TokenScores(*(score.view(shape) for score in scores)) if scores else None,
     )
 
@@ -102,17 +84,6 @@ def linear_cross_entropy(
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of softmax(logits): (..., vocab) float32 -> (...) float32."""
     return torch.special.entr(logits.softmax(-1)).sum(-1)
-
-
-def cluster_logits(logits: Tensor, targets: Tensor, clusters: Tensor) -> Tensor:
-    """Logits of the codes in the target's cluster, -inf elsewhere.
-
-    Args:
-        logits: (..., vocab) float.
-        targets: (...) int64.
-        clusters: (vocab,) int64, the cluster of each code.
-    """
-    return logits.masked_fill(clusters[targets][..., None] != clusters, -torch.inf)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -124,9 +95,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         uniforms: Tensor | None,
-        weights: Tensor | None,
-        smoothing: float,
-        clusters: Tensor | None,
         dtype: torch.dtype,
         grad_enabled: bool,
     ) -> tuple[Tensor | None, ...]:
@@ -136,37 +104,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             x, matrix = features.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
             grads = _Gradients(x, weight, bias) if learns else None
-            losses, plain, correct, draws, entropies = [], [], [], [], []
+            losses, correct, draws, entropies = [], [], [], []
             for rows in _chunks(len(x), len(weight), x.device):
                 logits = nn.functional.linear(x[rows], matrix, offset).float()
                 target = targets[rows, None]
                 total = logits.logsumexp(-1, keepdim=True)
-                loss = (total - logits.gather(1, target))[:, 0]
-                plain.append(loss)
+                losses.append((total - logits.gather(1, target))[:, 0])
                 correct.append(logits.argmax(-1) == target[:, 0])
-                if uniforms is not None and len(points := uniforms[rows]):
-                    draws.append(draw_tokens(logits[: len(points)], points))
-                if smoothing:
-                    spread = total[:, 0] - logits.mean(-1)
-                    loss = (1 - smoothing) * loss + smoothing * spread
-                inside = None
-                if clusters is not None:
-                    inside = cluster_logits(logits, target[:, 0], clusters)
-                    within = inside.logsumexp(-1, keepdim=True)
-                    loss = loss + (total - within)[:, 0]
-                    inside = inside.sub_(within).exp_()
-                losses.append(loss if weights is None else loss * weights[rows])
+                if uniforms is not None:
+                    draws.append(draw_tokens(logits, uniforms[rows]))
                 if grads is None:
                     entropies.append(entropy(logits))
                 else:
                     grad_logits = logits.sub_(total).exp_()
-                    if inside is not None:
-                        grad_logits = grad_logits.mul_(2).sub_(inside)
-                    if smoothing:
-                        grad_logits -= smoothing / len(weight)
-                    grad_logits.scatter_add_(1, target, torch.full_like(total, smoothing - 1.0))
-                    if weights is not None:
-                        grad_logits *= weights[rows, None]
+                    grad_logits.scatter_add_(1, target, torch.full_like(total, -1.0))
                     grads.add(rows, grad_logits, x[rows], matrix)
         if grads is not None:
             ctx.save_for_backward(grads.features, grads.weight, grads.bias)
@@ -176,7 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.mark_non_differentiable(*(value for value in (accuracy, drawn) if value is not None))
         if grads is not None:
             return loss, accuracy, drawn
-        return loss, accuracy, drawn, torch.cat(plain), torch.cat(correct), torch.cat(entropies)
+        return loss, accuracy, drawn, torch.cat(losses), torch.cat(correct), torch.cat(entropies)
 
     @staticmethod
     @once_differentiable
@@ -187,7 +138,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             (features * scale).to(features_dtype),
             (weight * scale).to(weight_dtype),
             None if bias is None else (bias * scale).to(weight_dtype),
-            *(None,) * 7,
+            *(None,) * 4,
         )
 
 
@@ -200,7 +151,7 @@ class _Gradients:
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
     def add(self, rows: slice, grad_logits: Tensor, x: Tensor, matrix: Tensor) -> None:
-        """grad_logits: (rows, vocab) float32, of the summed loss; x: (rows, dim)."""
+        """grad_logits: (rows, vocab) float32, softmax minus one-hot; x: (rows, dim)."""
         if self.bias is not None:
             self.bias += grad_logits.sum(0)
         grad_logits = grad_logits.to(x.dtype)

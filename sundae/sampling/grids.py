@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from sundae.codec.interface import Codec
-from sundae.common.errors import UserError
 from sundae.common.images import make_grid
 from sundae.config.run_file import RunConfig
 from sundae.sampling.sampler import BaseSampler
@@ -16,12 +15,6 @@ class SampleGrids:
     """A trainer's hook: RUN/samples/step-NNNNNNN.png, with sampling.nb_samples samples."""
 
     def __init__(self, cfg: RunConfig, codec: Codec) -> None:
-        """UserError where [sampling] needs another network."""
-        if cfg.sampling.autoguidance:
-            raise UserError(
-                "sampling.autoguidance is for sampling from a trained network, not for training: "
-                "leave it out of the run file, and give it to sample.py as --autoguidance"
-            )
         self.cfg, self.codec = cfg, codec
 
     def __call__(self, trainer: Trainer) -> None:

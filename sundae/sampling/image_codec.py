@@ -31,10 +31,6 @@ class ImageCodec:
         self.codec.to(device)
         return self
 
-    def codebook(self) -> Tensor:
-        """As `Codec.codebook`."""
-        return self.codec.codebook()
-
     def encode(self, images: Image.Image | Tensor) -> Tensor:
         """A PIL image -> (h, w) int64 on the CPU; a batch (B, 3, H, W) -> (B, h, w) int64.
 

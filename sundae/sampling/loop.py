@@ -33,29 +33,6 @@ DenoiseAt = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Denoiser:
-    """A network's logits, at all positions or some.
-
-    Attributes:
-        denoise: for all positions.
-        denoise_at: for some, where that costs less than to compute all and drop the others.
-    """
-
-    denoise: ClassDenoise
-    denoise_at: DenoiseAt | None = None
-
-    def __call__(
-        self, tokens: Tensor, classes: Tensor | None, positions: Tensor | None = None
-    ) -> Tensor:
-        """(batch, length, vocab), or (batch, count, vocab) at positions (batch, count)."""
-        if positions is None:
-            return self.denoise(tokens, classes)
-        if self.denoise_at is None:
-            return _at(self.denoise(tokens, classes), positions)
-        return self.denoise_at(tokens, classes, positions)
-
-
-@dataclass(frozen=True)
 class Refinement:
     """All samples after a step.
 
@@ -85,7 +62,6 @@ def sample(
     grid: tuple[int, int] | None = None,
     null_class: int | None = None,
     denoise_at: DenoiseAt | None = None,
-    weak: Denoiser | None = None,
     policy: PollPolicy | None = None,
     compiled: Compiled | None = None,
 ) -> Iterator[Refinement]:
@@ -113,8 +89,6 @@ def sample(
         denoise_at: as `denoise`, but takes positions (batch, count) as well and returns
             (batch, count, vocab) for them. A strategy that chooses its tokens without logits uses
             it to compute no others; without it the others are computed and dropped.
-        weak: a weaker denoiser, which guidance leads away from (autoguidance, arXiv 2406.02507);
-            needs neither classes nor a null class.
         policy: when to poll the device for samples that are done, and what batches they leave
             behind; as suits the device unless given.
         compiled: runs the steps, compiled, network and all; the denoisers must be functions of
@@ -126,8 +100,7 @@ def sample(
 
     Raises:
         ValueError: frozen without tokens (frozen noise), rows that do not match the seeds, a grid
-            of another length, or guidance without a weaker denoiser and without classes or a null
-            class.
+            of another length, or guidance without classes or without a null class.
     """
     if frozen is not None and tokens is None:
         raise ValueError("frozen positions need tokens")
@@ -137,14 +110,14 @@ def sample(
     grid = (1, length) if grid is None else grid
     if grid[0] * grid[1] != length:
         raise ValueError(f"a grid of {grid[0]}x{grid[1]} does not hold {length} tokens")
-    if schedule.is_guided and weak is None and (classes is None or null_class is None):
+    if schedule.is_guided and (classes is None or null_class is None):
         raise ValueError("guidance needs classes and the number of the null class")
     start = starting_tokens(seeds, length, vocab_size) if tokens is None else tokens.clone()
     state = SampleState.initial(start, seeds, classes, frozen)
     # Copied to the host once: how many tokens may change in each sample.
     free = torch.full((len(seeds),), length) if frozen is None else state.free.sum(1).cpu()
     table = _StepTable.of(schedule, grid, free, seeds.device, rounded=compiled is not None)
-    network = _Network(Denoiser(denoise, denoise_at), weak, null_class)
+    network = _Network(denoise, denoise_at, null_class)
     policy = policy or PollPolicy.for_device(seeds.device, compiled=compiled is not None)
     return _refine_all(network, state, table, policy, compiled)
 
@@ -232,10 +205,10 @@ def _settle(context: StepContext, updated: Tensor, resampled: Tensor) -> tuple[T
 
 @dataclass(frozen=True)
 class _Network:
-    """A denoiser with guidance, by a weaker one or by the null class."""
+    """A denoiser with guidance, for all positions or some."""
 
-    denoiser: Denoiser
-    weak: Denoiser | None
+    denoise: ClassDenoise
+    denoise_at: DenoiseAt | None
     null_class: int | None
 
     def logits(
@@ -244,22 +217,23 @@ class _Network:
         """(batch, length, vocab), or (batch, count, vocab) at positions (batch, count).
 
         With guidance g it is null + g * (conditional - null), both from one forward pass of twice
-        the rows (classifier-free guidance, arXiv 2207.12598, with 1 + w for g). A weaker denoiser
-        predicts from the same tokens and classes instead of the null class (autoguidance, arXiv
-        2406.02507).
+        the rows (classifier-free guidance, arXiv 2207.12598, with 1 + w for g).
         """
         if guidance is None:
-            return self.denoiser(state.tokens, state.classes, positions)
-        if self.weak is not None:
-            strong = self.denoiser(state.tokens, state.classes, positions).float()
-            weak = self.weak(state.tokens, state.classes, positions).float()
-            return weak + guidance * (strong - weak)
+            return self._predict(state.tokens, state.classes, positions)
         assert state.classes is not None and self.null_class is not None
         classes = torch.cat((state.classes, torch.full_like(state.classes, self.null_class)))
         twice = None if positions is None else positions.repeat(2, 1)
-        both = self.denoiser(state.tokens.repeat(2, 1), classes, twice)
+        both = self._predict(state.tokens.repeat(2, 1), classes, twice)
         conditional, null = both.float().chunk(2)
         return null + guidance * (conditional - null)
+
+    def _predict(self, tokens: Tensor, classes: Tensor | None, positions: Tensor | None) -> Tensor:
+        if positions is None:
+            return self.denoise(tokens, classes)
+        if self.denoise_at is None:
+            return _at(self.denoise(tokens, classes), positions)
+        return self.denoise_at(tokens, classes, positions)
 
 
 def _at(logits: Tensor, positions: Tensor) -> Tensor:

@@ -24,12 +24,12 @@ from sundae.common.precision import Precision, cast_linears_to_bf16, uses_bf16
 from sundae.config.run_file import RunConfig, load_config, parse_config
 from sundae.config.sections import SamplingConfig
 from sundae.prior.categorical import draw_seeds
-from sundae.prior.checkpoint import Checkpoint, open_checkpoint
-from sundae.prior.compatibility import check_same_codec, check_same_network, check_weaker
+from sundae.prior.checkpoint import Checkpoint
+from sundae.prior.compatibility import check_same_codec, check_same_network
 from sundae.prior.pretrained import checkpoint_or_bundled
 from sundae.sampling.canvas import Shape, check_canvas, windowed
 from sundae.sampling.image_codec import ImageCodec
-from sundae.sampling.loop import Denoiser, Refinement, sample
+from sundae.sampling.loop import Refinement, sample
 
 BATCH_SIZE = 64
 SEEDS = 2**32  # a seed is below this
@@ -76,7 +76,6 @@ class BaseSampler:
 
     Attributes:
         network: tokens (batch, length), classes (batch,) or None -> logits (batch, length, vocab).
-        weak: the same of a weaker network, which guidance leads away from, if there is one.
         codec: turns images into token grids and back; takes and returns PIL images, too.
         cfg: the run file of the network; its [sampling] has the defaults of all settings.
         class_names: of a conditional network, else empty.
@@ -99,7 +98,6 @@ class BaseSampler:
         owns_network: bool = False,
         compile: bool = False,
         quiet: bool = True,
-        weak: nn.Module | None = None,
     ) -> None:
         """Make a sampler of its parts; `from_pretrained` reads them from disk.
 
@@ -114,19 +112,14 @@ class BaseSampler:
                 bfloat16 where the precision is that.
             compile: compile the steps, from the first on; see `Compiled`.
             quiet: no line on stderr about a compiler that does not work.
-            weak: a weaker network, which guidance leads away from, on `device` already and for the
-                same tokens and classes; nothing else uses it where `owns_network`.
         """
         self.network, self.cfg, self.device = network.eval(), cfg, torch.device(device)
-        self.weak = None if weak is None else weak.eval()
         self.codec = ImageCodec(codec)
         numbers = map(str, range(cfg.net.num_classes))
         self.class_names = tuple(class_names or numbers) if cfg.net.conditional else ()
         self.bf16 = uses_bf16(precision, self.device)
         if owns_network and self.bf16:
-            for module in (network, weak):
-                if module is not None:
-                    cast_linears_to_bf16(module)
+            cast_linears_to_bf16(network)
         self._quiet = quiet
         self.compiled = Compiled(self.device, quiet=quiet) if compile else None
 
@@ -172,11 +165,7 @@ class BaseSampler:
         check_same_codec(codec.identity, checkpoint)
         if cfg.net.conditional and not checkpoint.info.classes:
             raise UserError(f"{source} names no classes; it is damaged, use another checkpoint")
-        network, weak = checkpoint.load_network(ema=ema), None
-        if cfg.sampling.autoguidance is not None:
-            weaker = open_checkpoint(cfg.sampling.autoguidance)
-            check_weaker(weaker, cfg, checkpoint)
-            weak = weaker.load_network(ema=ema)
+        network = checkpoint.load_network(ema=ema)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         sampler = cls(
             network.to(device),
@@ -188,7 +177,6 @@ class BaseSampler:
             owns_network=True,
             compile=bool(cfg.sampling.compile),
             quiet=quiet,
-            weak=None if weak is None else weak.to(device),
         )
         sampler.checkpoint = checkpoint
         return sampler
@@ -315,45 +303,27 @@ class BaseSampler:
     ) -> Iterator[Refinement]:
         seeds, classes, tokens, frozen = rows
         assert seeds is not None
-        denoiser = self._denoiser(self.network, self._denoise, canvas)
-        weak = None
-        if self.weak is not None:
-            weak = self._denoiser(self.weak, self._denoise_weakly, canvas)
+        # Windows overlap, so on a larger canvas a token's logits come from several of them.
+        at_positions = isinstance(self.network, HourglassTransformer) and canvas == self.grid
         return sample(
-            denoiser.denoise,
+            windowed(self._denoise, self.grid, canvas),
             seeds=seeds,
             length=math.prod(canvas),
             vocab_size=self.cfg.data.vocab_size,
             schedule=sampling,
             grid=canvas,
             null_class=self.cfg.net.null_class,
-            denoise_at=denoiser.denoise_at,
-            weak=weak,
+            denoise_at=self._denoise if at_positions else None,
             classes=classes,
             tokens=None if tokens is None else tokens.flatten(1),
             frozen=None if frozen is None else frozen.flatten(1),
             compiled=self.compiled,
         )
 
-    def _denoiser(
-        self, network: nn.Module, denoise: Callable[..., Tensor], canvas: Shape
-    ) -> Denoiser:
-        # Windows overlap, so on a larger canvas a token's logits come from several of them.
-        at_positions = isinstance(network, HourglassTransformer) and canvas == self.grid
-        return Denoiser(windowed(denoise, self.grid, canvas), denoise if at_positions else None)
-
-    def _denoise(self, *inputs: Tensor | None) -> Tensor:
-        """Logits of (tokens, classes), or of positions (batch, count) given as well."""
-        return self._run(self.network, *inputs)
-
-    def _denoise_weakly(self, *inputs: Tensor | None) -> Tensor:
-        """The same of the weaker network."""
-        assert self.weak is not None
-        return self._run(self.weak, *inputs)
-
-    def _run(self, network: nn.Module, *inputs: Tensor | None) -> Tensor:
+    def _denoise(self, tokens: Tensor, classes: Tensor | None, *positions: Tensor) -> Tensor:
+        """Logits of all positions, or of the given ones (batch, count)."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            logits: Tensor = network(*inputs)
+            logits: Tensor = self.network(tokens, classes, *positions)
         return logits
 
     @property
@@ -383,14 +353,8 @@ class BaseSampler:
 
         Raises:
             UserError: no such key, or a value out of range, or one that the network does not allow;
-                or another value of `compile` or `autoguidance`, which `from_pretrained` reads.
+                or another value of `compile`, which `from_pretrained` reads.
         """
-        weak = self.cfg.sampling.autoguidance
-        if str(changes.get("autoguidance", weak)) != str(weak):
-            raise UserError(
-                "autoguidance is fixed when the sampler is made: "
-                "from_pretrained(overrides=['sampling.autoguidance=PATH'])"
-            )
         if changes.get("compile", self.cfg.sampling.compile) != self.cfg.sampling.compile:
             raise UserError(
                 "compile is fixed when the sampler is made: "
@@ -436,7 +400,7 @@ class BaseSampler:
             return None
         null = self.cfg.net.null_class
         if null_default and not names and null is not None:
-            if guided and self.weak is None:
+            if guided:
                 raise UserError("guidance leads towards a class: name one, or set guidance to 1")
             return torch.full((count,), null)
         every = range(len(self.class_names))

@@ -1,4 +1,4 @@
 """The training loop: batches, optimisers, averages, schedules, logs and run folders.
 
-Imports: hourglass_transformer, common, config, data, codec, prior.
+Imports: hourglass_transformer, common, config, data, prior.
 """

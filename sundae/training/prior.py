@@ -9,17 +9,15 @@ from torch import Tensor, nn
 
 from hourglass_transformer import HourglassTransformer
 from hourglass_transformer.windows import Windows
-from sundae.codec.interface import Codec
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, dump_toml
 from sundae.data.dataset import Latents, TokenDataset, check_agreement, open_latents
 from sundae.data.splits import split_rows
 from sundae.prior.checkpoint import Checkpoint
-from sundae.prior.code_tables import CodeTables
 from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
 from sundae.prior.linear_cross_entropy import TokenScores
 from sundae.prior.network import build_network
-from sundae.prior.objective import DEFAULTS, corruption_rates, step_weights, unroll
+from sundae.prior.objective import corruption_rates, unroll
 from sundae.prior.run import RUN_FILE
 from sundae.training.batches import Batch
 from sundae.training.experiment import Experiment
@@ -35,19 +33,15 @@ class PriorExperiment(Experiment):
     cfg: RunConfig
 
     def __init__(
-        self,
-        cfg: RunConfig,
-        data: tuple[TokenDataset, TokenDataset],
-        codec: str = "",
-        codebook: Tensor | None = None,
+        self, cfg: RunConfig, data: tuple[TokenDataset, TokenDataset], codec: str = ""
     ) -> None:
-        """codec, codebook: identity and codebook of the codec of the tokens."""
+        """codec: identity of the codec of the tokens."""
         super().__init__(cfg, data)
-        self.codec, self.codebook = codec, codebook
+        self.codec = codec
         self.classes = list(data[0].latents.classes or ()) if cfg.net.conditional else None
 
     @classmethod
-    def open(cls, cfg: RunConfig, codec: Codec, checkpoint: Checkpoint | None) -> PriorExperiment:
+    def open(cls, cfg: RunConfig, codec: str, checkpoint: Checkpoint | None) -> PriorExperiment:
         """Open the data of a run file.
 
         Raises:
@@ -56,17 +50,16 @@ class PriorExperiment(Experiment):
         """
         if checkpoint is not None:
             check_same_network(cfg, checkpoint)
-        data = open_datasets(cfg, codec.identity)
-        experiment = cls(cfg, data, codec.identity, codec.codebook())
+        experiment = cls(cfg, open_datasets(cfg, codec), codec)
         if checkpoint is not None:
-            check_same_codec(codec.identity, checkpoint)
+            check_same_codec(codec, checkpoint)
             check_same_classes(experiment.classes, checkpoint)
         return experiment
 
     def build(self, device: torch.device, accumulate: int) -> tuple[nn.Module, PriorTask]:
         net = build_network(self.cfg)
         net.set_gradient_checkpointing(self.cfg.trainer.gradient_checkpointing)
-        return net, PriorTask(self.cfg, self.codebook, device)
+        return net, PriorTask(self.cfg)
 
     def compilable(self, net: nn.Module) -> list[nn.Module]:
         return [net]
@@ -92,28 +85,11 @@ class PriorTask:
 
     watched = "loss"
 
-    def __init__(
-        self,
-        cfg: RunConfig,
-        codebook: Tensor | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        """Make tables of near codes and of clusters where [objective] has such.
-
-        Args:
-            codebook: (vocab, dim) float, see `Codec.codebook`; unused without such options.
-            device: of the training.
-        """
-        self.num_losses, self.cfg, self.tables = cfg.unroll_steps, cfg, None
-        if cfg.objective.needs_codebook:
-            if codebook is None:
-                raise ValueError("objective.neighbours and objective.clusters need a codebook")
-            self.tables = CodeTables.of(cfg.objective, codebook, device)
+    def __init__(self, cfg: RunConfig) -> None:
+        self.num_losses, self.cfg = cfg.unroll_steps, cfg
 
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
         """Yield (loss, metrics) of each unroll step; see `sundae.prior.objective.unroll`.
-
-        The options of [objective] are those of training: in evaluation all have their defaults.
 
         Metrics are loss and accuracy, of a step ("loss_1") and over the steps ("loss"). In
         evaluation there are also the entropy of the predictions, in the same way, and loss and
@@ -125,33 +101,24 @@ class PriorTask:
         if classes is not None and net.training and cfg.class_dropout:
             classes = drop_classes(classes, cfg.class_dropout, cfg.num_classes, generator)
         head, tokens = head_of(net), batch["tokens"]
-        learns = net.training and torch.is_grad_enabled()
-        options = self.cfg.objective if learns else DEFAULTS
-        rates = corruption_rates(len(tokens), generator, options.rate_beta)
-        weights = step_weights(len(tokens), self.num_losses, options.unroll_share)
+        rates = corruption_rates(len(tokens), generator)
         steps = unroll(
-            lambda current: net(
-                current,
-                None if classes is None else classes[: len(current)],
-                **({} if head is None else {"head": False}),
-            ),
+            lambda current: net(current, classes, **({} if head is None else {"head": False})),
             tokens,
             unroll_steps=self.num_losses,
             vocab_size=self.cfg.data.vocab_size,
             generator=generator,
             head=head,
             rates=rates,
-            options=options,
-            tables=self.tables if learns else None,
         )
-        for number, (step, weight) in enumerate(zip(steps, weights, strict=True), start=1):
+        for number, step in enumerate(steps, start=1):
             means = {"loss": step.loss, "accuracy": step.accuracy}
             if step.scores is not None:
                 means["entropy"] = step.scores.entropy.mean()
             metrics: Metrics = means | {f"{name}_{number}": mean for name, mean in means.items()}
             if step.scores is not None and number == 1:
                 metrics = {**metrics, **_by_rate(step.scores, rates)}
-            yield step.loss if weight == 1 else step.loss * weight, metrics
+            yield step.loss, metrics
 
 
 def _by_rate(scores: TokenScores, rates: Tensor) -> dict[str, PartialSum]:

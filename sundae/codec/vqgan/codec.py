@@ -110,11 +110,6 @@ class VQGANCodec:
         return f"vqgan-{digest.hexdigest()[:32]}"
 
     @torch.no_grad()
-    def codebook(self) -> Tensor:
-        """(codebook_size, embed_dim) float32 on the CPU: the vectors that tokens stand for."""
-        return self.model.quantize.codebook().cpu().clone()
-
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """images: (B, 3, H, W) float in [0, 1] -> tokens (B, H/factor, W/factor) int64.
 
