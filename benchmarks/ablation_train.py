@@ -14,18 +14,21 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from graph_trainer import GraphTask, GraphTrainer
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sundae.codec.interface import open_codec
 from sundae.common.files import make_folder, write_json, write_text
-from sundae.config.run_file import RunConfig, load_config
-from sundae.prior.checkpoint import open_checkpoint
-from sundae.prior.run import list_checkpoints
+from sundae.config.run_file import RunConfig, dump_toml, load_config, update_config
+from sundae.prior.checkpoint import Checkpoint, open_checkpoint
+from sundae.prior.run import RUN_FILE, list_checkpoints
 from sundae.training.experiment import build_trainer
 from sundae.training.logbook import Logbook
 from sundae.training.prior import PriorExperiment
 from sundae.training.run_folder import run_folder
+from sundae.training.trainer import Trainer
 from utils import add_common_flags, choose_device, run_cli
 
 _BLOCK, _BLOCKS = 10, 3  # steps that are timed together, after as many that are not
@@ -33,6 +36,8 @@ _BLOCK, _BLOCKS = 10, 3  # steps that are timed together, after as many that are
 
 def train_in_process(cfg: RunConfig, seed: int, run_dir: Path, device: torch.device) -> None:
     """Train as train.py does, without its sample grids; goes on from a checkpoint in the folder.
+
+    On CUDA a training from its start replays a CUDA graph, see `GraphTrainer`.
 
     Args:
         run_dir: the run folder, created where it is missing.
@@ -44,12 +49,11 @@ def train_in_process(cfg: RunConfig, seed: int, run_dir: Path, device: torch.dev
     torch.compiler.reset()  # what an earlier network compiled counts against a limit
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     checkpoint = open_checkpoint(run_dir, prefer_best=False) if list_checkpoints(run_dir) else None
-    experiment = PriorExperiment.open(cfg, open_codec(cfg).identity, checkpoint)
     with run_folder(cfg.trainer, run_dir, checkpoint, accelerator) as run:
-        trainer = build_trainer(experiment, accelerator, Logbook(run, quiet=True), seed)
+        trainer = _trainer(cfg, accelerator, Logbook(run, quiet=True), seed, checkpoint)
         if checkpoint is not None:
             trainer.resume(checkpoint)
-        write_text(make_folder(run_dir) / experiment.run_file, experiment.dump())
+        write_text(make_folder(run_dir) / RUN_FILE, dump_toml(cfg))
         trainer.train()
     if trainer.stopped_by:
         raise KeyboardInterrupt
@@ -59,8 +63,7 @@ def measure_rate(cfg: RunConfig, device: torch.device) -> float:
     """Optimiser steps a second of training alone: median of three times 10, after a warm-up."""
     torch.compiler.reset()
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    experiment = PriorExperiment.open(cfg, open_codec(cfg).identity, None)
-    trainer = build_trainer(experiment, accelerator, Logbook(None, quiet=True), 0)
+    trainer = _trainer(cfg, accelerator, Logbook(None, quiet=True), 0, None)
     batches = trainer.batches.training(0)
     seconds = []
     for _ in range(_BLOCKS + 1):
@@ -71,6 +74,32 @@ def measure_rate(cfg: RunConfig, device: torch.device) -> float:
         _wait(device)
         seconds.append(time.perf_counter() - begin)
     return _BLOCK / statistics.median(seconds[1:])
+
+
+class _GraphExperiment(PriorExperiment):
+    def build(self, device: torch.device, accumulate: int) -> tuple[nn.Module, GraphTask]:
+        net, _ = super().build(device, accumulate)
+        return net, GraphTask(self.cfg)
+
+
+def _trainer(
+    cfg: RunConfig,
+    accelerator: Accelerator,
+    book: Logbook,
+    seed: int,
+    checkpoint: Checkpoint | None,
+) -> Trainer:
+    graph = accelerator.device.type == "cuda" and checkpoint is None
+    if graph:
+        cfg = update_config(cfg, {"trainer.compile": False})
+    experiment = _GraphExperiment if graph else PriorExperiment
+    return build_trainer(
+        experiment.open(cfg, open_codec(cfg).identity, checkpoint),
+        accelerator,
+        book,
+        seed,
+        GraphTrainer if graph else Trainer,
+    )
 
 
 def _wait(device: torch.device) -> None:

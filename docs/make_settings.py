@@ -20,7 +20,7 @@ Every key of the run files. `make docs` writes this page from the declarations i
 `sundae/codec_training/config.py`, which also make the flags and the checks. Any key can be set for
 one command with `--set section.key=value`; an absent key has its default.
 
-A run file of `train.py` is TOML: `unroll_steps`, the Markov unroll steps in training (2 or 3), and
+A run file of `train.py` is TOML: `unroll_steps`, the Markov unroll steps in training (1 to 3), and
 the sections below. The run file of `train-vqgan.py` is YAML: taming's `model:`, `training:` and
 `wandb:`."""
 

@@ -115,7 +115,7 @@ def attend(
         mask: bool, broadcast to (batch, heads, queries, keys): which queries see which keys.
         dropout: probability with which a weight is left out.
     """
-    if _plain(q, k, mask):
+    if _plain(q, k):
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
@@ -123,17 +123,15 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-def _plain(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+def _plain(q: Tensor, k: Tensor) -> bool:
     """Whether to do without a kernel.
 
     On a CPU kernels are slow for short bfloat16 sequences. On a GPU they work on blocks of 64
     tokens or more, which a cell's one query and few keys leave empty, and flash attention takes no
-    more than 65,535 sequences at once, so many cells as 256 samples of 32x32 tokens have. With a
-    mask, which shifted windows have, they are the suspects for wrong gradients of a compiled
-    training step (H100, torch 2.11: a norm of 20,000 instead of 2, then NaN); windows are small.
+    more than 65,535 sequences at once, so many cells as 256 samples of 32x32 tokens have.
     """
     if q.device.type == "cuda":
-        return mask is not None or q.shape[-2] * k.shape[-2] <= _FEW
+        return q.shape[-2] * k.shape[-2] <= _FEW
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= _SHORT
 
 

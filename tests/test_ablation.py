@@ -17,11 +17,18 @@ import torch
 from ablation_jobs import Command, Run, Runner, Work, evaluation_words, evaluations, training
 from ablation_plan import EVALUATIONS, Plan, length_overrides, read_plan, steps_for
 from ablation_report import LOSS, over_seeds, reached, read_curves, write_results
-from ablation_train import measure_rate
+from ablation_train import _GraphExperiment, measure_rate
+from accelerate import Accelerator
+from graph_trainer import GraphTrainer
 
+from sundae.codec.interface import open_codec
 from sundae.common.errors import UserError
 from sundae.config.run_file import RunConfig, load_config
 from sundae.prior.run import list_checkpoints
+from sundae.training.experiment import build_trainer
+from sundae.training.logbook import Logbook
+from sundae.training.prior import PriorExperiment
+from sundae.training.trainer import Trainer
 from utils import run_cli
 
 CPU = torch.device("cpu")
@@ -360,6 +367,67 @@ def test_shipped_plans_can_be_read_and_their_base_is_valid(
     monkeypatch.chdir(ROOT)
     plan = read_plan(path)
     assert isinstance(plan, Plan) and len(plan.seeds) >= 2
-    base, muon, *_ = plan.variants
+    base, *others = plan.variants
+    muon = next(variant for variant in others if variant.name == "muon")
     assert plan.config(base).trainer.optimizer_name == "adamw"
     assert plan.config(muon).trainer.optimizer_name == "muon"
+
+
+# -- CUDA graphs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_step_of_a_graph_learns_as_the_trainers_does(
+    config: Callable[..., RunConfig], optimizer: str
+) -> None:
+    """Called without a graph, as on a CPU: the same step, with other random numbers."""
+    cfg = config(
+        {
+            "trainer.optimizer_name": optimizer,
+            "trainer.learning_rate": 0.02,
+            "trainer.lr_scheduler_name": "linear_with_warmup",
+            "trainer.lr_scheduler_kwargs": {"nb_warmup_steps": 5, "nb_training_steps": 60},
+            "trainer.max_steps": 60,
+            "trainer.clip_grad": True,
+        }
+    )
+    losses = []
+    for kind, experiment in ((Trainer, PriorExperiment), (GraphTrainer, _GraphExperiment)):
+        trainer = build_trainer(
+            experiment.open(cfg, open_codec(cfg).identity, None),
+            Accelerator(cpu=True, mixed_precision="no"),
+            Logbook(None, quiet=True),
+            0,
+            kind,
+        )
+        start = trainer.evaluate()["loss"]
+        trainer.train()
+        losses.append(trainer.logbook.rows[-1]["eval/loss"])
+        assert losses[-1] < 0.97 * start
+        assert trainer.logbook.rows[-1]["train/grad_norm"] > 0
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_the_step_of_a_graph_follows_the_schedule(config: Callable[..., RunConfig]) -> None:
+    cfg = config(
+        {
+            "trainer.lr_scheduler_name": "linear_with_warmup",
+            "trainer.lr_scheduler_kwargs": {"nb_warmup_steps": 0, "nb_training_steps": 2},
+            "trainer.max_steps": 3,
+            "trainer.optimizer_name": "muon",
+        }
+    )
+    trainer = build_trainer(
+        _GraphExperiment.open(cfg, open_codec(cfg).identity, None),
+        Accelerator(cpu=True, mixed_precision="no"),
+        Logbook(None, quiet=True),
+        0,
+        GraphTrainer,
+    )
+    batches, moves = trainer.batches.training(0), []
+    for _ in range(3):
+        before = [p.detach().clone() for p in trainer.state.bare_net.parameters()]
+        trainer._update(batches)
+        after = trainer.state.bare_net.parameters()
+        moves.append(max((a - b).abs().max().item() for a, b in zip(after, before, strict=True)))
+    assert moves[0] > moves[1] > moves[2] == 0

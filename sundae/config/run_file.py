@@ -32,7 +32,7 @@ SECTIONS: dict[str, Any] = {
     for cls in (TrainerConfig, DataConfig, VQGANConfig, SamplingConfig, NetConfig, WandbConfig)
 }
 _REQUIRED = {
-    "unroll_steps": "an integer, usually 2 or 3, above the first section",
+    "unroll_steps": "an integer, usually 1 or 2, above the first section",
     "trainer": "a section [trainer]",
     "data": "a section [data]",
     "net": "a section [net]",
@@ -43,7 +43,9 @@ _REQUIRED = {
 class RunConfig:
     """Everything that a run file says; sections that agree with each other."""
 
-    unroll_steps: int = Field(ge=1, description="Markov unroll steps in training, 2 or 3")
+    unroll_steps: int = Field(
+        ge=1, description="Markov unroll steps in training; the paper has 2 or 3"
+    )
     trainer: TrainerConfig
     data: DataConfig
     vqgan: VQGANConfig | None

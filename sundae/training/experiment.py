@@ -137,7 +137,11 @@ def check_run(
 
 
 def build_trainer(
-    experiment: Experiment, accelerator: Accelerator, logbook: Logbook, seed: int
+    experiment: Experiment,
+    accelerator: Accelerator,
+    logbook: Logbook,
+    seed: int,
+    kind: type[Trainer] = Trainer,
 ) -> Trainer:
     """Seed everything with the main process's seed, and build all that is trained."""
     (seed,) = broadcast_from_main(seed)
@@ -153,7 +157,7 @@ def build_trainer(
         seed=seed,
         kind=experiment.kind,
     )
-    trainer = Trainer(
+    trainer = kind(
         settings, task, net, experiment.data, accelerator=accelerator, logbook=logbook, info=info
     )
     if should_compile(experiment, net, device, quiet=logbook.quiet):

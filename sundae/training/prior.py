@@ -65,8 +65,8 @@ class PriorExperiment(Experiment):
         return [net]
 
     def not_compiled_on_cuda(self, net: nn.Module) -> str:
-        """With two layers of shifted windows, compiled gradients were wrong on an H100; layers.py
-        has the remedy, which smoke/windows of benchmarks/gpu.py has yet to confirm there.
+        """With two layers of shifted windows, compiled gradients are wrong on an H100 (torch 2.11),
+        with torch's attention kernels and without; smoke/windows of benchmarks/gpu.py shows it.
         """
         masked = any(isinstance(m, Windows) and m.mask is not None for m in net.modules())
         return "gradients of shifted windows (net.window) may be wrong then" if masked else ""
@@ -101,7 +101,7 @@ class PriorTask:
         if classes is not None and net.training and cfg.class_dropout:
             classes = drop_classes(classes, cfg.class_dropout, cfg.num_classes, generator)
         head, tokens = head_of(net), batch["tokens"]
-        rates = corruption_rates(len(tokens), generator)
+        rates = self.rates(len(tokens), generator)
         steps = unroll(
             lambda current: net(current, classes, **({} if head is None else {"head": False})),
             tokens,
@@ -119,6 +119,10 @@ class PriorTask:
             if step.scores is not None and number == 1:
                 metrics = {**metrics, **_by_rate(step.scores, rates)}
             yield step.loss, metrics
+
+    def rates(self, count: int, generator: torch.Generator) -> Tensor:
+        """Corruption rates of a batch: (count,) float32 in [0, 1], on the generator's device."""
+        return corruption_rates(count, generator)
 
 
 def _by_rate(scores: TokenScores, rates: Tensor) -> dict[str, PartialSum]:
