@@ -81,7 +81,7 @@ def parse_args() -> argparse.Namespace:
     flag("--only", action="append", default=[], metavar="NAME", help="work on this variant only; "
          "may be repeated")  # fmt: skip
     flag("--jobs", type=int, default=1, metavar="N", help="processes at once, which share the "
-         "cores (1)")  # fmt: skip
+         "cores (1); with --in-process, of evaluations only")  # fmt: skip
     flag("--device", choices=("cpu", "cuda"), help="(cuda where there is one)")
     flag("--in-process", action="store_true", help="train one run after the other in this process, "
          "which spares the start of others")  # fmt: skip
@@ -131,7 +131,7 @@ def work_on(plan: Plan, runs: list[Run], args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Exit code 1 where a variant failed."""
+    """Exit code 1 where a training failed; the table names evaluations that did."""
     args = parse_args()
     plan = read_plan(args.plan, args.only)
     names = args.only or [variant.name for variant in plan.variants]

@@ -37,7 +37,7 @@ _BLOCK, _BLOCKS = 10, 3  # steps that are timed together, after as many that are
 def train_in_process(cfg: RunConfig, seed: int, run_dir: Path, device: torch.device) -> None:
     """Train as train.py does, without its sample grids; goes on from a checkpoint in the folder.
 
-    On CUDA a training from its start replays a CUDA graph, see `GraphTrainer`.
+    On CUDA a training from its start, by whole batches, replays a CUDA graph, see `GraphTrainer`.
 
     Args:
         run_dir: the run folder, created where it is missing.
@@ -89,7 +89,8 @@ def _trainer(
     seed: int,
     checkpoint: Checkpoint | None,
 ) -> Trainer:
-    graph = accelerator.device.type == "cuda" and checkpoint is None
+    whole = cfg.trainer.mini_batch_size in (None, cfg.trainer.batch_size)
+    graph = accelerator.device.type == "cuda" and checkpoint is None and whole
     if graph:
         cfg = update_config(cfg, {"trainer.compile": False})
     experiment = _GraphExperiment if graph else PriorExperiment

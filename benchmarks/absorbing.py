@@ -4,6 +4,7 @@ Network, tokens, order of the data, optimiser, average, batch and steps are thos
 same run file; only the objective differs. Training steps take one forward and backward pass, ours
 one for each unroll step: `--equal passes` gives the baseline as many passes.
 
+    python train.py --cfg-path config/digits/demo.toml --seed 0 --run-dir exp/digits-demo
     python benchmarks/absorbing.py --cfg-path config/digits/demo.toml --seed 0 --run-dir out/masked
     python benchmarks/absorbing.py --run-dir out/masked --compare exp/digits-demo --tune both
 

@@ -55,6 +55,8 @@ class GraphTrainer(Trainer):
             self._step()
         else:
             self._graph.replay()
+        for group in self.state.optimizer.param_groups:  # for the log; `_step` has the highest rate
+            group["lr"] = self.cfg.learning_rate * self.lr_lambda(self.step)
         state = self.state
         for metrics in self._metrics:
             state.means.add(metrics, 1.0)
@@ -77,7 +79,6 @@ class GraphTrainer(Trainer):
         self._before = [p.detach().clone() for p in self._parameters]
         self._metrics: list[Metrics] = []
         self._captured = True
-        self.state.net.train()
         if device.type != "cuda":
             return
         optimizer = self.state.optimizer.optimizer
@@ -105,6 +106,7 @@ class GraphTrainer(Trainer):
     def _step(self) -> None:
         """Forward, backward and optimiser, on what `_capture` has made."""
         assert isinstance(self.task, GraphTask)
+        self.state.net.train()
         torch._foreach_copy_(self._before, [p.detach() for p in self._parameters])
         self._metrics = []
         for parameter in self._parameters:

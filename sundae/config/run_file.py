@@ -32,7 +32,7 @@ SECTIONS: dict[str, Any] = {
     for cls in (TrainerConfig, DataConfig, VQGANConfig, SamplingConfig, NetConfig, WandbConfig)
 }
 _REQUIRED = {
-    "unroll_steps": "an integer, usually 1 or 2, above the first section",
+    "unroll_steps": "an integer, usually 1 to 3, above the first section",
     "trainer": "a section [trainer]",
     "data": "a section [data]",
     "net": "a section [net]",
