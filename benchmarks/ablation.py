@@ -136,6 +136,11 @@ def main() -> None:
     plan = read_plan(args.plan, args.only)
     names = args.only or [variant.name for variant in plan.variants]
     chosen = [variant for variant in plan.variants if variant.name in names]
+    for variant in chosen:
+        try:
+            plan.config(variant)
+        except UserError as error:
+            raise UserError(f"{args.plan}: variant {variant.name}: {error}") from None
     runs = [Run(plan, variant, seed, args.out) for seed, variant in product(plan.seeds, chosen)]
     with folder_lock(args.out):
         for run in runs:
@@ -145,10 +150,10 @@ def main() -> None:
         finally:
             write_results(plan, args.out)
             draw_curves(plan, args.out)
-    failed = sorted({run.variant.name for run in runs if run.state.get("error")})
+    failed = {run.variant.name: error for run in runs if (error := run.state.get("error"))}
     missing = sum(run.checkpoint is None for run in runs)
-    if failed:
-        say(f"failed: {', '.join(failed)}")
+    for name, error in failed.items():
+        say(f"failed: {name}: {error}")
     if missing:
         say(f"{missing} of {len(runs)} runs are not trained; the same command goes on")
     say(f"results are in {args.out / TABLE}, {args.out / RESULTS} and {args.out / CURVES}")

@@ -124,11 +124,6 @@ def _chunked_scores(
     return losses, correct, spread
 
 
-def absorbing_task(cfg: RunConfig) -> AbsorbingTask:
-    """The baseline's task for a run file, in place of `sundae.training.prior.PriorTask`."""
-    return AbsorbingTask(cfg)
-
-
 class AbsorbingExperiment(PriorExperiment):
     """The training of the baseline; all but network and task is that of a prior."""
 
@@ -137,7 +132,7 @@ class AbsorbingExperiment(PriorExperiment):
     def build(self, device: torch.device, accumulate: int) -> tuple[nn.Module, Any]:
         net = AbsorbingNetwork(self.cfg)
         net.set_gradient_checkpointing(self.cfg.trainer.gradient_checkpointing)
-        return net, absorbing_task(self.cfg)
+        return net, AbsorbingTask(self.cfg)
 
 
 def for_equal_passes(cfg: RunConfig) -> RunConfig:

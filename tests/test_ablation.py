@@ -197,15 +197,25 @@ def test_all_runs_are_trained_once_and_tabulated(
 def test_a_variant_that_fails_is_reported_and_stops_no_other(
     plan_file: Callable[..., Path], call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    variants = [{"name": "base"}, {"name": "bad", "set": ["net.dimm=8"]}, {"name": "last"}]
+    variants = [{"name": "base"}, {"name": "bad", "set": ["data.vocab_size=6"]}, {"name": "last"}]
     plan, out = plan_file(variants=variants, seeds=[0], steps=2), tmp_path / "out"
     code, said, _ = call(plan, "--out", out)
     assert code == 1
     assert "failed: bad" in said
     entries = {v["name"]: v for v in json.loads((out / "results.json").read_text())["variants"]}
     assert [entries[name]["seeds"] for name in ("base", "bad", "last")] == [[0], [], [0]]
-    assert "net.dimm" in (out / "table.md").read_text()
+    assert "vocab_size" in (out / "table.md").read_text()
     assert call(plan, "--out", out)[0] == 1  # a second call goes through the same
+
+
+def test_a_wrong_key_of_a_variant_ends_it_before_any_work(
+    plan_file: Callable[..., Path], call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    variants = [{"name": "base"}, {"name": "bad", "set": ["net.dimm=8"]}]
+    code, _, said = call(plan_file(variants=variants), "--out", tmp_path / "out")
+    assert code == 2
+    assert "variant bad: " in said and "net.dimm" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_variant_that_changed_is_refused_or_trained_anew(
