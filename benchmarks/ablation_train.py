@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from graph_trainer import GraphTask, GraphTrainer
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from graph_trainer import GraphTask, GraphTrainer
 
 from sundae.codec.interface import open_codec
 from sundae.common.files import make_folder, write_json, write_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -381,6 +382,14 @@ def test_shipped_plans_can_be_read_and_their_base_is_valid(
     muon = next(variant for variant in others if variant.name == "muon")
     assert plan.config(base).trainer.optimizer_name == "adamw"
     assert plan.config(muon).trainer.optimizer_name == "muon"
+
+
+@pytest.mark.parametrize("name", ["ablation.py", "ablation_train.py"])
+def test_the_scripts_find_the_package_by_themselves(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), "--help"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "usage" in ended.stdout
 
 
 # -- CUDA graphs ----------------------------------------------------------------------------------
