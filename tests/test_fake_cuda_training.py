@@ -39,12 +39,13 @@ from sundae.codec_training.task import CodecTask, build_training
 from sundae.common.finite import first_non_finite
 from sundae.common.precision import Precision, autocast
 from sundae.config.run_file import RunConfig
+from sundae.config.sections import ObjectiveConfig
 from sundae.features.efficientnet import EfficientNetLite0
 from sundae.features.lpips import LPIPS
 from sundae.prior.checkpoint import open_checkpoint
 from sundae.prior.linear_cross_entropy import linear_cross_entropy
 from sundae.prior.network import build_network
-from sundae.prior.objective import unroll
+from sundae.prior.objective import DEFAULTS, unroll
 from sundae.sampling.grids import SampleGrids
 from sundae.training.ema import EMA
 from sundae.training.experiment import build_trainer, should_compile
@@ -56,13 +57,18 @@ from sundae.training.trainer import Trainer
 
 Config = Callable[..., RunConfig]
 
+ALL_OPTIONS = ObjectiveConfig(unroll_share=0.5, hole_share=0.5)
+
 
 # -- training -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_head", [True, False], ids=["logits in parts", "all logits"])
 @pytest.mark.parametrize("learning", [True, False], ids=["learning", "judging"])
-def test_the_objective(with_head: bool, learning: bool, cuda: FakeCuda) -> None:
+@pytest.mark.parametrize("options", [DEFAULTS, ALL_OPTIONS], ids=["plain", "all options"])
+def test_the_objective(
+    with_head: bool, learning: bool, options: ObjectiveConfig, cuda: FakeCuda
+) -> None:
     made = Network("hourglass")
 
     def compute(device: torch.device) -> list[Tensor]:
@@ -71,12 +77,14 @@ def test_the_objective(with_head: bool, learning: bool, cuda: FakeCuda) -> None:
         cuda.waits.clear()
         with torch.set_grad_enabled(learning):
             steps = unroll(
-                lambda some: net(some, classes, head=not with_head),
+                lambda some: net(some, classes[: len(some)], head=not with_head),
                 tokens,
                 unroll_steps=3,
                 vocab_size=11,
                 generator=generator,
                 head=net.to_logits if with_head else None,  # type: ignore[arg-type]
+                options=options,
+                grid=net.grid,
             )
             found = []
             for step in steps:

@@ -121,3 +121,11 @@ def test_logits_that_are_not_numbers_give_a_loss_that_is_none() -> None:
     found = linear_cross_entropy(features * torch.nan, head, targets, uniforms)
     assert found.loss.isnan()
     assert found.drawn is not None and found.drawn.min() >= 0 and found.drawn.max() < VOCAB
+
+
+@pytest.mark.usefixtures("_rows_at_once")
+def test_the_first_rows_alone_can_be_drawn() -> None:
+    head, features, targets, uniforms = case()
+    whole = linear_cross_entropy(features, head, targets, uniforms).drawn
+    some = linear_cross_entropy(features, head, targets, uniforms[:1]).drawn
+    assert whole is not None and some is not None and torch.equal(some, whole[:1])

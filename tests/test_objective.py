@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from small_nets import network
 from torch import Tensor, nn
 
-from sundae.prior.objective import corrupt, corruption_rates, unroll
+from sundae.config.sections import ObjectiveConfig
+from sundae.prior.objective import (
+    DEFAULTS,
+    corrupt,
+    corruption_rates,
+    hole_rates,
+    step_weights,
+    unroll,
+)
 
 
 def generator_of(seed: int = 0) -> torch.Generator:
@@ -52,6 +60,69 @@ def test_corruption_replaces_at_the_rate_and_by_uniform_tokens() -> None:
         expected[3] += 1 - rate
         share = row.bincount(minlength=vocab_size) / length
         assert (share - expected).abs().max() <= 0.01 * (rate > 0)  # 4 standard deviations
+
+
+def test_each_token_can_have_a_rate_of_its_own() -> None:
+    rates = torch.tensor([[0.0, 1.0]]).repeat(1, 500)
+    corrupted = corrupt(torch.full((1, 1000), 7), rates, 10_000, generator_of(2))
+    assert (corrupted == 7).view(500, 2).sum(0).tolist() == [500, 0]
+
+
+def test_a_hole_is_a_rectangle_or_all_but_one_and_other_samples_have_none() -> None:
+    height, width, batch = 8, 12, 400
+    rates = corruption_rates(batch, generator_of(3)) + 0.5
+    field = hole_rates(rates, (height, width), 0.25, generator_of(4))
+    assert ((field == 0) | (field == rates[:, None])).all()
+    whole = (field > 0).all(1)
+    assert whole[100:].all() and not whole[:100].all()
+    kinds, sizes = [], []
+    for row in (field[:100] > 0).view(-1, height, width):
+        for inside in (True, False):
+            ys, xs = (row == inside).nonzero(as_tuple=True)
+            area = 0 if len(ys) == 0 else (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
+            if area == len(ys) and area:  # its bounding box is full
+                kinds.append(inside)
+                sizes.append(area / (height * width))
+                break
+        else:
+            pytest.fail("no rectangle")
+    assert 30 < sum(kinds) < 70
+    assert min(sizes) >= 2 * 3 / (height * width) and max(sizes) > 0.7
+
+
+def test_holes_are_everywhere_alike_and_their_share_is_met_on_average() -> None:
+    generator = generator_of(5)
+    field = torch.cat([hole_rates(torch.ones(2), (4, 4), 0.25, generator) for _ in range(4000)])
+    assert (field.mean(0) - field.mean()).abs().max() < 0.02
+    with_hole = (field == 0).any(1).float().mean()
+    # Of a quarter of the samples, some rectangles are the whole grid and have none outside.
+    assert 0.2 < with_hole < 0.26
+    assert torch.equal(hole_rates(torch.ones(2), (4, 4), 0.0, generator), torch.ones(2, 16))
+
+
+def test_with_holes_a_network_is_given_them_and_no_others_are_corrupted() -> None:
+    denoise = Recorder(torch.zeros(500, 500))
+    tokens = torch.full((64, 64), 499)
+    options = ObjectiveConfig(hole_share=1.0)
+    list(unroll(denoise, tokens, unroll_steps=1, vocab_size=499, generator=generator_of(6),
+                rates=torch.ones(64), options=options, grid=(8, 8)))  # fmt: skip
+    changed = (denoise.given[0] != 499).view(64, 8, 8)
+    assert 0.3 < changed.float().mean() < 0.7
+    for row in changed:
+        lines = row.unique(dim=0)  # a rectangle or its complement has two kinds of rows at most
+        assert len(lines) <= 2
+
+
+def test_later_steps_see_the_first_rows_only_and_all_pairs_count_the_same() -> None:
+    denoise = Recorder(torch.zeros(5, 5))
+    tokens = torch.arange(10)[:, None].repeat(1, 4) % 5
+    options = ObjectiveConfig(unroll_share=0.25)
+    steps = list(unroll(denoise, tokens, unroll_steps=3, vocab_size=5, generator=generator_of(7),
+                        options=options))  # fmt: skip
+    assert [len(given) for given in denoise.given] == [10, 2, 2]
+    assert steps[0].drawn is not None and torch.equal(denoise.given[1], steps[0].drawn)
+    assert step_weights(10, 3, 0.25) == pytest.approx([3 * 10 / 14, 3 * 2 / 14, 3 * 2 / 14])
+    assert step_weights(1, 2, 0.25) == [1, 1] and step_weights(8, 3, 1.0) == [1, 1, 1]
 
 
 def test_loss_is_the_cross_entropy_of_all_positions_not_of_the_corrupted_ones() -> None:
@@ -167,7 +238,12 @@ def test_half_precision_logits_are_compared_in_full_precision() -> None:
     assert step.loss.item() == pytest.approx(exact.item(), abs=1e-5)
 
 
-def test_with_the_head_left_out_the_objective_is_the_same() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [DEFAULTS, ObjectiveConfig(unroll_share=0.4, hole_share=0.5)],
+    ids=["plain", "all options"],
+)
+def test_with_the_head_left_out_the_objective_is_the_same(options: ObjectiveConfig) -> None:
     net = network(vocab_size=9)
     nn.init.normal_(net.to_logits.weight)
     tokens = torch.randint(9, (3, 16), generator=generator_of(1))
@@ -181,6 +257,8 @@ def test_with_the_head_left_out_the_objective_is_the_same() -> None:
             vocab_size=9,
             generator=generator_of(2),
             head=head,
+            options=options,
+            grid=(4, 4),
         )
         values = []
         for step in steps:

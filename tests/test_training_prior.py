@@ -37,6 +37,7 @@ def test_an_unconditional_task_ignores_the_classes_of_the_data(config: Config) -
         assert classes is None
         return torch.zeros(*tokens.shape, 5, requires_grad=True)
 
+    net.training = True  # type: ignore[attr-defined]
     losses = [loss.item() for loss, _ in task.losses(net, batch, torch.Generator())]  # type: ignore
     assert losses == pytest.approx([torch.log(torch.tensor(5.0)).item()] * 2)
 
@@ -81,3 +82,53 @@ def test_a_network_with_hidden_classes_has_one_more_and_one_without_classes_refu
     assert logits.shape == (1, 16, 5)
     with pytest.raises(UserError, match=r"net\.class_dropout"):
         config({"net.class_dropout": 0.1, "net.conditional": False, "net.num_classes": 0})
+
+
+OPTIONS = {
+    "objective.unroll_share": 0.5,
+    "objective.hole_share": 1.0,
+}
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_every_option_of_the_objective_changes_training_and_never_evaluation(
+    config: Config, key: str
+) -> None:
+    batch = {"tokens": torch.arange(64).view(4, 16) % 5, "classes": torch.tensor([0, 1, 2, 0])}
+    plain, cfg = config(), config({key: OPTIONS[key]})
+    net = build_network(plain)
+    torch.nn.init.normal_(net.to_logits.weight, generator=torch.Generator().manual_seed(1))
+
+    def losses(cfg: RunConfig, *, training: bool, grad: bool = True) -> list[float]:
+        with torch.set_grad_enabled(grad):
+            generator = torch.Generator().manual_seed(0)
+            steps = PriorTask(cfg).losses(net.train(training), batch, generator)
+            return [loss.item() for loss, _ in steps]
+
+    assert losses(cfg, training=True) != losses(plain, training=True)
+    assert losses(cfg, training=False) == losses(plain, training=False)
+    assert losses(cfg, training=True, grad=False) == losses(plain, training=True, grad=False)
+
+
+def test_later_steps_of_a_share_of_the_batch_weigh_as_many_rows_as_they_have(
+    config: Config,
+) -> None:
+    cfg = config({"unroll_steps": 3, "objective.unroll_share": 0.25})
+    batch = {"tokens": torch.arange(128).view(8, 16) % 5, "classes": torch.arange(8) % 3}
+    seen: list[tuple[int, int]] = []
+
+    class Watching(ClassNet):
+        def forward(self, tokens: Tensor, classes: Tensor | None) -> Tensor:
+            assert classes is not None
+            seen.append((len(tokens), len(classes)))
+            return super().forward(tokens, classes)
+
+    steps = list(PriorTask(cfg).losses(Watching(), batch, torch.Generator().manual_seed(0)))
+    assert seen == [(8, 8), (2, 2), (2, 2)]
+    factors = [(loss / metrics["loss"]).item() for loss, metrics in steps]  # type: ignore[operator]
+    assert factors == pytest.approx([3 * 8 / 12, 3 * 2 / 12, 3 * 2 / 12])
+
+
+def test_a_share_of_steps_that_do_not_exist_is_refused(config: Config) -> None:
+    with pytest.raises(UserError, match=r"objective\.unroll_share: 0\.5 .* unroll_steps = 1"):
+        config({"unroll_steps": 1, "objective.unroll_share": 0.5})

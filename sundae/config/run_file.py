@@ -20,6 +20,7 @@ from sundae.common.errors import UserError
 from sundae.config.sections import (
     STRICT,
     DataConfig,
+    ObjectiveConfig,
     SamplingConfig,
     TrainerConfig,
     VQGANConfig,
@@ -29,7 +30,15 @@ from sundae.config.values import Values, plain
 
 SECTIONS: dict[str, Any] = {
     cls.section: cls
-    for cls in (TrainerConfig, DataConfig, VQGANConfig, SamplingConfig, NetConfig, WandbConfig)
+    for cls in (
+        TrainerConfig,
+        DataConfig,
+        VQGANConfig,
+        ObjectiveConfig,
+        SamplingConfig,
+        NetConfig,
+        WandbConfig,
+    )
 }
 _REQUIRED = {
     "unroll_steps": "an integer, usually 1 to 3, above the first section",
@@ -49,6 +58,7 @@ class RunConfig:
     trainer: TrainerConfig
     data: DataConfig
     vqgan: VQGANConfig | None
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     sampling: SamplingConfig
     net: NetConfig
     wandb: WandbConfig
@@ -64,6 +74,12 @@ class RunConfig:
                     f"{value:g} needs a network that also learned to do without the class; train "
                     "one with net.class_dropout = 0.1, or leave it at 1",
                 )
+        if self.objective.unroll_share < 1 and self.unroll_steps == 1:
+            raise ConfigError(
+                "objective.unroll_share",
+                f"{self.objective.unroll_share:g} of the batch has no step after the first with "
+                "unroll_steps = 1; set objective.unroll_share=1, or unroll_steps=2",
+            )
         self.net.check_grid(self.grid_shape)
         return self
 

@@ -472,6 +472,30 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ObjectiveConfig:
+    """[objective]: what a prior learns from, beyond unroll_steps. The defaults are the paper's.
+
+    Evaluation always has the defaults, so that losses of runs with different values compare.
+    """
+
+    section: ClassVar[str] = "objective"
+
+    unroll_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the batch, its first samples, in the unroll steps after the first",
+    )
+    hole_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the batch, its first samples, corrupted only inside a random "
+        "rectangle, or only outside of it, as holes are in inpainting",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WandbConfig:
     """[wandb]: where --wandb logs to."""
 

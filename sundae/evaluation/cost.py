@@ -150,7 +150,8 @@ class Cost:
 
     def training_flops(self, *, checkpointing: bool = False) -> int:
         """Of all unroll steps: forward, backward twice that, forward again where recomputed."""
-        return (4 if checkpointing else 3) * self.cfg.unroll_steps * self.forward_flops()
+        passes = 1 + (self.cfg.unroll_steps - 1) * self.cfg.objective.unroll_share
+        return round((4 if checkpointing else 3) * passes * self.forward_flops())
 
     def sampling_positions(self) -> list[int]:
         """Number of tokens with logits in every step of [sampling]."""

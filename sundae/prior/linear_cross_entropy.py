@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
     Attributes:
         loss: scalar float32, mean cross-entropy in nats, differentiable.
         accuracy: scalar float32 in [0, 1], share of rows whose most likely token is the target.
-        drawn: (...) int64, one token a row at temperature 1; None without uniforms.
+        drawn: shaped as the uniforms, int64, one token a row at temperature 1; None without.
         scores: of every row; None where a gradient is computed, since training has no use for them.
     """
 
@@ -59,7 +59,8 @@ def linear_cross_entropy(
         features: (..., dim) float.
         head: dim -> vocab.
         targets: (...) int64 in [0, vocab).
-        uniforms: (...) float in [0, 1) to draw with, see `sundae.prior.categorical.draw_tokens`.
+        uniforms: (...) float in [0, 1) to draw with, see `sundae.prior.categorical.draw_tokens`;
+            the first dimension may be shorter, for draws of the first rows only.
     """
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -76,7 +77,7 @@ def linear_cross_entropy(
     return Prediction(
         loss,
         accuracy,
-        None if drawn is None else drawn.view(shape),
+        None if drawn is None or uniforms is None else drawn.view(uniforms.shape),
         TokenScores(*(score.view(shape) for score in scores)) if scores else None,
     )
 
@@ -111,8 +112,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total = logits.logsumexp(-1, keepdim=True)
                 losses.append((total - logits.gather(1, target))[:, 0])
                 correct.append(logits.argmax(-1) == target[:, 0])
-                if uniforms is not None:
-                    draws.append(draw_tokens(logits, uniforms[rows]))
+                if uniforms is not None and len(points := uniforms[rows]):
+                    draws.append(draw_tokens(logits[: len(points)], points))
                 if grads is None:
                     entropies.append(entropy(logits))
                 else:

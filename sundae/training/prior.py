@@ -17,7 +17,7 @@ from sundae.prior.checkpoint import Checkpoint
 from sundae.prior.compatibility import check_same_classes, check_same_codec, check_same_network
 from sundae.prior.linear_cross_entropy import TokenScores
 from sundae.prior.network import build_network
-from sundae.prior.objective import corruption_rates, unroll
+from sundae.prior.objective import DEFAULTS, corruption_rates, step_weights, unroll
 from sundae.prior.run import RUN_FILE
 from sundae.training.batches import Batch
 from sundae.training.experiment import Experiment
@@ -91,6 +91,8 @@ class PriorTask:
     def losses(self, net: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
         """Yield (loss, metrics) of each unroll step; see `sundae.prior.objective.unroll`.
 
+        The options of [objective] are those of training: in evaluation all have their defaults.
+
         Metrics are loss and accuracy, of a step ("loss_1") and over the steps ("loss"). In
         evaluation there are also the entropy of the predictions, in the same way, and loss and
         accuracy by corruption rate, which are those of the first step: its input is what the rate
@@ -101,24 +103,33 @@ class PriorTask:
         if classes is not None and net.training and cfg.class_dropout:
             classes = drop_classes(classes, cfg.class_dropout, cfg.num_classes, generator)
         head, tokens = head_of(net), batch["tokens"]
+        learns = net.training and torch.is_grad_enabled()
+        options = self.cfg.objective if learns else DEFAULTS
         rates = self.rates(len(tokens), generator)
+        weights = step_weights(len(tokens), self.num_losses, options.unroll_share)
         steps = unroll(
-            lambda current: net(current, classes, **({} if head is None else {"head": False})),
+            lambda current: net(
+                current,
+                None if classes is None else classes[: len(current)],
+                **({} if head is None else {"head": False}),
+            ),
             tokens,
             unroll_steps=self.num_losses,
             vocab_size=self.cfg.data.vocab_size,
             generator=generator,
             head=head,
             rates=rates,
+            options=options,
+            grid=self.cfg.grid_shape,
         )
-        for number, step in enumerate(steps, start=1):
+        for number, (step, weight) in enumerate(zip(steps, weights, strict=True), start=1):
             means = {"loss": step.loss, "accuracy": step.accuracy}
             if step.scores is not None:
                 means["entropy"] = step.scores.entropy.mean()
             metrics: Metrics = means | {f"{name}_{number}": mean for name, mean in means.items()}
             if step.scores is not None and number == 1:
                 metrics = {**metrics, **_by_rate(step.scores, rates)}
-            yield step.loss, metrics
+            yield step.loss if weight == 1 else step.loss * weight, metrics
 
     def rates(self, count: int, generator: torch.Generator) -> Tensor:
         """Corruption rates of a batch: (count,) float32 in [0, 1], on the generator's device."""
