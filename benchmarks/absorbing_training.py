@@ -136,22 +136,23 @@ class AbsorbingExperiment(PriorExperiment):
 
 
 def for_equal_passes(cfg: RunConfig) -> RunConfig:
-    """As many forward and backward passes as ours: unroll_steps times as many optimiser steps.
+    """As many forward and backward passes as ours, of as many grids: more optimiser steps.
 
     The learning-rate schedule and the checkpoints are stretched with them.
     """
-    times, trainer = cfg.unroll_steps, cfg.trainer
+    times = 1 + (cfg.unroll_steps - 1) * cfg.objective.unroll_share
+    trainer = cfg.trainer
     stretched = ("nb_warmup_steps", "nb_training_steps")
     schedule = {
-        key: value * times if key in stretched else value
+        key: round(value * times) if key in stretched else value
         for key, value in trainer.lr_scheduler_kwargs.items()
     }
     trainer = replace(
         trainer,
-        max_steps=trainer.max_steps * times,
+        max_steps=round(trainer.max_steps * times),
         lr_scheduler_kwargs=schedule,
-        checkpoint_frequency=trainer.checkpoint_frequency * times,
-        nb_batches=(trainer.nb_batches[0] * times, trainer.nb_batches[1]),
+        checkpoint_frequency=round(trainer.checkpoint_frequency * times),
+        nb_batches=(round(trainer.nb_batches[0] * times), trainer.nb_batches[1]),
     )
     return replace(cfg, trainer=trainer)
 

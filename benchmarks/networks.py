@@ -69,7 +69,7 @@ Data = tuple[TokenDataset, TokenDataset]  # training, held out
 _NEVER = 10**9
 _FIGURES = {"frechet_distance": "frechet", "class_accuracy": "classified"}
 # Networks are compared on one task.
-_SAME = ("unroll_steps", "data", "vqgan", "trainer.batch_size")
+_SAME = ("unroll_steps", "objective", "data", "vqgan", "trainer.batch_size")
 
 
 # -- what is trained ------------------------------------------------------------------------------
