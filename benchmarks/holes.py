@@ -74,7 +74,7 @@ def sampler_classes(sampler: BaseSampler, count: int) -> Tensor | None:
 def completions(
     sampler: BaseSampler, tokens: Tensor, hole: Tensor, seed: int, settings: dict[str, object]
 ) -> Tensor:
-    """(N, height, width) int64: a hole in each of the tokens, which are alike, filled."""
+    """(N, height, width) int64: the given tokens with the hole in each grid filled."""
     seeds = sample_seeds(seed, len(tokens))
     noise = starting_tokens(seeds, hole.numel(), sampler.cfg.data.vocab_size).view_as(tokens)
     batches = sampler.refine_tokens(
